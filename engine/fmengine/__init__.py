@@ -1,0 +1,28 @@
+"""fmengine tells a happy face from a sad one, with a calibrated confidence, as fast as the hardware allows.
+
+>>> from fmengine import Engine
+>>> engine = Engine.load()
+>>> engine.predict("face.jpg").label
+'happy'
+"""
+
+from .decode import Limits
+from .engine import Engine
+from .errors import FmengineError, Kind, ModelError, SourceError, UnavailableError
+from .model_file import ModelSpec
+from .prediction import Failure, Prediction
+
+__all__ = [
+    "Engine",
+    "Failure",
+    "FmengineError",
+    "Kind",
+    "Limits",
+    "ModelError",
+    "ModelSpec",
+    "Prediction",
+    "SourceError",
+    "UnavailableError",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m fmengine`."""
+
+from .cli import main
+
+main()

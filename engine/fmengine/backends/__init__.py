@@ -1,0 +1,131 @@
+"""What runs a network. A backend is one file with one class of four methods; `BACKENDS` lists them.
+
+Whether a backend works on this machine is found out by opening it: lists of "available" devices and
+providers name what a library was compiled with, not what runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import ClassVar, NamedTuple, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FmengineError, ModelError, UnavailableError
+from ..model_file import ModelFile, Precision, load_model_file, resolve
+from ..preprocess import Pixels
+
+# In the order in which `auto` tries them.
+BACKENDS = {"onnxruntime": "fmengine.backends.onnxruntime:OnnxRuntimeBackend"}
+
+
+class Outputs(NamedTuple):
+    """What a network answers, one row a picture.
+
+    Attributes:
+        logits: float32 `[N, K]`.
+        probabilities: float32 `[N, K]`, rows add up to 1.
+    """
+
+    logits: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a backend is opened with.
+
+    Attributes:
+        device: index of the GPU; CPU backends take no notice.
+        max_batch: the largest batch that will be asked for.
+        threads: of the network on a CPU; 0 lets the library decide.
+    """
+
+    device: int = 0
+    max_batch: int = 64
+    threads: int = 0
+
+
+class Backend(Protocol):
+    """The bare network. `run` may be called from several threads at once."""
+
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[Precision, ...]]  # that it can run, best first
+
+    @classmethod
+    def open(cls, model: ModelFile, options: Options) -> Self:
+        """Make the network ready. Raises UnavailableError if this machine lacks something."""
+        ...
+
+    def run(self, images: Pixels) -> Outputs:
+        """Run uint8 `[N, C, H, W]`, any N from 1."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """Library, version, device and settings, for people and reports."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; `run` is an error afterwards."""
+        ...
+
+
+class Attempt(NamedTuple):
+    """One backend that was tried. `reason` is empty if it works."""
+
+    name: str
+    reason: str
+
+
+def open_backend(name: str, model: str | None, options: Options) -> tuple[Backend, ModelFile, Sequence[Attempt]]:
+    """Open the backend asked for, or with `auto` the first that works.
+
+    Args:
+        name: one of `BACKENDS`, or `auto`. A backend asked for by name works, or it is an error.
+        model: a path, the name of a shipped model, or None.
+        options: device, batch and threads.
+
+    Returns:
+        The backend, the model file that it runs, and what was tried before it and why not taken.
+
+    Raises:
+        UnavailableError: if nothing works, with each reason.
+        ModelError: for a model file that cannot be used.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise UnavailableError(f"unknown backend {name!r}; available are auto, {', '.join(BACKENDS)}")
+    attempts = []
+    for candidate in BACKENDS if name == "auto" else (name,):
+        try:
+            backend, file = _open(candidate, model, options)
+        except UnavailableError as error:
+            attempts.append(Attempt(candidate, str(error)))
+        else:
+            return backend, file, [*attempts, Attempt(candidate, "")]
+    reasons = "; ".join(f"{attempt.name}: {attempt.reason}" for attempt in attempts)
+    raise UnavailableError(f"no backend works on this machine: {reasons}" if name == "auto" else reasons)
+
+
+def _open(name: str, model: str | None, options: Options) -> tuple[Backend, ModelFile]:
+    module, attribute = BACKENDS[name].split(":")
+    kind: type[Backend] = getattr(import_module(module), attribute)
+    file = load_model_file(resolve(model, kind.precisions))
+    if file.spec.precision not in kind.precisions:
+        raise ModelError(
+            f"{file.path} is {file.spec.precision}, which {name} does not run; "
+            f"it needs {' or '.join(kind.precisions)}"
+        )
+    backend = kind.open(file, options)
+    try:
+        for batch in {1, options.max_batch}:  # the first run of each shape is the slow one
+            outputs = backend.run(np.zeros(file.spec.input_shape(batch), dtype=np.uint8))
+            if outputs.probabilities.shape != (batch, len(file.spec.labels)):
+                raise ModelError(
+                    f"{file.path} answers with {outputs.probabilities.shape} for a batch of {batch}; "
+                    f"expected ({batch}, {len(file.spec.labels)}), one column a label"
+                )
+    except FmengineError:
+        backend.close()
+        raise
+    return backend, file

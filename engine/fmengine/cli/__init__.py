@@ -1,0 +1,105 @@
+"""The command line. Each command is one file, imported only when it is called.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 all well, 1 a check failed, 2 usage,
+3 some inputs failed, 4 the machine lacks what was asked for, 130 interrupted.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from importlib import import_module
+from typing import NamedTuple
+
+import click
+
+from .. import __version__
+from ..errors import FmengineError, UnavailableError
+
+
+class Entry(NamedTuple):
+    """Where a command is, which extras it needs, and its line in the help."""
+
+    target: str
+    extras: str
+    help: str
+
+
+COMMANDS = {
+    "infer": Entry("fmengine.cli.infer:infer", "", "Label pictures, one row each."),
+    "train": Entry("fmengine_train.cli:train", "train", "Train a model on labelled pictures."),
+    "export": Entry("fmengine_export.cli:export", "export,cpu", "Turn a checkpoint into ONNX model files."),
+    "parity": Entry("fmengine_bench.cli:parity", "bench,cpu", "Hold exported files against PyTorch."),
+    "eval": Entry("fmengine_bench.cli:evaluate", "cpu", "Score a model file on labelled pictures."),
+    "info": Entry("fmengine.cli.info:info", "", "Show what a model file says of itself."),
+    "doctor": Entry("fmengine.cli.doctor:doctor", "", "Show what this machine has and what works on it."),
+}
+
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is named, so that `infer` never touches torch."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        entry = COMMANDS[name]
+        module, attribute = entry.target.split(":")
+        try:
+            command: click.Command = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            missing = error.name or ""
+            if not entry.extras or missing.startswith("fmengine"):
+                raise
+            raise UnavailableError(
+                f"`fmengine {name}` needs {missing}; install it with: pip install 'fmengine[{entry.extras}]'"
+            ) from error
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fmengine")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """Tell a happy face from a sad one, with a confidence that can be trusted.
+
+    Shell completion: eval "$(_FMENGINE_COMPLETE=bash_source fmengine)"
+    """
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    debug = "--debug" in sys.argv[1:2]
+    # Pillow warns on stderr of pictures that fmengine answers with a row.
+    warnings.filterwarnings("ignore", module="PIL")
+    try:
+        sys.exit(cli.main(prog_name="fmengine", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("fmengine: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        elif isinstance(error, FmengineError):
+            click.echo(f"fmengine: {error}", err=True)
+        else:
+            kind = type(error).__name__
+            click.echo(
+                f"fmengine: {kind}: {error}. Not an error we foresaw: `fmengine --debug` shows where",
+                err=True,
+            )
+        sys.exit(error.exit_code if isinstance(error, FmengineError) else 1)

@@ -1,0 +1,165 @@
+"""`fmengine infer`: label pictures, one row each."""
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from ..backends import BACKENDS
+from ..engine import Engine
+from ..errors import FmengineError, OutputError
+from ..output import OutputFile
+from ..rows import Row, printable, to_row, to_text
+from ..sources import expand, walk
+
+SOME_FAILED = 3
+
+
+@click.command()
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1)
+@click.option(
+    "--batch",
+    "folders",
+    multiple=True,
+    metavar="DIR",
+    help="A folder: every regular file below it is a row, hidden ones too.  May be repeated.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write rows to x.jsonl or x.csv, which grows as results arrive, and not to stdout.",
+)
+@click.option("--resume", is_flag=True, help="Go on with an output file after any interruption.")
+@click.option("--overwrite", is_flag=True, help="Replace an output file or report that exists.")
+@click.option("--report", type=click.Path(path_type=Path), help="Also write a contact sheet, x.html, to look at.")
+@click.option("--json", "as_json", is_flag=True, help="Print rows as JSON lines.")
+@click.option("--model", help="A model file, or the name of a shipped model.")
+@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 4096),
+    default=64,
+    show_default=True,
+    help="Pictures a run of the network.",
+)
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, help="Of the network on a CPU.  [default: all cores]"
+)
+def infer(
+    sources: tuple[str, ...],
+    folders: tuple[str, ...],
+    output: Path | None,
+    resume: bool,
+    overwrite: bool,
+    report: Path | None,
+    as_json: bool,
+    model: str | None,
+    backend: str,
+    batch_size: int,
+    threads: int,
+) -> None:
+    """Label pictures: SOURCE is a file, a folder, a glob, or `-` for a list of paths on stdin.
+
+    One line a picture: path, label, confidence. A picture that cannot be read is a row too; the exit code
+    is then 3.
+    """
+    if not sources and not folders:
+        raise click.UsageError("nothing to do: give a SOURCE, or --batch DIR")
+    if resume and output is None:
+        raise click.UsageError("--resume goes on with an output file: give --output x.jsonl")
+    if report is not None and report.exists() and not (overwrite or resume):
+        raise OutputError(f"{report} exists; replace it with --overwrite")
+    paths = _first_or_error(_paths(sources, folders, _written(output, report)), folders)
+    with ExitStack() as stack:
+        engine = stack.enter_context(Engine.load(model, backend, max_batch=batch_size, threads=threads))
+        file = None
+        if output is not None:
+            identity = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
+            opened = OutputFile(output, engine.spec.labels, identity, resume=resume, overwrite=overwrite)
+            file = stack.enter_context(opened)
+        rows = _rows(engine, paths, file.finished if file else set())
+        counts, kept = _consume(rows, file, as_json=as_json, keep=report is not None)
+        if report is not None:
+            from ..report import write_report
+
+            write_report(report, file.rows() if file else kept, engine.spec, engine.backend.describe())
+        _summarise(counts, file, report)
+    if counts["error"] or (file and file.failed):
+        sys.exit(SOME_FAILED)
+
+
+def _consume(
+    rows: Generator[Row, None, None], file: OutputFile | None, *, as_json: bool, keep: bool
+) -> tuple[Counter[str], list[Row]]:
+    """Write each row to the file or to stdout as it arrives; count labels, and keep rows for a report."""
+    counts: Counter[str] = Counter()
+    kept: list[Row] = []
+    # A bar over rows printed on the same terminal would only break them up.
+    bar = tqdm(rows, unit=" pictures", disable=True if file is None and sys.stdout.isatty() else None)
+    try:
+        for row in bar:
+            counts[row["label"] or "error"] += 1
+            if file is not None:
+                file.write(row)
+                continue
+            click.echo(json.dumps(row, ensure_ascii=False) if as_json else to_text(row))
+            if keep:
+                kept.append(row)
+    except KeyboardInterrupt:
+        bar.close()
+        if file is not None:
+            click.echo(f"fmengine: {file.path} holds every finished row; go on with --resume", err=True)
+        raise
+    finally:
+        rows.close()
+    return counts, kept
+
+
+def _written(output: Path | None, report: Path | None) -> set[str]:
+    """What this run writes, which is no picture although it may lie in the folder."""
+    own = [str(report)] if report else []
+    own += [str(output), f"{output}.state.json"] if output else []
+    return {os.path.abspath(path) for path in own}
+
+
+def _paths(sources: tuple[str, ...], folders: tuple[str, ...], written: set[str]) -> Iterator[str]:
+    for folder in folders:
+        if not os.path.isdir(folder):
+            what = "is not a folder" if os.path.exists(folder) else "does not exist"
+            raise FmengineError(f"--batch {folder} {what}; expected a folder of pictures")
+        yield from walk(folder, skip=lambda path: os.path.abspath(path) in written)
+    yield from expand(sources)
+
+
+def _first_or_error(paths: Iterator[str], folders: tuple[str, ...]) -> Iterable[str]:
+    """Notice that there is nothing to do before a model is loaded or a file is made."""
+    first = next(paths, None)
+    if first is None:
+        raise FmengineError(f"no files in {', '.join(folders) or 'the sources given'}; expected pictures")
+    return chain([first], paths)
+
+
+def _rows(engine: Engine, paths: Iterable[str], finished: set[str]) -> Generator[Row, None, None]:
+    """Rows of the pictures that have none yet."""
+    if finished:
+        paths = (path for path in paths if printable(path) not in finished)
+    for result in engine.predict_many(paths):
+        assert isinstance(result.source, str)
+        yield to_row(result.source, result)
+
+
+def _summarise(counts: Counter[str], file: OutputFile | None, report: Path | None) -> None:
+    parts = [f"{count} {label}" for label, count in sorted(counts.items()) if label != "error"]
+    text = ", ".join([*parts, f"{counts['error']} failed"])
+    earlier = f"; {len(file.finished)} had a row already" if file and file.finished else ""
+    click.echo(f"{counts.total()} pictures: {text}{earlier}", err=True)
+    for name, path in (("rows", file and file.path), ("report", report)):
+        if path:
+            click.echo(f"{name}: {path}", err=True)

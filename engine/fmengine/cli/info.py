@@ -1,0 +1,39 @@
+"""`fmengine info`: what a model file says of itself."""
+
+import dataclasses
+import json
+
+import click
+
+from ..model_file import PRECISIONS, load_model_file, resolve, shipped
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The whole document as JSON.")
+def info(model: str | None, as_json: bool) -> None:
+    """Show what MODEL (a file, or the name of a shipped model) says of itself."""
+    file = load_model_file(resolve(model, ("int8", *PRECISIONS)))
+    spec = file.spec
+    if as_json:
+        click.echo(json.dumps({"path": str(file.path)} | dataclasses.asdict(spec), indent=2))
+        return
+    measured = [
+        f"{source}: {scores['accuracy']:.2%} of {scores['count']} (balanced {scores['balanced_accuracy']:.2%})"
+        for source, scores in spec.accuracy.items()
+    ]
+    rows = {
+        "file": f"{file.path} ({len(file.data) / 1e6:.2f} MB)",
+        "model": f"{spec.name}, {spec.precision}",
+        "labels": ", ".join(spec.labels),
+        "input": f"uint8[N, {spec.channels}, {spec.height}, {spec.width}], {spec.color}, fit {spec.fit}",
+        "normalisation": f"(x - {spec.mean}) / {spec.std}, inside the graph",
+        "temperature": f"{spec.temperature:.4f}; unsure below {spec.unsure_below:.3f}",
+        "trained on": spec.training_data or "not said",
+        "validation": "; ".join(measured) or "not said",
+        "weights": f"sha256 {spec.weights_sha256 or 'not said'}",
+        "digest": f"sha256 {spec.file_sha256}, verified",
+        "shipped": ", ".join(shipped()),
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:14} {value}")

@@ -1,0 +1,227 @@
+"""From a source to decoded pixels: paths, encoded bytes, NumPy arrays and PIL images.
+
+A plain JPEG (gray or YCbCr) is decoded by libjpeg-turbo: a gray model takes its luma plane as stored,
+and chroma is never decoded. Everything else, and every JPEG that libjpeg-turbo finds fault with, goes
+through Pillow, whose verdict is the one that counts.
+
+A JPEG's luma plane and the luma of its decoded RGB differ by up to 21 levels where the file's colours
+were clipped, so a file's bytes and an array decoded from it are not the same input.
+"""
+
+import errno
+import io
+import os
+import stat
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from .errors import Kind, SourceError
+from .preprocess import Color, Pixels
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray[Any, Any] | Image.Image
+Channels = Literal["rgb", "bgr"]
+
+# Never opened: EPS runs Ghostscript, MPEG has no decoder, and the others are stubs that need a handler.
+REFUSED_FORMATS = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a picture may cost before it is decoded.
+
+    Attributes:
+        max_bytes: of an encoded picture.
+        max_pixels: width times height. The default is where Pillow calls a picture a decompression bomb.
+    """
+
+    max_bytes: int = 256 * 1024 * 1024
+    max_pixels: int = 2 * 89_478_485
+
+
+def decode(source: Source, color: Color, limits: Limits, channels: Channels = "rgb") -> Pixels:
+    """Decode any source to the pixels that `preprocess` takes.
+
+    Args:
+        source: a path, an encoded picture, a uint8 array (`[H, W]`, or `[H, W, C]` with 1, 3 or 4 channels)
+            or a PIL image.
+        color: `gray` or `rgb`, the model's.
+        limits: what is refused before it is decoded.
+        channels: the order of an array's channels; `bgr` for cameras read with OpenCV.
+
+    Returns:
+        uint8 `[H, W]`, or `[H, W, 3]` in RGB order, upright (EXIF orientation applied).
+
+    Raises:
+        SourceError: with the kind of what went wrong.
+    """
+    match source:
+        case np.ndarray():
+            return _from_array(source, limits, channels)
+        case Image.Image():
+            return _guarded(source, color, limits)
+        case bytes() | bytearray() | memoryview():
+            return decode_bytes(source, color, limits)
+        case str() | os.PathLike():
+            return decode_bytes(read_file(source, limits), color, limits)
+    raise SourceError(
+        Kind.UNSUPPORTED,
+        f"cannot take a {type(source).__name__} as a picture; give a path, encoded bytes, a NumPy array "
+        "or a PIL image",
+    )
+
+
+def read_file(path: str | os.PathLike[str], limits: Limits) -> bytes:
+    """Read a regular file of at most `limits.max_bytes`; pipes, devices and folders are never opened."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise SourceError(Kind.NOT_A_FILE, f"{what}; expected a picture file")
+        _check_bytes(status.st_size, limits)
+        with Path(path).open("rb") as file:
+            # One byte more than allowed, so that a file that grew since `stat` is noticed.
+            data = file.read(limits.max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise _read_error(error) from error
+    _check_bytes(len(data), limits)
+    return data
+
+
+def decode_bytes(data: bytes | bytearray | memoryview, color: Color, limits: Limits) -> Pixels:
+    """Decode an encoded picture; see `decode`."""
+    if not data:
+        raise SourceError(Kind.EMPTY, "the file is empty; expected an encoded picture")
+    _check_bytes(len(data), limits)
+    if bytes(data[:3]) == b"\xff\xd8\xff" and (pixels := _plain_jpeg(bytes(data), color, limits)) is not None:
+        return pixels
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
+    except Exception as error:  # a decoder may raise anything at all on hostile bytes
+        raise _decode_error(error) from error
+    with image:
+        return _guarded(image, color, limits)
+
+
+def _plain_jpeg(data: bytes, color: Color, limits: Limits) -> Pixels | None:
+    """Decode by libjpeg-turbo, or None where Pillow must decide: unusual colours, or any warning."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in ("Gray", "YCbCr"):
+            return None
+        _check_pixels(width, height, limits)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if color == "gray" else "RGB", strict=True)
+    except ValueError:
+        return None
+    # The tag stands in the Exif block, or as text in the XMP block; Pillow reads either.
+    if b"Exif\0\0" in data or b"tiff:Orientation" in data:
+        try:
+            with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # damaged metadata: let Pillow's own path decide what to make of it
+            return None
+        pixels = _upright(pixels, orientation)
+    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an EXIF orientation: 2 to 4 mirror or turn by 180 degrees, 5 to 8 also swap the axes."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _from_array(array: np.ndarray[Any, Any], limits: Limits, channels: Channels) -> Pixels:
+    """Check an array and bring it to `[H, W]` or RGB `[H, W, 3]`; alpha is dropped, as Pillow drops it."""
+    if array.dtype != np.uint8:
+        raise SourceError(Kind.UNSUPPORTED, f"array of {array.dtype}; expected uint8 levels from 0 to 255")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise SourceError(
+            Kind.UNSUPPORTED,
+            f"array of shape {array.shape}; expected [H, W] or [H, W, C] with C of 1, 3 or 4",
+        )
+    if not array.size:
+        raise SourceError(Kind.EMPTY, f"array of shape {array.shape} has no pixels")
+    _check_pixels(array.shape[1], array.shape[0], limits)
+    if array.ndim == 3:
+        array = array[..., 2::-1] if channels == "bgr" else array[..., :3]
+    return np.ascontiguousarray(array)
+
+
+def _guarded(image: Image.Image, color: Color, limits: Limits) -> Pixels:
+    try:
+        _check_pixels(*image.size, limits)
+        return _from_pillow(image, color)
+    except SourceError:
+        raise
+    except Exception as error:  # a decoder may raise anything at all on hostile bytes
+        raise _decode_error(error) from error
+
+
+def _from_pillow(image: Image.Image, color: Color) -> Pixels:
+    if color == "gray":
+        image.draft("L", None)  # a JPEG's luma plane as stored; nothing happens to other formats
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips 16-bit levels to white; 65,535 / 257 = 255.
+        levels = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    image = image.convert("L" if color == "gray" else "RGB")
+    pixels = np.asarray(image)
+    if not pixels.size:
+        raise SourceError(Kind.EMPTY, f"a picture of {image.width}×{image.height} pixels")
+    return pixels
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name not in REFUSED_FORMATS)
+
+
+def _check_bytes(size: int, limits: Limits) -> None:
+    if size > limits.max_bytes:
+        raise SourceError(Kind.TOO_LARGE, f"over {limits.max_bytes:,} bytes, the limit for one file")
+
+
+def _check_pixels(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise SourceError(
+            Kind.TOO_LARGE, f"{width}×{height} pixels; the limit is {limits.max_pixels:,} pixels a picture"
+        )
+
+
+def _read_error(error: OSError | ValueError) -> SourceError:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOENT, errno.ENOTDIR) or isinstance(error, ValueError):
+        return SourceError(Kind.NOT_FOUND, "no such file")
+    reason = os.strerror(number) if number else str(error)
+    return SourceError(Kind.UNREADABLE, f"cannot read the file: {reason}")
+
+
+def _decode_error(error: Exception) -> SourceError:
+    text = str(error) or type(error).__name__
+    match error:
+        case UnidentifiedImageError():
+            return SourceError(Kind.NOT_AN_IMAGE, "no known image format; expected JPEG, PNG, WebP or alike")
+        case Image.DecompressionBombError() | MemoryError():
+            return SourceError(Kind.TOO_LARGE, f"too large to decode: {text}")
+        case NotImplementedError():
+            return SourceError(Kind.UNSUPPORTED, f"a variant of the format that cannot be decoded: {text}")
+        case EOFError():
+            return SourceError(Kind.TRUNCATED, f"the file ends before the picture does: {text}")
+        case OSError() if "truncated" in text.lower():
+            return SourceError(Kind.TRUNCATED, f"the file ends before the picture does: {text}")
+    return SourceError(Kind.CORRUPT, f"the picture cannot be decoded: {text}")

@@ -1,0 +1,105 @@
+"""What this machine has, which backends work on it, and which one would be chosen and why."""
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .backends import BACKENDS, Options, open_backend
+from .errors import FmengineError
+
+LIBRARIES = (
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "onnx",
+    "safetensors",
+)
+# What speeds an INT8 network up, in the order of their arrival.
+CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One backend on this machine.
+
+    Attributes:
+        works: whether it opened the shipped model and answered.
+        detail: what it runs on, or why it does not work and what to do.
+        chosen: whether `auto` takes it.
+    """
+
+    backend: str
+    works: bool
+    detail: str
+    chosen: bool
+
+
+def diagnose() -> list[Diagnosis]:
+    """Open every backend with the shipped model, in the order in which `auto` tries them."""
+    diagnoses: list[Diagnosis] = []
+    for name in BACKENDS:
+        try:
+            backend, file, _ = open_backend(name, None, Options(max_batch=1))
+        except FmengineError as error:
+            diagnoses.append(Diagnosis(name, False, str(error), False))
+            continue
+        detail = ", ".join(f"{key} {value}" for key, value in backend.describe().items() if key != "backend")
+        backend.close()
+        chosen = not any(diagnosis.chosen for diagnosis in diagnoses)
+        diagnoses.append(Diagnosis(name, True, f"{detail}, {file.path.name}", chosen))
+    return diagnoses
+
+
+def environment() -> dict[str, str]:
+    """The machine and the libraries; what is absent says so."""
+    facts = {
+        "fmengine": __version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "system": platform.platform(),
+        **_cpu(),
+        "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
+    }
+    for library in LIBRARIES:
+        try:
+            facts[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            facts[library] = "not installed"
+    return facts
+
+
+def problems(facts: dict[str, str]) -> list[str]:
+    """What is wrong although nothing has failed yet."""
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if facts[name] != "not installed"]
+    if len(both) == 2:
+        return [
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "uninstall both, then install one"
+        ]
+    return []
+
+
+def as_document(facts: dict[str, str], diagnoses: list[Diagnosis]) -> dict[str, Any]:
+    """Everything, for `--json`."""
+    return {"environment": facts, "backends": [asdict(d) for d in diagnoses], "problems": problems(facts)}
+
+
+def _cpu() -> dict[str, str]:
+    """Name and features of the CPU, from Linux; other systems say what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {"cpu": platform.processor() or "unknown", "cpu features": "unknown on this system"}
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set((values.get("flags") or values.get("Features") or "").split())
+    found = " ".join(feature for feature in CPU_FEATURES if feature in flags)
+    return {
+        "cpu": values.get("model name") or platform.machine(),
+        "cpu features": found or "none that we look for",
+    }

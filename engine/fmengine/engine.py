@@ -1,0 +1,184 @@
+"""The engine: pictures in, labels with calibrated confidences out."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from .backends import Attempt, Backend, Options, open_backend
+from .decode import Channels, Limits, Source, decode
+from .errors import FmengineError, SourceError
+from .model_file import ModelFile, ModelSpec
+from .prediction import Failure, Prediction
+from .preprocess import Pixels, preprocess
+
+# Batches decoded ahead of the one that is computed: bounds the memory of `predict_many`.
+BATCHES_AHEAD = 2
+
+
+class Engine:
+    """A loaded model on one backend. Thread-safe, without global state; make it with `Engine.load`.
+
+    Attributes:
+        spec: what the model file says of itself.
+        backend: the bare network, `backend.run(uint8[N, C, H, W])`.
+        attempts: the backends that were tried, and why each but the last was not taken.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: ModelFile,
+        *,
+        max_batch: int = 64,
+        workers: int = 0,
+        limits: Limits | None = None,
+        attempts: Iterable[Attempt] = (),
+    ) -> None:
+        self.backend = backend
+        self.model_path = model.path
+        self.spec: ModelSpec = model.spec
+        self.limits = limits or Limits()
+        self.max_batch = max_batch
+        self.attempts = tuple(attempts)
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        backend: str = "auto",
+        *,
+        device: int = 0,
+        max_batch: int = 64,
+        threads: int = 0,
+        workers: int = 0,
+        limits: Limits | None = None,
+    ) -> Self:
+        """Load a model and warm it up.
+
+        Args:
+            model: path of a model file, name of a shipped model, or None for the default one.
+            backend: a backend's name, or `auto` for the first that works on this machine. A backend
+                asked for by name works, or it is an error.
+            device: index of the GPU.
+            max_batch: the largest batch of pictures that the network is given at once.
+            threads: of the network on a CPU; 0 for all cores.
+            workers: threads that decode in `predict_many`; 0 for one a core.
+            limits: what a picture may cost before it is refused.
+
+        Raises:
+            ModelError: for a model file that cannot be used.
+            UnavailableError: if this machine lacks what was asked for.
+        """
+        if max_batch < 1 or threads < 0 or workers < 0:
+            raise ValueError(
+                f"max_batch {max_batch}, threads {threads}, workers {workers}: expected 1, 0, 0 or more"
+            )
+        options = Options(device=device, max_batch=max_batch, threads=threads)
+        opened, file, attempts = open_backend(backend, None if model is None else str(model), options)
+        return cls(opened, file, max_batch=max_batch, workers=workers, limits=limits, attempts=attempts)
+
+    def predict(self, source: Source, *, channels: Channels = "rgb") -> Prediction:
+        """Answer for one picture.
+
+        Args:
+            source: a path, an encoded picture, a uint8 array (`[H, W]`, or `[H, W, C]` in RGB order) or
+                a PIL image.
+            channels: `bgr` for arrays in BGR order, as cameras read with OpenCV give them.
+
+        Raises:
+            SourceError: if the picture cannot be read, with the kind of what went wrong.
+        """
+        return self._answer([source], self.prepare(source, channels=channels)[np.newaxis])[0]
+
+    def predict_many(
+        self, sources: Iterable[Source], *, batch_size: int | None = None, channels: Channels = "rgb"
+    ) -> Iterator[Prediction | Failure]:
+        """Answer for any number of pictures, in order, in constant memory.
+
+        Threads decode the next batches while the network runs. A picture that cannot be read gives a
+        `Failure` in its place; nothing else is lost.
+
+        Args:
+            sources: as for `predict`; may be endless.
+            batch_size: pictures a run of the network, at most `max_batch`, which is the default.
+            channels: as for `predict`.
+        """
+        size = self.max_batch if batch_size is None else batch_size
+        if not 1 <= size <= self.max_batch:
+            raise ValueError(f"batch_size {size}; expected 1 to max_batch, {self.max_batch}")
+        self._check_open()
+        return self._stream(iter(sources), size, channels)
+
+    def prepare(self, source: Source, *, channels: Channels = "rgb") -> Pixels:
+        """Decode and preprocess one picture to the network's input, uint8 `[C, H, W]`.
+
+        Raises:
+            SourceError: as for `predict`.
+        """
+        spec = self.spec
+        pixels = decode(source, spec.color, self.limits, channels)
+        return preprocess(pixels, spec.height, spec.width, spec.color, spec.fit)
+
+    def close(self) -> None:
+        """Give the backend's resources back. Closing twice is no error."""
+        if not self._closed:
+            self._closed = True
+            self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _stream(self, sources: Iterator[Source], size: int, channels: Channels) -> Iterator[Prediction | Failure]:
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="fmengine-decode")
+        try:
+            batches: deque[list[tuple[Source, Future[Pixels | Failure]]]] = deque()
+            while batch := [
+                (source, pool.submit(self._prepare_or_fail, source, channels)) for source in islice(sources, size)
+            ]:
+                batches.append(batch)
+                if len(batches) > BATCHES_AHEAD:
+                    yield from self._finish(batches.popleft())
+            while batches:
+                yield from self._finish(batches.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepare_or_fail(self, source: Source, channels: Channels) -> Pixels | Failure:
+        try:
+            return self.prepare(source, channels=channels)
+        except SourceError as error:
+            return Failure(error.kind, error.message, source)
+
+    def _finish(self, batch: list[tuple[Source, "Future[Pixels | Failure]"]]) -> Iterator[Prediction | Failure]:
+        outcomes = [(source, future.result()) for source, future in batch]
+        good = [(source, outcome) for source, outcome in outcomes if not isinstance(outcome, Failure)]
+        answers = iter(self._answer([s for s, _ in good], np.stack([p for _, p in good])) if good else ())
+        for _, outcome in outcomes:
+            yield outcome if isinstance(outcome, Failure) else next(answers)
+
+    def _answer(self, sources: list[Source], images: Pixels) -> list[Prediction]:
+        self._check_open()
+        labels = self.spec.labels
+        answers = []
+        for source, row in zip(sources, self.backend.run(images).probabilities.tolist(), strict=True):
+            best = max(range(len(labels)), key=row.__getitem__)
+            answers.append(Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)), source))
+        return answers
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FmengineError("this engine is closed; load another with Engine.load()")

@@ -1,0 +1,60 @@
+"""Errors that say what happened, what was expected and what to do.
+
+Every error that fmengine raises on purpose is an `FmengineError`; anything else is a bug of ours.
+"""
+
+from enum import StrEnum
+
+
+class FmengineError(Exception):
+    """Base class. `exit_code` is what the command line answers with."""
+
+    exit_code = 2
+
+
+class ModelError(FmengineError):
+    """A model file cannot be used: damaged, not ONNX, without metadata, or not what was asked for."""
+
+
+class DataError(FmengineError):
+    """Training or evaluation data cannot be used as a whole."""
+
+
+class OutputError(FmengineError):
+    """A result cannot be written, or must not be overwritten."""
+
+
+class UnavailableError(FmengineError):
+    """This machine lacks what was asked for: a library, a device, a driver."""
+
+    exit_code = 4
+
+
+class Kind(StrEnum):
+    """Why one picture has no label. The list is closed: a row's `error.kind` is one of these."""
+
+    NOT_FOUND = "not_found"  # no file of that name
+    NOT_A_FILE = "not_a_file"  # a folder, a pipe, a device
+    UNREADABLE = "unreadable"  # the file exists, the system refuses to read it
+    EMPTY = "empty"  # zero bytes, or an array without pixels
+    NOT_AN_IMAGE = "not_an_image"  # no known image format
+    TRUNCATED = "truncated"  # the file ends before the picture does
+    CORRUPT = "corrupt"  # a known format whose content cannot be decoded
+    TOO_LARGE = "too_large"  # over the limit of bytes or pixels
+    UNSUPPORTED = "unsupported"  # a source, dtype, shape or format that fmengine does not take
+
+
+class SourceError(FmengineError):
+    """One picture cannot be read. Other pictures are not concerned.
+
+    Attributes:
+        kind: what went wrong, one of `Kind`.
+        message: the same for a person, on one line.
+    """
+
+    exit_code = 3
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = " ".join(message.split())

@@ -1,0 +1,309 @@
+"""The model file: one ONNX that explains itself.
+
+`metadata_props["fmengine.model"]` holds one JSON document: what the labels are, how a picture becomes an
+input, how sure an answer is, where the weights come from, and a sha256 over the whole file. That digest is
+computed with its own 64 digits set to zero. It detects damage, not forgery.
+
+The document is found by a small bounded reader of the protobuf wire format, because not every backend
+brings `onnx`; field numbers are those of onnx.proto3.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .errors import ModelError
+from .preprocess import COLORS, FITS, Color, Fit
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+METADATA_KEY = "fmengine.model"
+FORMAT_VERSION = 1
+DEFAULT_MODEL = "alexnet-slim"
+
+_UNSEALED = "0" * 64
+_MAX_BYTES = 2**31  # protobuf's own limit for one message
+
+# Field numbers in ModelProto and StringStringEntryProto.
+_GRAPH, _METADATA_PROPS = 7, 14
+_KEY, _VALUE = 1, 2
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model file says of itself.
+
+    Attributes:
+        name: the family's name, one for all precisions.
+        labels: names of the outputs, in order.
+        height: rows of the input in pixels.
+        width: columns of the input in pixels.
+        color: `gray` (one channel) or `rgb` (three).
+        fit: how other aspect ratios are brought to the input's.
+        precision: `fp32`, `fp16` or `int8`.
+        mean: the level subtracted from each channel, inside the graph.
+        std: the levels that become 1.0, inside the graph.
+        temperature: what the logits are divided by before the softmax, inside the graph.
+        unsure_below: a recommended threshold of confidence.
+        training_data: what it was trained on.
+        accuracy: measured scores by data set.
+        weights_sha256: digest of the FP32 weights, the same for all precisions of a family.
+        filter: of the resize; `bilinear` is the only one there is.
+        file_sha256: digest of the file.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    height: int
+    width: int
+    color: Color
+    fit: Fit
+    precision: Precision
+    mean: tuple[int, ...]
+    std: tuple[float, ...]
+    temperature: float = 1.0
+    unsure_below: float = 0.0
+    training_data: str = ""
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    weights_sha256: str = ""
+    filter: str = "bilinear"
+    file_sha256: str = _UNSEALED
+
+    def __post_init__(self) -> None:
+        channels = 1 if self.color == "gray" else 3
+        _require(self.color in COLORS, f"color is {self.color!r}", f"one of {', '.join(COLORS)}")
+        _require(self.fit in FITS, f"fit is {self.fit!r}", f"one of {', '.join(FITS)}")
+        _require(
+            self.precision in PRECISIONS,
+            f"precision is {self.precision!r}",
+            f"one of {', '.join(PRECISIONS)}",
+        )
+        _require(self.filter == "bilinear", f"filter is {self.filter!r}", "bilinear")
+        _require(
+            len(self.labels) >= 2 and len(set(self.labels)) == len(self.labels),
+            f"labels are {self.labels!r}",
+            "two or more different names",
+        )
+        _require(
+            1 <= self.height <= 4096 and 1 <= self.width <= 4096,
+            f"the input has {self.height}×{self.width} pixels",
+            "1 to 4096 each way",
+        )
+        _require(
+            len(self.mean) == len(self.std) == channels,
+            "mean and std differ in length",
+            f"{channels} of each, one a channel",
+        )
+        _require(all(isinstance(m, int) and 0 <= m <= 255 for m in self.mean), f"mean is {self.mean}", "levels")
+        _require(all(math.isfinite(s) and s > 0 for s in self.std), f"std is {self.std}", "positive numbers")
+        _require(
+            math.isfinite(self.temperature) and self.temperature > 0,
+            f"temperature is {self.temperature}",
+            "a positive number",
+        )
+        _require(0 <= self.unsure_below <= 1, f"unsure_below is {self.unsure_below}", "0 to 1")
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.color == "gray" else 3
+
+    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
+        """The shape of `images` for a batch: `(N, C, H, W)`."""
+        return (batch, self.channels, self.height, self.width)
+
+    def to_json(self) -> str:
+        """The document for `metadata_props["fmengine.model"]`."""
+        return json.dumps({"version": FORMAT_VERSION} | dataclasses.asdict(self), ensure_ascii=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "ModelSpec":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ModelError: for a document of another version, or one that lacks or adds a field.
+        """
+        try:
+            values = json.loads(text)
+            version = values.pop("version", None)
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ModelError(f"the model's {METADATA_KEY} document is no JSON object: {error}") from error
+        if version != FORMAT_VERSION:
+            raise ModelError(
+                f"the model's {METADATA_KEY} document has version {version!r}, expected {FORMAT_VERSION}; "
+                "export it again, or update fmengine"
+            )
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        needed = {n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING}
+        if wrong := sorted((values.keys() - known.keys()) | (needed - values.keys())):
+            raise ModelError(
+                f"the model's {METADATA_KEY} document has unknown or missing fields: {', '.join(wrong)}; "
+                f"expected {', '.join(sorted(needed))}"
+            )
+        try:
+            for name in ("labels", "mean", "std"):
+                values[name] = tuple(values[name])
+            return cls(**values)
+        except TypeError as error:
+            raise ModelError(
+                f"the model's {METADATA_KEY} document has a field of a wrong type: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file that was read once and checked: backends take these bytes, not the path."""
+
+    path: Path
+    data: bytes = field(repr=False)
+    spec: ModelSpec
+
+
+def load_model_file(path: str | Path) -> ModelFile:
+    """Read and check a model file.
+
+    Raises:
+        ModelError: for a file that is missing, too large, no ONNX, without metadata, or damaged.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder; expected a model file (.onnx)")
+        if path.stat().st_size > _MAX_BYTES:
+            raise ModelError(f"{path} is larger than 2 GiB, the limit of an ONNX file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"cannot read the model {path}: {error.strerror}; shipped are {', '.join(shipped())}"
+        ) from error
+    return ModelFile(path, data, _verify(path, data))
+
+
+def resolve(model: str | Path | None, precisions: tuple[Precision, ...]) -> Path:
+    """Find the file for a backend.
+
+    Args:
+        model: a path, the name of a shipped model, or None for the default one.
+        precisions: what the backend can run, best first; a shipped model is taken in the first of them.
+
+    Raises:
+        ModelError: if there is no such model, listing those there are.
+    """
+    if model is not None and (Path(model).suffix == ".onnx" or Path(model).exists()):
+        return Path(model)
+    name = DEFAULT_MODEL if model is None else str(model)
+    folder = shipped_folder()
+    for precision in precisions:
+        if (path := folder / f"{name}.{precision}.onnx").is_file():
+            return path
+    raise ModelError(
+        f"no model {name!r} in {' or '.join(precisions)}; shipped are {', '.join(shipped()) or 'none'}"
+    )
+
+
+def shipped_folder() -> Path:
+    return Path(str(resources.files("fmengine"))) / "models"
+
+
+def shipped() -> list[str]:
+    """Names and precisions of the models in the package, as `alexnet-slim.int8`."""
+    return sorted(path.stem for path in shipped_folder().glob("*.onnx"))
+
+
+def seal(data: bytes) -> bytes:
+    """Write the file's digest into a serialised ONNX whose metadata hold a `ModelSpec`."""
+    slot = _digest_slot(data, _document(data))
+    return data[: slot.start] + _digest(data, slot).encode() + data[slot.stop :]
+
+
+def _verify(path: Path, data: bytes) -> ModelSpec:
+    try:
+        document = _document(data)
+        spec = ModelSpec.from_json(data[document])
+        slot = _digest_slot(data, document)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    if _digest(data, slot) != spec.file_sha256:
+        raise ModelError(f"{path} is damaged: its bytes do not give the digest it carries; get or export it again")
+    return spec
+
+
+def _digest(data: bytes, slot: slice) -> str:
+    view, digest = memoryview(data), hashlib.sha256()
+    for part in (view[: slot.start], _UNSEALED.encode(), view[slot.stop :]):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _digest_slot(data: bytes, document: slice) -> slice:
+    """Where the 64 digits of `file_sha256` stand. Inside a JSON string its quotes would be escaped."""
+    name = b'"file_sha256": "'
+    start = data.find(name, document.start, document.stop) + len(name)
+    if start < len(name) or data[start + len(_UNSEALED) : start + len(_UNSEALED) + 1] != b'"':
+        raise ModelError("the metadata carry no digest of the file; export it again")
+    return slice(start, start + len(_UNSEALED))
+
+
+def _document(data: bytes) -> slice:
+    """Where the value of `metadata_props["fmengine.model"]` stands in a serialised ModelProto."""
+    has_graph, found = False, None
+    for number, content in _fields(data, slice(0, len(data))):
+        has_graph |= number == _GRAPH
+        if number == _METADATA_PROPS and content is not None:
+            entry = {key: value for key, value in _fields(data, content) if value is not None}
+            if _KEY in entry and data[entry[_KEY]] == METADATA_KEY.encode():
+                found = entry.get(_VALUE)
+    if not has_graph:
+        raise ModelError("not an ONNX model: it holds no graph")
+    if found is None:
+        raise ModelError(
+            f"an ONNX model without {METADATA_KEY} metadata, so its labels and preprocessing are unknown; "
+            "add them with `fmengine export --describe spec.json MODEL.onnx`"
+        )
+    return found
+
+
+def _fields(data: bytes, span: slice) -> Iterator[tuple[int, slice | None]]:
+    """Walk one protobuf message: field number, and where its content stands if it is length-delimited."""
+    position = span.start
+    while position < span.stop:
+        tag, position = _varint(data, position, span.stop)
+        number, wire_type = tag >> 3, tag & 7
+        content = None
+        if wire_type == 0:
+            _, position = _varint(data, position, span.stop)
+        elif wire_type in (1, 5):
+            position += 8 if wire_type == 1 else 4
+        elif wire_type == 2:
+            length, position = _varint(data, position, span.stop)
+            content = slice(position, position + length)
+            position += length
+        else:
+            raise ModelError("not an ONNX model: its bytes are no protobuf message")
+        if position > span.stop or number == 0:
+            raise ModelError("not an ONNX model, or one cut short")
+        yield number, content
+
+
+def _varint(data: bytes, position: int, stop: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= stop:
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ModelError("not an ONNX model, or one cut short")
+
+
+def _require(condition: bool, found: str, expected: str) -> None:
+    if not condition:
+        raise ModelError(f"model: {found}; expected {expected}")

@@ -1,0 +1,232 @@
+"""The output file of `fmengine infer`: rows appended whole, and enough beside them to go on.
+
+`x.jsonl` (or `x.csv`) grows as results arrive. `x.jsonl.state.json` says which model made it and how far it
+is known to be on the disk. `--resume` drops a torn last line and goes on with the pictures that have no
+row yet.
+"""
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from .errors import OutputError
+from .rows import Row
+
+SYNC_SECONDS = 1.0  # at most this much work is lost when the machine loses power
+FORMATS = (".jsonl", ".csv")
+
+
+class Jsonl:
+    """One JSON object a line."""
+
+    header = ""
+
+    def encode(self, row: Row) -> str:
+        return json.dumps(row, ensure_ascii=False) + "\n"
+
+    def decode(self, line: str) -> Row:
+        row = json.loads(line)
+        if not isinstance(row, dict) or "path" not in row or "error" not in row:
+            raise ValueError("not a result row")
+        return row
+
+
+class Csv:
+    """`path,label,confidence,<a column a label>,error_kind,error_message,path_encoding`."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = labels
+        self.header = self._line(
+            ["path", "label", "confidence", *labels, "error_kind", "error_message", "path_encoding"]
+        )
+
+    def encode(self, row: Row) -> str:
+        probabilities, error = row["probabilities"] or {}, row["error"] or {}
+        values = [
+            row["path"],
+            row["label"],
+            row["confidence"],
+            *(probabilities.get(label) for label in self.labels),
+        ]
+        return self._line([*values, error.get("kind"), error.get("message"), row.get("path_encoding")])
+
+    def decode(self, line: str) -> Row:
+        path, label, confidence, *probabilities, kind, message, encoding = next(csv.reader([line]))
+        if len(probabilities) != len(self.labels):
+            raise ValueError("wrong number of columns")
+        row: Row = {"path": path} | ({"path_encoding": encoding} if encoding else {})
+        if kind:
+            error = {"kind": kind, "message": message}
+            return row | {"label": None, "confidence": None, "probabilities": None, "error": error}
+        return row | {
+            "label": label,
+            "confidence": float(confidence),
+            "probabilities": {k: float(p) for k, p in zip(self.labels, probabilities, strict=True)},
+            "error": None,
+        }
+
+    def _line(self, values: Sequence[Any]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        return text.getvalue()
+
+
+class OutputFile:
+    """An output file being written; a context manager.
+
+    Attributes:
+        finished: the paths, as rows give them, that had a row when the file was opened.
+        failed: how many of those rows are errors.
+    """
+
+    def __init__(
+        self, path: Path, labels: Sequence[str], identity: dict[str, Any], *, resume: bool, overwrite: bool
+    ) -> None:
+        """Open or make the file.
+
+        Args:
+            path: ends in one of `FORMATS`.
+            labels: the model's.
+            identity: what made the rows (model digest, options); `resume` refuses another.
+            resume: go on with the file, if there is one.
+            overwrite: throw an old file away.
+
+        Raises:
+            OutputError: if the file exists and neither was asked for, or cannot be continued.
+        """
+        if path.suffix not in FORMATS:
+            raise OutputError(f"cannot write {path.name}; the name must end in {' or '.join(FORMATS)}")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is not a regular file; choose another --output")
+        self.path, self.state_path = path, path.with_name(path.name + ".state.json")
+        self._format = Jsonl() if path.suffix == ".jsonl" else Csv(labels)
+        self._identity = identity
+        self._rows, self._size, self._synced_at = 0, 0, time.monotonic()
+        self.finished: set[str] = set()
+        self.failed = 0
+        exists = path.exists()
+        if exists and not (resume or overwrite):
+            raise OutputError(f"{path} exists; go on with --resume, or replace it with --overwrite")
+        try:
+            if exists and resume:
+                self._read_state()
+                self._file = os.open(path, os.O_RDWR)
+                self._recover()
+            else:
+                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+                self._append(self._format.header)
+                self._sync()
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+    def write(self, row: Row) -> None:
+        """Append a row, whole or not at all."""
+        try:
+            self._append(self._format.encode(row))
+            self._rows += 1
+            if time.monotonic() - self._synced_at > SYNC_SECONDS:
+                self._sync()
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror}; {self._rows} rows are kept, "
+                "go on with --resume once that is mended"
+            ) from error
+
+    def rows(self) -> Iterator[Row]:
+        """Read the rows back from the file."""
+        with self.path.open(encoding="utf-8", newline="\n") as file:
+            if self._format.header:
+                next(file, None)
+            for line in file:
+                yield self._format.decode(line)
+
+    def close(self) -> None:
+        try:
+            self._sync()
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror}; go on with --resume") from error
+        finally:
+            os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except OutputError:
+            if error is None:  # else the first error is the one to hear of
+                raise
+
+    def _append(self, text: str) -> None:
+        data = memoryview(text.encode())
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+        except OSError:
+            os.ftruncate(self._file, self._size)  # no torn row stays behind, also on a full disk
+            os.lseek(self._file, self._size, os.SEEK_SET)
+            raise
+        self._size += len(data)
+
+    def _sync(self) -> None:
+        os.fsync(self._file)
+        state = {"version": 1, **self._identity, "rows": self._rows, "bytes": self._size}
+        temporary = self.state_path.with_name(f".{self.state_path.name}.tmp")
+        temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.state_path)
+        self._synced_at = time.monotonic()
+
+    def _read_state(self) -> None:
+        """Check that the file was made with this model and these options, and has not shrunk since."""
+        try:
+            state = json.loads(self.state_path.read_text(encoding="utf-8"))
+            size = int(state["bytes"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"cannot resume {self.path}: {self.state_path.name} is missing or damaged; use --overwrite"
+            ) from error
+        for key, value in self._identity.items():
+            if state.get(key) != value:
+                raise OutputError(
+                    f"cannot resume {self.path}: it was made with {key} {state.get(key)!r}, now it is {value!r}; "
+                    "use the same, or --overwrite"
+                )
+        if self.path.stat().st_size < size:
+            raise OutputError(
+                f"cannot resume {self.path}: it is shorter than when it was written; use --overwrite"
+            )
+
+    def _recover(self) -> None:
+        """Read the rows that are there and cut off a torn last line."""
+        with self.path.open("rb") as file:
+            for number, raw in enumerate(file):
+                if not raw.endswith(b"\n"):
+                    break
+                if number or not self._format.header:
+                    self._count(raw, number + 1)
+                self._size += len(raw)
+        os.ftruncate(self._file, self._size)
+        os.lseek(self._file, self._size, os.SEEK_SET)
+        if not self._size:
+            self._append(self._format.header)
+
+    def _count(self, raw: bytes, number: int) -> None:
+        try:
+            row = self._format.decode(raw.decode())
+        except (ValueError, StopIteration) as error:
+            raise OutputError(
+                f"cannot resume {self.path}: line {number} is not a result row; use --overwrite"
+            ) from error
+        self.finished.add(row["path"])
+        self.failed += row["error"] is not None
+        self._rows += 1

@@ -1,0 +1,51 @@
+"""A result as a row: what `fmengine infer` prints and writes, one for each picture.
+
+`{"path", "label", "confidence", "probabilities", "error": null}`, or `"label": null` and
+`"error": {"kind", "message"}`. A path that is not UTF-8, or holds control characters, is percent-encoded
+and the row says `"path_encoding": "percent"`, so that a row is always one line.
+"""
+
+import os
+import unicodedata
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from .prediction import Failure, Prediction
+
+Row = dict[str, Any]
+
+
+def to_row(path: str, result: Prediction | Failure) -> Row:
+    """The row of one picture."""
+    shown = printable(path)
+    row: Row = {"path": shown} | ({"path_encoding": "percent"} if shown != path else {})
+    if isinstance(result, Prediction):
+        return row | {
+            "label": result.label,
+            "confidence": round(result.confidence, 6),
+            "probabilities": {label: round(p, 6) for label, p in result.probabilities.items()},
+            "error": None,
+        }
+    error = {"kind": result.kind.value, "message": result.message}
+    return row | {"label": None, "confidence": None, "probabilities": None, "error": error}
+
+
+def file_of(row: Row) -> str:
+    """The path of a row's picture, as the file system knows it."""
+    path: str = row["path"]
+    return os.fsdecode(unquote_to_bytes(path)) if row.get("path_encoding") else path
+
+
+def to_text(row: Row) -> str:
+    """The row for a terminal: path, label, confidence."""
+    if row["error"]:
+        return f"{row['path']}  error  {row['error']['kind']}: {row['error']['message']}"
+    return f"{row['path']}  {row['label']}  {row['confidence']:.3f}"
+
+
+def printable(path: str) -> str:
+    """A path as a row gives it: percent-encoded where it could not stand in a line of UTF-8 as it is."""
+    # `os.fsdecode` turns bytes that are no UTF-8 into surrogates, category Cs.
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in path):
+        return quote_from_bytes(os.fsencode(path), safe="/")
+    return path
