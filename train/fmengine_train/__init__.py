@@ -1,0 +1,1 @@
+"""Training: labelled pictures → AlexNet → checkpoint."""

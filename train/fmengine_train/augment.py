@@ -1,0 +1,136 @@
+"""Augmentation of a batch, on the device that trains: what cameras and crops do to a face.
+
+Every picture draws its own parameters from the generator given, so that a seed repeats a run.
+Levels stay in 0 to 255; normalisation belongs to the network.
+"""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+
+def augment(images: Tensor, generator: Generator, strength: float = 1.0) -> Tensor:
+    """Distort a batch.
+
+    Args:
+        images: uint8 `[N, C, H, W]` on any device.
+        generator: on the CPU; the same seed gives the same distortions on every device.
+        strength: 1.0 is the default range of every distortion, 0 turns all off.
+
+    Returns:
+        float32 `[N, C, H, W]`, levels from 0 to 255.
+    """
+    levels = images.float()
+    if strength == 0:
+        return levels
+    levels = _warp(levels, generator, strength)
+    levels = _downsample(levels, generator, share=0.4 * strength)
+    levels = _relight(levels, generator, strength)
+    levels = _mask_oval(levels, generator, share=0.15 * strength)
+    levels = _erase(levels, generator, share=0.25 * strength)
+    levels = _add_noise(levels, generator, share=0.25 * strength)
+    return levels.clamp_(0, 255)
+
+
+def _uniform(count: int, low: float, high: float, generator: Generator, like: Tensor) -> Tensor:
+    return (torch.rand(count, generator=generator) * (high - low) + low).to(like.device)
+
+
+def _chosen(count: int, share: float, generator: Generator, like: Tensor) -> Tensor:
+    """Indices of a random `share` of the batch."""
+    return (torch.rand(count, generator=generator) < share).nonzero().flatten().to(like.device)
+
+
+def _warp(levels: Tensor, generator: Generator, strength: float) -> Tensor:
+    """Flip, turn by ±25°, scale by 0.75 to 1.3, stretch by ±12 %, shear and shift."""
+    count = len(levels)
+
+    def draw(low: float, high: float) -> Tensor:
+        return _uniform(count, low * strength, high * strength, generator, levels)
+
+    angle = draw(-25, 25) * (math.pi / 180)
+    scale, stretch = torch.exp(draw(-0.29, 0.26)), torch.exp(draw(-0.12, 0.12))
+    shear, shift_x, shift_y = draw(-0.15, 0.15), draw(-0.14, 0.14), draw(-0.14, 0.14)
+    flip = 1 - 2 * (_uniform(count, 0, 1, generator, levels) < 0.5).float()
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # Output coordinates to input coordinates: turn and shear, then scale, then shift.
+    matrix = torch.stack(
+        [
+            torch.stack([flip * cos / (scale * stretch), flip * (shear - sin) / scale, shift_x], dim=1),
+            torch.stack([sin / (scale * stretch), cos / scale, shift_y], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(matrix, list(levels.shape), align_corners=False)
+    padding = ("zeros", "border", "reflection")[int(torch.randint(3, (1,), generator=generator))]
+    return F.grid_sample(levels, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+
+
+def _downsample(levels: Tensor, generator: Generator, share: float) -> Tensor:
+    """Scale a part of the batch down and up again: small sources, and blur."""
+    height, width = levels.shape[2:]
+    for part in _chosen(len(levels), share, generator, levels).tensor_split(4):
+        factor = float(_uniform(1, 0.2, 0.8, generator, levels))
+        small = (max(8, round(height * factor)), max(8, round(width * factor)))
+        shrunk = F.interpolate(levels[part], small, mode="bilinear", antialias=True) if len(part) else None
+        if shrunk is not None:
+            levels[part] = F.interpolate(shrunk, (height, width), mode="bilinear")
+    return levels
+
+
+def _relight(levels: Tensor, generator: Generator, strength: float) -> Tensor:
+    """Contrast around the picture's mean by 0.6 to 1.5, brightness by ±50 levels, gamma 0.65 to 1.5."""
+    count = len(levels)
+
+    def draw(low: float, high: float) -> Tensor:
+        return _uniform(count, low * strength, high * strength, generator, levels).view(-1, 1, 1, 1)
+
+    mean = levels.mean(dim=(1, 2, 3), keepdim=True)
+    levels = (levels - mean) * torch.exp(draw(-0.5, 0.4)) + mean + draw(-50, 50)
+    return 255 * (levels.clamp_(0, 255) / 255).pow_(torch.exp(draw(-0.43, 0.4)))
+
+
+def _mask_oval(levels: Tensor, generator: Generator, share: float) -> Tensor:
+    """Paint a part of the batch one level outside an oval, as segmented portraits come."""
+    part = _chosen(len(levels), share, generator, levels)
+    if not len(part):
+        return levels
+    height, width = levels.shape[2:]
+
+    def draw(low: float, high: float) -> Tensor:
+        return _uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
+
+    y = torch.linspace(-1, 1, height, device=levels.device).view(1, 1, -1, 1)
+    x = torch.linspace(-1, 1, width, device=levels.device).view(1, 1, 1, -1)
+    radius = ((x - draw(-0.1, 0.1)) / draw(0.6, 1.0)) ** 2 + ((y - draw(-0.1, 0.1)) / draw(0.8, 1.15)) ** 2
+    background = draw(-128, 255).clamp_(min=0)  # black in one of three
+    levels[part] = torch.where(radius > 1, background, levels[part])
+    return levels
+
+
+def _erase(levels: Tensor, generator: Generator, share: float) -> Tensor:
+    """Cover a rectangle of up to 45 % of each side: hands, microphones, sunglasses."""
+    part = _chosen(len(levels), share, generator, levels)
+    if not len(part):
+        return levels
+    height, width = levels.shape[2:]
+
+    def draw(low: float, high: float) -> Tensor:
+        return _uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
+
+    y = torch.linspace(0, 1, height, device=levels.device).view(1, 1, -1, 1)
+    x = torch.linspace(0, 1, width, device=levels.device).view(1, 1, 1, -1)
+    inside = ((x - draw(0, 1)).abs() < draw(0.05, 0.225)) & ((y - draw(0, 1)).abs() < draw(0.05, 0.225))
+    levels[part] = torch.where(inside, draw(0, 255), levels[part])
+    return levels
+
+
+def _add_noise(levels: Tensor, generator: Generator, share: float) -> Tensor:
+    """Gaussian noise with a standard deviation of up to 20 levels."""
+    part = _chosen(len(levels), share, generator, levels)
+    deviation = _uniform(len(part), 0, 20, generator, levels).view(-1, 1, 1, 1)
+    noise = torch.randn((len(part), *levels.shape[1:]), generator=generator).to(levels.device)
+    levels[part] += deviation * noise
+    return levels

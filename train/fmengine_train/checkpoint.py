@@ -1,0 +1,118 @@
+"""Files of a run: safetensors for tensors, JSON for the rest, never pickle, replaced atomically.
+
+`checkpoint.safetensors` holds all that `--resume` needs; `model.safetensors` the weights that
+`fmengine export` takes. Each carries its JSON document in the safetensors header.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fmengine.errors import ModelError
+
+from .model import AlexNet, AlexNetConfig
+
+KEY = "fmengine"  # of the JSON document in the safetensors header
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that is either the old one or the new one, whenever the process dies."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+    """Write tensors and a JSON document as one safetensors file."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomic(path, save(contiguous, metadata={KEY: json.dumps(document)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        ModelError: for a file that is missing, damaged, or not from `fmengine train`.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            document = json.loads((file.metadata() or {}).get(KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"cannot read the checkpoint {path}: {error}") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{path} is safetensors, but not a checkpoint of `fmengine train`")
+    return tensors, document
+
+
+def save_model(path: Path, model: AlexNet, document: dict[str, Any]) -> None:
+    """Write the weights that are exported, with the configuration that rebuilds the network."""
+    config = {"config": dataclasses.asdict(model.config)}
+    write_tensors(path, model.state_dict(), document | config)
+
+
+def load_model(path: str | Path) -> tuple[AlexNet, dict[str, Any]]:
+    """Rebuild a trained network from `model.safetensors`, or from the run folder that holds it.
+
+    Returns:
+        The network in evaluation mode, and the document written beside its weights.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    tensors, document = read_tensors(path)
+    try:
+        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["config"].items()}
+        with torch.device("meta"):
+            model = AlexNet(AlexNetConfig(**config))
+        model.load_state_dict(tensors, assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{path} does not hold an AlexNet of this version; expected the model.safetensors of "
+            f"`fmengine train`: {error}"
+        ) from error
+    return model.eval(), document
+
+
+def weights_sha256(model: AlexNet) -> str:
+    """Digest of the FP32 weights: the name, shape and bytes of each tensor, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors; hyperparameters come from the recipe."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{key}": torch.as_tensor(value)
+        for index, entry in state.items()
+        for key, value in entry.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Undo `flatten_optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,93 @@
+"""`fmengine train`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fmengine.errors import DataError, OutputError
+
+from . import data
+from .model import ARCHITECTURES
+from .recipe import Recipe
+from .train import Trainer, network_config, pick_device
+from .train import train as run
+
+
+@click.command()
+@click.argument("data_paths", metavar="DATA...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--run",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("runs/train"),
+    show_default=True,
+    help="Folder for checkpoints, metrics and plots.",
+)
+@click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="TOML file of hyperparameters; options given here win over it.",
+)
+@click.option("--model", type=click.Choice(list(ARCHITECTURES)), help="Architecture.")
+@click.option("--classes", help="Classes to use, with commas, in the order of the outputs.")
+@click.option("--validation", type=float, help="Share held out where the data have no `val` folder.")
+@click.option("--epochs", type=int, help="Passes over the training pictures.  [default: 100]")
+@click.option("--batch-size", type=int, help="Pictures a step.")
+@click.option("--learning-rate", type=float, help="At the end of the warm-up.")
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]))
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]))
+@click.option("--size", type=int, help="Rows and columns of the network's input, in pixels.")
+@click.option("--color", type=click.Choice(["gray", "rgb"]))
+@click.option("--seed", type=int)
+@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the run folder's checkpoint; start if there is none.")
+def train(
+    data_paths: tuple[Path, ...],
+    folder: Path,
+    recipe_file: Path | None,
+    device: str,
+    resume: bool,
+    classes: str | None,
+    **options: Any,
+) -> None:
+    """Train a model on DATA: folders with one folder a class (below `train` and `val`, or not), or fer2013.csv.
+
+    Example: fmengine train faces/ --epochs 20 --run runs/mine
+    """
+    overrides = {name: value for name, value in options.items() if value is not None}
+    if classes:
+        overrides["classes"] = [name.strip() for name in classes.split(",") if name.strip()]
+    recipe = Recipe.load(recipe_file, overrides)
+    if (folder / "checkpoint.safetensors").exists() and not resume:
+        raise OutputError(f"{folder} holds a run already; go on with --resume, or choose another --run folder")
+    target = pick_device(device)
+    items = data.find(data_paths, recipe.classes, recipe.validation)
+    labels = recipe.classes or tuple(sorted({item.label for item in items}))
+    config = network_config(recipe, len(labels))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the run folder {folder}: {error.strerror}") from error
+    shape = (config.channels, config.height, config.width)
+    dataset = data.load(items, labels, shape, recipe.fit, folder)
+    for note in dataset.notes:
+        say(f"note: {note}")
+    say(f"{len(dataset.train)} training and {len(dataset.val)} validation pictures: {dataset.describe()}")
+    try:
+        trainer = Trainer(recipe, dataset, folder, target)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if resume:
+        trainer.restore()
+        say(f"{trainer.epoch} of {recipe.epochs} epochs were finished")
+    scores = run(trainer, say)
+    recalls = ", ".join(f"{label} {recall:.2%}" for label, recall in zip(labels, scores.recall, strict=True))
+    say(f"validation accuracy {scores.accuracy:.2%} of {scores.count} pictures; recall {recalls}")
+    click.echo(folder / "model.safetensors")
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr: stdout is for data."""
+    click.echo(text, err=True)

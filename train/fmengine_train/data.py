@@ -1,0 +1,241 @@
+"""Labelled pictures: found, checked and preprocessed once, before the first epoch.
+
+Two forms are read: a folder per class, with or without `train` and `val` above the classes, and the csv
+file of FER2013. Every picture is decoded and preprocessed exactly as the runtime does it, and the result
+(one byte a pixel and channel) lies in a memory-mapped file, so that data larger than memory train too.
+"""
+
+import csv
+import hashlib
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from fmengine.decode import Limits, decode
+from fmengine.errors import DataError, SourceError
+from fmengine.preprocess import Color, Fit, Pixels, preprocess
+
+Split = Literal["train", "val"]
+
+# FER2013 (Goodfellow et al. 2013), icml_face_data.csv / fer2013.csv: `emotion` is an index into these.
+FER2013_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+# PrivateTest is left alone: it is the test split.
+FER2013_SPLITS: dict[str, Split] = {"Training": "train", "PublicTest": "val"}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One labelled picture before it is decoded.
+
+    Attributes:
+        picture: a file, or decoded pixels.
+        label: the class's name.
+        split: `train` or `val`.
+        source: the data set it came from, by the name of its folder or file.
+        name: for messages.
+    """
+
+    picture: Path | Pixels
+    label: str
+    split: Split
+    source: str
+    name: str
+
+
+@dataclass
+class Dataset:
+    """Preprocessed pictures.
+
+    Attributes:
+        labels: the classes' names, in the order of the outputs.
+        pixels: uint8 `[N, C, H, W]`, memory-mapped.
+        targets: int64 `[N]`, indices into `labels`.
+        train: indices of the pictures to train on.
+        val: indices of the pictures to validate on.
+        sources: `[N]`, where each picture came from.
+        notes: what was dropped and why, for a person.
+        fingerprint: sha256 over pixels, labels and splits.
+    """
+
+    labels: tuple[str, ...]
+    pixels: Pixels
+    targets: npt.NDArray[np.int64]
+    train: npt.NDArray[np.int64]
+    val: npt.NDArray[np.int64]
+    sources: npt.NDArray[np.str_]
+    notes: list[str] = field(default_factory=list)
+    fingerprint: str = ""
+
+    def describe(self) -> str:
+        """One line for the model file: how many pictures of which class from which source."""
+        parts = []
+        for source in sorted(set(self.sources[self.train])):
+            of_source = self.train[self.sources[self.train] == source]
+            counts = Counter(self.labels[target] for target in self.targets[of_source])
+            parts.append(f"{source}: " + ", ".join(f"{counts[label]} {label}" for label in self.labels))
+        return "; ".join(parts)
+
+
+def find(paths: Iterable[Path], classes: tuple[str, ...], validation: float) -> list[Item]:
+    """List every labelled picture of all data sets.
+
+    Args:
+        paths: folders of classes, folders of `train` and `val`, or FER2013 csv files.
+        classes: those to use; all that are found if empty.
+        validation: share held out by a hash of the file name, where a data set has no `val`.
+
+    Raises:
+        DataError: for a path that holds neither form, or a class without pictures.
+    """
+    items: list[Item] = []
+    for path in paths:
+        if path.is_dir():
+            found = list(_from_folder(path, classes, validation))
+        elif path.is_file() and path.suffix == ".csv":
+            found = list(_from_fer2013(path, classes))
+        else:
+            raise DataError(
+                f"{path} is neither a folder nor a csv file; expected a folder per class, or fer2013.csv"
+            )
+        items += found
+    labels = classes or tuple(sorted({item.label for item in items}))
+    if len(labels) < 2:
+        raise DataError(
+            f"found {len(labels)} classes ({', '.join(labels) or 'none'}); expected two or more, a folder for each"
+        )
+    counts = Counter((item.label, item.split) for item in items)
+    for split in ("train", "val"):
+        if empty := [label for label in labels if not counts[label, split]]:
+            raise DataError(
+                f"no {split} pictures of class {', '.join(empty)}; give each class pictures, "
+                "leave it out with --classes, or raise --validation"
+            )
+    return items
+
+
+def load(
+    items: list[Item], labels: tuple[str, ...], shape: tuple[int, int, int], fit: Fit, folder: Path
+) -> Dataset:
+    """Decode and preprocess every picture; drop, with a note, those that cannot be used.
+
+    Args:
+        items: from `find`.
+        labels: the classes' names, in the order of the outputs.
+        shape: channels, rows and columns of the network's input.
+        fit: how other aspect ratios are brought to the input's.
+        folder: where the memory-mapped file lies; it vanishes with the process.
+
+    Raises:
+        DataError: if a class has no usable picture left.
+    """
+    channels, height, width = shape
+    color: Color = "gray" if channels == 1 else "rgb"
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(len(items) * channels * height * width)
+        pixels = np.memmap(file, dtype=np.uint8, mode="r+", shape=(len(items), *shape))
+
+    def prepare(index: int) -> str | SourceError:
+        picture = items[index].picture
+        try:
+            decoded = picture if isinstance(picture, np.ndarray) else decode(picture, color, Limits())
+        except SourceError as error:
+            return error
+        pixels[index] = preprocess(decoded, height, width, color, fit)
+        return hashlib.sha256(pixels[index]).hexdigest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = list(
+            tqdm(pool.map(prepare, range(len(items))), "reading", len(items), unit=" pictures", disable=None)
+        )
+    notes = []
+    digests: dict[int, str] = {}
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, SourceError):
+            notes.append(f"left out {items[index].name}: {outcome.message}")
+        else:
+            digests[index] = outcome
+    held_out = {digest for index, digest in digests.items() if items[index].split == "val"}
+    for index, digest in list(digests.items()):
+        if items[index].split == "train" and digest in held_out:
+            notes.append(f"left out of training {items[index].name}: the same picture is in the validation split")
+            del digests[index]
+
+    targets = np.array([labels.index(item.label) for item in items], dtype=np.int64)
+    by_split = {
+        split: np.array([index for index in digests if items[index].split == split], dtype=np.int64)
+        for split in ("train", "val")
+    }
+    for split, indices in by_split.items():
+        if missing := [label for k, label in enumerate(labels) if k not in targets[indices]]:
+            raise DataError(
+                f"no usable {split} picture of class {', '.join(missing)} is left; " + "; ".join(notes[:3])
+            )
+    described = "\n".join(f"{d} {targets[i]} {items[i].split}" for i, d in sorted(digests.items()))
+    return Dataset(
+        labels=labels,
+        pixels=pixels,
+        targets=targets,
+        train=by_split["train"],
+        val=by_split["val"],
+        sources=np.array([item.source for item in items]),
+        notes=notes,
+        fingerprint=hashlib.sha256(described.encode()).hexdigest(),
+    )
+
+
+def held_out(name: str, share: float) -> bool:
+    """Whether a picture of this name belongs to the held-out share: stable, and blind to other files."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < share * 2**64
+
+
+def _from_folder(root: Path, classes: tuple[str, ...], validation: float) -> Iterator[Item]:
+    if (root / "train").is_dir():
+        has_val = (root / "val").is_dir()
+        yield from _from_classes(root / "train", classes, root.name, None if has_val else validation)
+        if has_val:
+            for item in _from_classes(root / "val", classes, root.name, None):
+                yield Item(item.picture, item.label, "val", item.source, item.name)
+    else:
+        yield from _from_classes(root, classes, root.name, validation)
+
+
+def _from_classes(root: Path, classes: tuple[str, ...], source: str, validation: float | None) -> Iterator[Item]:
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    if not folders:
+        raise DataError(f"{root} has no folders; expected one for each class, with pictures in it")
+    for folder in folders:
+        if classes and folder.name not in classes:
+            continue
+        for path in sorted(folder.rglob("*")):
+            if path.name.startswith(".") or not path.is_file():
+                continue
+            name = path.relative_to(root).as_posix()
+            split: Split = "val" if validation is not None and held_out(name, validation) else "train"
+            yield Item(path, folder.name, split, source, str(path))
+
+
+def _from_fer2013(path: Path, classes: tuple[str, ...]) -> Iterator[Item]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)  # one published copy has spaces after commas
+        wanted = {"emotion", "pixels", "Usage"}
+        if not wanted <= {name.strip() for name in reader.fieldnames or ()}:
+            raise DataError(f"{path} has columns {reader.fieldnames}; expected {', '.join(sorted(wanted))}")
+        for number, raw in enumerate(reader, start=2):
+            row = {key.strip(): value for key, value in raw.items() if key and value is not None}
+            try:
+                label = FER2013_CLASSES[int(row["emotion"])]
+                split = FER2013_SPLITS.get(row["Usage"].strip())
+                levels = np.array(row["pixels"].split(), dtype=np.uint8).reshape(48, 48)
+            except (KeyError, IndexError, ValueError, OverflowError) as error:
+                raise DataError(f"{path}, line {number}: not a row of FER2013 ({error})") from error
+            if split is not None and (not classes or label in classes):
+                yield Item(levels, label, split, path.stem, f"{path}, line {number}")

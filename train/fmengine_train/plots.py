@@ -1,0 +1,37 @@
+"""The two pictures at the end of a run: curves and confusion matrix, as PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .metrics import Scores
+
+
+def curves(history: Sequence[dict[str, float]], path: Path) -> None:
+    """Loss and accuracy over the epochs, training and validation."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        axes.plot(epochs, [row[f"train_{name}"] for row in history], label="training (augmented)")
+        axes.plot(epochs, [row[f"val_{name}"] for row in history], label="validation (averaged weights)")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def confusion(scores: Scores, labels: Sequence[str], path: Path) -> None:
+    """Counts of each label against each answer, shaded by the share of the label."""
+    figure = Figure(figsize=(1.6 + 1.2 * len(labels), 1.2 + 1.1 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    shares = [[n / max(1, sum(row)) for n in row] for row in scores.confusion]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, row in enumerate(scores.confusion):
+        for j, count in enumerate(row):
+            color = "white" if shares[i][j] > 0.5 else "black"
+            axes.text(j, i, f"{count}\n{shares[i][j]:.1%}", ha="center", va="center", color=color)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="answer", ylabel="label", title=f"validation accuracy {scores.accuracy:.2%} of {scores.count}")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,103 @@
+"""How a model is trained: every hyperparameter, its default and its unit, in one dataclass.
+
+A recipe file is TOML with these names as keys; `train/recipes/` holds those of the shipped models.
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fmengine.errors import DataError
+from fmengine.preprocess import FITS, Fit
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters. The defaults follow the reference recipe: 100 epochs, on a GPU."""
+
+    model: str = "alexnet-slim"  # a key of `model.ARCHITECTURES`
+    color: str = ""  # gray or rgb; empty: the architecture's own
+    size: int = 0  # rows and columns of the input in pixels; 0: the architecture's own
+    fit: Fit = "crop"  # how other aspect ratios are brought to the input's: crop, pad, stretch
+    classes: tuple[str, ...] = ()  # folders to use, in the order of the outputs; empty: all, by name
+    validation: float = 0.1  # share held out, by a hash of the file name, where the data have no split
+
+    epochs: int = 100
+    batch_size: int = 128
+    optimizer: str = "adamw"  # adamw or sgd (Nesterov momentum 0.9)
+    learning_rate: float = 1e-3  # at the end of the warm-up
+    warmup: float = 3.0  # epochs of linear warm-up; a cosine to zero follows
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.05
+    class_weights: str = "balanced"  # balanced (inverse frequency) or none
+    dropout: float = 0.5
+    ema: float = 0.998  # decay a step of the averaged weights, which are the ones that ship
+    clip_norm: float = 5.0  # largest norm of the gradient
+    precision: str = "auto"  # auto: bf16 or fp16 on CUDA, fp32 elsewhere; or fp32, bf16, fp16 by name
+    augment: float = 1.0  # strength of the augmentation; 0 turns it off
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # One row a choice or a range, so that a typing mistake costs a second and not a night.
+        choices = {
+            "fit": FITS,
+            "color": ("", "gray", "rgb"),
+            "optimizer": ("adamw", "sgd"),
+            "class_weights": ("balanced", "none"),
+            "precision": ("auto", "fp32", "bf16", "fp16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                alternatives = ", ".join(repr(value) for value in allowed)
+                raise DataError(f"recipe: {name} is {getattr(self, name)!r}; expected one of {alternatives}")
+        ranges = {
+            "size": (0, 4096),
+            "validation": (0.0, 0.9),
+            "epochs": (1, 1_000_000),
+            "batch_size": (2, 1_000_000),  # BatchNorm needs two pictures
+            "learning_rate": (0.0, 10.0),
+            "warmup": (0.0, 1_000_000.0),
+            "weight_decay": (0.0, 10.0),
+            "label_smoothing": (0.0, 0.9),
+            "dropout": (0.0, 0.95),
+            "ema": (0.0, 0.99999),
+            "clip_norm": (1e-6, 1e6),
+            "augment": (0.0, 2.0),
+        }
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise DataError(f"recipe: {name} is {getattr(self, name)}; expected {low} to {high}")
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: dict[str, Any]) -> "Recipe":
+        """Read a recipe file, if any, and lay `overrides` over it.
+
+        Raises:
+            DataError: for a file that is no TOML, or a name that is no hyperparameter.
+        """
+        values: dict[str, Any] = {}
+        if path is not None:
+            try:
+                values = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                raise DataError(f"cannot read the recipe {path}: {error}") from error
+        return cls.from_dict(values | overrides)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := sorted(values.keys() - fields.keys()):
+            raise DataError(f"recipe: unknown {', '.join(unknown)}; known are {', '.join(fields)}")
+        for name, value in values.items():
+            default = fields[name].default
+            numeric = isinstance(default, float) and isinstance(value, int)
+            if not isinstance(value, type(default) if name != "classes" else list | tuple) and not numeric:
+                raise DataError(f"recipe: {name} is {value!r}; expected a {type(default).__name__}")
+        if "classes" in values:
+            values = values | {"classes": tuple(values["classes"])}
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"classes": list(self.classes)}

@@ -1,0 +1,332 @@
+"""The training loop: one function a stage, one file a run folder.
+
+A run folder holds `checkpoint.safetensors` (all that `--resume` needs), `model.safetensors` (what
+`fmengine export` takes), `training.json`, `metrics.csv`, `curves.png` and `confusion.png`.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+import fmengine
+from fmengine.errors import DataError, FmengineError, UnavailableError
+
+from . import checkpoint, plots
+from .augment import augment
+from .data import Dataset
+from .metrics import Scores, fit_temperature, score
+from .model import ARCHITECTURES, AlexNet, AlexNetConfig
+from .recipe import Recipe
+
+EVAL_BATCH = 256  # pictures; bounds memory, changes no figure
+
+
+class DivergedError(FmengineError):
+    """The loss is no longer a number; the last good checkpoint stays."""
+
+    exit_code = 1
+
+
+def network_config(recipe: Recipe, outputs: int) -> AlexNetConfig:
+    """The architecture that a recipe names, with the recipe's own size, colour and dropout."""
+    if recipe.model not in ARCHITECTURES:
+        raise DataError(f"unknown model {recipe.model!r}; available are {', '.join(ARCHITECTURES)}")
+    config = ARCHITECTURES[recipe.model]
+    changes: dict[str, Any] = {"outputs": outputs, "dropout": recipe.dropout}
+    if recipe.size:
+        changes |= {"height": recipe.size, "width": recipe.size}
+    if recipe.color:
+        changes |= {"channels": 1 if recipe.color == "gray" else 3}
+    return dataclasses.replace(config, **changes)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cuda` or `cpu`; a device asked for by name works, or it is an error."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(
+            f"no CUDA device works with PyTorch {torch.__version__}; use --device cpu, or see `nvidia-smi`"
+        )
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of mixed precision's activations; float32 means none."""
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        # Turing and Volta have fast FP16 but only emulate bf16.
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if name == "fp16" and device.type != "cuda":
+        raise DataError("precision fp16 trains on CUDA only; use bf16 or fp32 on a CPU")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up to the recipe's rate, then a cosine to zero at the last step."""
+    warmup, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+
+
+class Trainer:
+    """What changes from step to step, and how it is saved and restored."""
+
+    def __init__(self, recipe: Recipe, data: Dataset, folder: Path, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        if device.type == "cuda":
+            torch.backends.cudnn.deterministic = True  # a seed repeats a run; costs a few per cent
+            torch.backends.cudnn.benchmark = False
+        self.recipe, self.data, self.folder, self.device = recipe, data, folder, device
+        config = network_config(recipe, len(data.labels))
+        self.model = AlexNet(config).to(device).to(memory_format=torch.channels_last)
+        self.ema = AveragedModel(self.model, avg_fn=_moving_average(recipe.ema), use_buffers=True)
+        self.optimizer = _optimizer(recipe, self.model)
+        self.dtype = pick_precision(recipe.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.loss = nn.CrossEntropyLoss(
+            _class_weights(recipe, data, device), label_smoothing=recipe.label_smoothing
+        )
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return len(self.history)
+
+    def train_epoch(self) -> tuple[float, float]:
+        """One pass over the training pictures; returns mean loss and accuracy on the augmented pictures."""
+        recipe, order = self.recipe, self._order()
+        # Everything random in an epoch derives from (seed, epoch): a resumed run needs no saved state.
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.epoch)
+        torch.manual_seed(recipe.seed * 1_000_003 + self.epoch)
+        steps = max(1, len(order) // recipe.batch_size)  # the last, smaller batch is left out
+        self.model.train()
+        total, right, seen = 0.0, 0, 0
+        started = time.perf_counter()
+        bar = tqdm(
+            range(steps),
+            f"epoch {self.epoch + 1}/{recipe.epochs}",
+            leave=False,
+            disable=None,
+            unit=" batches",
+        )
+        for step in bar:
+            rows = np.sort(order[step * recipe.batch_size : (step + 1) * recipe.batch_size])
+            targets = torch.from_numpy(self.data.targets[rows]).to(self.device, non_blocking=True)
+            images = torch.from_numpy(self.data.pixels[rows]).to(self.device, non_blocking=True)
+            images = augment(images, generator, recipe.augment)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, self.epoch * steps + step, steps)
+            with self._autocast():
+                logits = self.model(images.contiguous(memory_format=torch.channels_last))
+                loss = self.loss(logits.float(), targets)
+            if not math.isfinite(value := loss.item()):
+                raise DivergedError(
+                    f"the loss became {value} in epoch {self.epoch + 1}; the last good checkpoint is that of "
+                    f"epoch {self.epoch}. Lower --learning-rate, or set precision to fp32"
+                )
+            self._step(loss)
+            total, seen = total + value * len(rows), seen + len(rows)
+            right += int((logits.argmax(1) == targets).sum())
+            rate = seen / (time.perf_counter() - started)
+            bar.set_postfix(loss=f"{total / seen:.4f}", accuracy=f"{right / seen:.4f}", pictures_s=f"{rate:.0f}")
+        return total / seen, right / seen
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.ema.update_parameters(self.model)
+
+    def _order(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        generator = np.random.default_rng([self.recipe.seed, self.epoch])
+        return generator.permutation(self.data.train)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
+
+    def evaluate(self) -> tuple[Tensor, Tensor]:
+        """Logits and targets of the validation pictures, by the averaged weights, in FP32."""
+        self.ema.eval()
+        with torch.inference_mode():
+            parts = [
+                self.ema(torch.from_numpy(self.data.pixels[rows]).to(self.device)).cpu()
+                for rows in np.array_split(self.data.val, math.ceil(len(self.data.val) / EVAL_BATCH))
+            ]
+        return torch.cat(parts), torch.from_numpy(self.data.targets[self.data.val])
+
+    def save(self) -> None:
+        """Write the checkpoint that `restore` reads."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+        tensors |= checkpoint.flatten_optimizer(self.optimizer)
+        document = {
+            "version": fmengine.__version__,
+            "recipe": self.recipe.to_dict(),
+            "labels": list(self.data.labels),
+            "data_fingerprint": self.data.fingerprint,
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+        }
+        checkpoint.write_tensors(self.folder / "checkpoint.safetensors", tensors, document)
+
+    def restore(self) -> None:
+        """Continue from the run folder's checkpoint, if it has one.
+
+        Raises:
+            DataError: if the checkpoint was made with another recipe or other data.
+        """
+        path = self.folder / "checkpoint.safetensors"
+        if not path.exists():
+            return
+        tensors, document = checkpoint.read_tensors(path)
+        if changed := _differences(document["recipe"], self.recipe.to_dict()):
+            raise DataError(
+                f"{path} was made with another recipe: {changed}; repeat those options, or use a new --run"
+            )
+        if document["data_fingerprint"] != self.data.fingerprint:
+            raise DataError(f"the training data changed since {path} was written; use a new --run folder")
+        for prefix, module in (("model.", self.model), ("ema.", self.ema)):
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        checkpoint.restore_optimizer(self.optimizer, tensors)
+        self.scaler.load_state_dict(document["scaler"])
+        self.history = document["history"]
+
+    def write_model(self, logits: Tensor, targets: Tensor) -> None:
+        """Write the weights that ship, with what the model file will say of them."""
+        summary = summarise(self.data, self.recipe, logits, targets) | {"epochs_finished": self.epoch}
+        module = self.ema.module
+        assert isinstance(module, AlexNet)
+        checkpoint.save_model(self.folder / "model.safetensors", module, summary)
+        text = json.dumps(summary, indent=2) + "\n"
+        checkpoint.write_atomic(self.folder / "training.json", text.encode())
+        checkpoint.write_atomic(self.folder / "metrics.csv", _csv(self.history).encode())
+
+
+def train(trainer: Trainer, say: Callable[[str], None]) -> Scores:
+    """Run the epochs that are left, with a checkpoint after each.
+
+    Returns:
+        The validation scores of the last epoch.
+    """
+    recipe, started, first = trainer.recipe, time.perf_counter(), trainer.epoch
+    while trainer.epoch < recipe.epochs:
+        began = time.perf_counter()
+        loss, accuracy = trainer.train_epoch()
+        logits, targets = trainer.evaluate()
+        scores = score(logits, targets)
+        trainer.history.append(
+            {
+                "epoch": trainer.epoch + 1,
+                "train_loss": loss,
+                "train_accuracy": accuracy,
+                "val_loss": scores.loss,
+                "val_accuracy": scores.accuracy,
+                "val_balanced_accuracy": scores.balanced_accuracy,
+                "seconds": time.perf_counter() - began,
+            }
+        )
+        trainer.save()
+        trainer.write_model(logits, targets)
+        left = (time.perf_counter() - started) / (trainer.epoch - first) * (recipe.epochs - trainer.epoch)
+        say(
+            f"epoch {trainer.epoch}/{recipe.epochs}  loss {loss:.4f}  accuracy {accuracy:.4f}  "
+            f"val loss {scores.loss:.4f}  val accuracy {scores.accuracy:.4f}  "
+            f"{len(trainer.data.train) / trainer.history[-1]['seconds']:.0f} pictures/s  {_clock(left)} left"
+        )
+    logits, targets = trainer.evaluate()
+    trainer.write_model(logits, targets)
+    scores = score(logits, targets)
+    plots.curves(trainer.history, trainer.folder / "curves.png")
+    plots.confusion(scores, trainer.data.labels, trainer.folder / "confusion.png")
+    return scores
+
+
+def summarise(data: Dataset, recipe: Recipe, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+    """What the model file and `training.json` say: data, recipe, calibration, scores by source."""
+    temperature = fit_temperature(logits, targets)
+    confidence = (logits / temperature).softmax(1).amax(1)
+    sources = data.sources[data.val]
+    return {
+        "version": fmengine.__version__,
+        "labels": list(data.labels),
+        "fit": recipe.fit,
+        "temperature": temperature,
+        # The confidence that the least sure 5 % of the validation pictures stay under.
+        "unsure_below": float(confidence.double().quantile(0.05)),
+        "training_data": data.describe(),
+        "recipe": recipe.to_dict(),
+        "validation": {
+            source: dataclasses.asdict(score(logits[torch.from_numpy(chosen)], targets[torch.from_numpy(chosen)]))
+            for source in sorted(set(sources))
+            for chosen in [sources == source]
+        },
+    }
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Weight decay on matrices only: not on biases, not on BatchNorm."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """An exponential moving average that forgets faster in its first steps, so that short runs work too."""
+
+    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        if not averaged.is_floating_point():  # BatchNorm's counter
+            return current
+        return torch.lerp(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return average
+
+
+def _class_weights(recipe: Recipe, data: Dataset, device: torch.device) -> Tensor | None:
+    """Weights inverse to each class's frequency, 1 on average over the pictures."""
+    if recipe.class_weights == "none":
+        return None
+    counts = np.bincount(data.targets[data.train], minlength=len(data.labels))
+    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32, device=device)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    return ", ".join(f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if old.get(key) != new[key])
+
+
+def _csv(rows: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["epoch"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: round(v, 6) for k, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"
