@@ -1,0 +1,1 @@
+"""Export: checkpoint → ONNX in FP32, FP16 and INT8."""

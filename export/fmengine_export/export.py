@@ -1,0 +1,118 @@
+"""The three files of one family: which spec each carries, and the check that each runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fmengine.backends import Options
+from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.errors import FmengineError, ModelError
+from fmengine.model_file import ModelSpec, Precision, load_model_file
+from fmengine.preprocess import Pixels
+from fmengine_train.checkpoint import weights_sha256, write_atomic
+from fmengine_train.model import AlexNet
+
+from .fold import fold
+from .graph import build_float, build_int8
+from .quantize import calibrate
+
+# How far each file's logits may lie from PyTorch's on the check's pictures, as a share of the largest
+# logit there. A wrong layer, stride or scale is off by about the whole; `fmengine parity` measures finely.
+CHECK_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
+
+
+class CheckError(FmengineError):
+    """An exported file does not answer as the network that it was made from."""
+
+    exit_code = 1
+
+
+def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Precision) -> ModelSpec:
+    """What the model file says of itself, from the checkpoint's document."""
+    config = model.config
+    return ModelSpec(
+        name=name,
+        labels=tuple(document["labels"]),
+        height=config.height,
+        width=config.width,
+        color="gray" if config.channels == 1 else "rgb",
+        fit=document["fit"],
+        precision=precision,
+        mean=(config.mean,) * config.channels,
+        std=(config.std,) * config.channels,
+        temperature=document["temperature"],
+        unsure_below=document["unsure_below"],
+        training_data=document["training_data"],
+        accuracy={
+            source: {key: scores[key] for key in ("count", "accuracy", "balanced_accuracy")}
+            for source, scores in document["validation"].items()
+        },
+        weights_sha256=weights_sha256(model),
+    )
+
+
+def export(
+    model: AlexNet,
+    document: dict[str, Any],
+    name: str,
+    folder: Path,
+    precisions: tuple[Precision, ...],
+    calibration: Pixels | None,
+) -> Iterator[Path]:
+    """Write `name.precision.onnx` for each precision; yields each path once its file is checked.
+
+    Args:
+        model: in evaluation mode, from `fmengine_train.checkpoint.load_model`.
+        document: of the checkpoint.
+        name: the family's.
+        folder: to write into.
+        precisions: to write.
+        calibration: real pictures, preprocessed, uint8 `[N, C, H, W]`; INT8 needs them.
+
+    Raises:
+        CheckError: if a file does not answer as PyTorch does; it is not left behind.
+    """
+    network = fold(model)
+    # A seeded picture set for the check, where no real pictures are given.
+    shape = (16, model.config.channels, model.config.height, model.config.width)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pictures = noise if calibration is None else calibration[:64]
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(pictures)).numpy()
+    for precision in precisions:
+        spec = make_spec(model, document, name, precision)
+        if precision == "int8":
+            if calibration is None:
+                raise ModelError("INT8 needs real pictures to calibrate on: give --calibrate FOLDER")
+            scales = calibrate(network, calibration, spec.mean[0], spec.std[0])
+            data = build_int8(network, spec, scales)
+        else:
+            data = build_float(network, spec)
+        path = folder / f"{name}.{precision}.onnx"
+        partial = path.with_suffix(".partial")
+        try:
+            write_atomic(partial, data)
+            _check(partial, pictures, expected, precision)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        yield path
+
+
+def _check(path: Path, pictures: Pixels, expected: "np.ndarray[Any, Any]", precision: Precision) -> None:
+    """Read the file back, run it, and hold its answers against PyTorch's."""
+    file = load_model_file(path)
+    backend = OnnxRuntimeBackend.open(file, Options())
+    outputs = backend.run(pictures)
+    backend.close()
+    off = float(np.abs(outputs.logits - expected).max() / max(1e-6, np.abs(expected).max()))
+    limit = CHECK_TOLERANCE[precision]
+    if not off <= limit:
+        raise CheckError(
+            f"the {precision} file's logits are off by {off:.3g} of the largest one; allowed is {limit}"
+        )
+    if not np.allclose(outputs.probabilities.sum(axis=1), 1, atol=1e-5):
+        raise CheckError(f"the {precision} file's probabilities do not add up to 1")
