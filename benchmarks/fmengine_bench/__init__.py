@@ -1,0 +1,1 @@
+"""Benchmarks: proofs that the answers are right."""

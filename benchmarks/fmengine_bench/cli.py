@@ -1,0 +1,97 @@
+"""`fmengine parity` and `fmengine eval`."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from fmengine.backends import BACKENDS
+from fmengine.engine import Engine
+from fmengine.errors import DataError
+
+CHECK_FAILED, SOME_FAILED = 1, 3
+
+
+@click.command("eval")
+@click.argument("model")
+@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    help="Only the share that `fmengine train --validation SHARE` holds out.  [default: all pictures]",
+)
+@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+def evaluate(model: str, data: tuple[Path, ...], held_out: float, backend: str, as_json: bool) -> None:
+    """Score MODEL (a file, or the name of a shipped model) on DATA, folders with a folder for each label.
+
+    Example: fmengine eval alexnet-slim faces/val
+    """
+    from .evaluate import as_text, evaluate
+
+    with Engine.load(model, backend) as engine:
+        evaluations = [evaluate(engine, root, held_out) for root in data]
+    if as_json:
+        click.echo(
+            json.dumps(
+                [
+                    {
+                        "data": e.data,
+                        **dataclasses.asdict(e.report),
+                        "unreadable": [path for path, _ in e.failures],
+                    }
+                    for e in evaluations
+                ],
+                indent=2,
+            )
+        )
+    else:
+        click.echo("\n".join(map(as_text, evaluations)))
+    failures = [failure for e in evaluations for failure in e.failures]
+    for path, failure in failures:
+        click.echo(f"left out {path}: {failure.message}", err=True)
+    if failures:
+        sys.exit(SOME_FAILED)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=click.Path(path_type=Path))
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of real pictures; a folder for each label gives accuracies too.",
+)
+@click.option("--limit", type=click.IntRange(1), default=2000, show_default=True, help="Pictures at most.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: int, as_json: bool) -> None:
+    """Compare CHECKPOINT in PyTorch with each exported MODEL, on pixels, logits and decisions.
+
+    Exits with 1 if any of them is off by more than its tolerance.
+
+    Example: fmengine parity runs/mine models/*.onnx --pictures faces/val
+    """
+    from fmengine_train.checkpoint import load_model
+
+    from .parity import as_text, pictures_of, run_parity
+
+    model, document = load_model(checkpoint)
+    if not pictures.is_dir():
+        raise DataError(f"{pictures} is no folder; expected one of pictures")
+    files = pictures_of(pictures, tuple(document["labels"]))
+    if not files:
+        raise DataError(f"no files in {pictures}; expected pictures")
+    files = files[:: max(1, -(-len(files) // limit))]
+    engines = [Engine.load(path) for path in models]
+    report = run_parity(model, document, engines, files)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report) | {"passed": report.passed}, indent=2))
+    else:
+        click.echo(as_text(report))
+        click.echo("parity holds" if report.passed else "parity is broken")
+    if not report.passed:
+        sys.exit(CHECK_FAILED)

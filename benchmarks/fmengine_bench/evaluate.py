@@ -1,0 +1,64 @@
+"""Accuracy and calibration of a model file on labelled pictures, through the runtime as users run it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from fmengine.engine import Engine
+from fmengine.errors import DataError
+from fmengine.prediction import Failure
+
+from .labelled import labelled_files
+from .metrics import Report, report
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A report on one folder, and the pictures that could not be read."""
+
+    data: str
+    report: Report
+    failures: list[tuple[str, Failure]]
+
+
+def evaluate(engine: Engine, root: Path, held_out_share: float = 1.0) -> Evaluation:
+    """Score an engine on `root/<label>/…`; see `labelled_files` for the arguments and errors."""
+    files = labelled_files(root, engine.spec.labels, held_out_share)
+    results = engine.predict_many(path for path, _ in files)
+    rows, targets, failures = [], [], []
+    bar = tqdm(zip(files, results, strict=True), str(root), len(files), unit=" pictures", disable=None)
+    for (path, target), result in bar:
+        if isinstance(result, Failure):
+            failures.append((path, result))
+        else:
+            rows.append([result.probabilities[label] for label in engine.spec.labels])
+            targets.append(target)
+    if not rows:
+        raise DataError(f"none of the {len(files)} files in {root} is a picture; first: {failures[0][1].message}")
+    return Evaluation(str(root), report(np.array(rows), np.array(targets), engine.spec.labels), failures)
+
+
+def as_text(evaluation: Evaluation) -> str:
+    """The figures as a table for a terminal."""
+    figures = evaluation.report
+    low, high = figures.accuracy_interval
+    lines = [
+        f"{evaluation.data}: {figures.count} pictures",
+        f"  accuracy           {figures.accuracy:7.2%}   95 % interval {low:.2%} to {high:.2%}",
+        f"  balanced accuracy  {figures.balanced_accuracy:7.2%}",
+        f"  calibration error  {figures.ece:7.4f}   (ECE, 15 bins)",
+    ]
+    for label, counts in zip(figures.labels, figures.confusion, strict=True):
+        answers = ", ".join(f"{count} {answer}" for answer, count in zip(figures.labels, counts, strict=True))
+        recall, precision = (_percent(shares[label]) for shares in (figures.recall, figures.precision))
+        lines.append(f"  {label:<10} recall {recall}  precision {precision}  answered {answers}")
+    covered = ", ".join(
+        f"{accuracy:.2%} of the surest {share:.0%}" for share, accuracy in figures.coverage.items()
+    )
+    return "\n".join([*lines, f"  coverage           {covered}"])
+
+
+def _percent(share: float | None) -> str:
+    return "    n/a" if share is None else f"{share:7.2%}"

@@ -1,0 +1,36 @@
+"""Pictures in a folder per label, to score a model on."""
+
+import os
+from pathlib import Path
+
+from fmengine.errors import DataError
+from fmengine.sources import walk
+from fmengine_train.data import held_out
+
+
+def labelled_files(root: Path, labels: tuple[str, ...], held_out_share: float = 1.0) -> list[tuple[str, int]]:
+    """List `root/<label>/…` as paths and indices of their labels.
+
+    Args:
+        root: the folder of labels.
+        labels: the model's.
+        held_out_share: only the pictures that `fmengine train --validation SHARE` holds out; 1.0 for all.
+
+    Raises:
+        DataError: if no folder bears a label's name, or no picture is left.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder; expected one with a folder for each of {', '.join(labels)}")
+    found = [label for label in labels if (root / label).is_dir()]
+    if not found:
+        inside = ", ".join(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())) or "no folders"
+        raise DataError(f"{root} has no folder named {' or '.join(labels)}; it has {inside}")
+    files = [
+        (path, labels.index(label))
+        for label in found
+        for path in walk(str(root / label))
+        if held_out(Path(path).relative_to(root).as_posix(), held_out_share)
+    ]
+    if not files:
+        raise DataError(f"no pictures in {root}")
+    return files
