@@ -1,0 +1,112 @@
+"""Pictures and models that the tests share."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).parent.parent
+DEMO_PICTURES = ROOT / ".cache" / "demo" / "pictures"
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def demo_pictures() -> Path:
+    """The demo's folder of real faces."""
+    if not DEMO_PICTURES.is_dir():
+        pytest.skip("no demo pictures; `make demo` or `make test` gathers them")
+    return DEMO_PICTURES
+
+
+@pytest.fixture(scope="session")
+def portrait(demo_pictures: Path) -> Path:
+    """A real, smiling face in colour, 130×160 pixels (PNG)."""
+    return demo_pictures / "astronaut.png"
+
+
+@pytest.fixture(scope="session")
+def portrait_pixels(portrait: Path) -> np.ndarray:
+    """The portrait as uint8 `[160, 130, 3]` RGB."""
+    with Image.open(portrait) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def shared_faces() -> Path:
+    """Labelled photographs, where they are at hand; they are research-only and never part of the project."""
+    if not (SHARED_DATA / "faces").is_dir():
+        pytest.skip("no ../shared/data/faces beside the checkout")
+    return SHARED_DATA / "faces"
+
+
+@pytest.fixture(scope="session")
+def hostile_images() -> Path:
+    """Broken and odd image files, where they are at hand."""
+    if not (SHARED_DATA / "hostile-images").is_dir():
+        pytest.skip("no ../shared/data/hostile-images beside the checkout")
+    return SHARED_DATA / "hostile-images"
+
+
+def draw_face(happy: bool, seed: int, size: int = 48) -> Image.Image:
+    """A gray cartoon face whose mouth bends up or down; everything else varies with the seed."""
+    rng = np.random.default_rng(seed)
+    scale = 4  # drawn large and scaled down, for smooth lines
+    image = Image.new("L", (size * scale, size * scale), int(rng.integers(0, 90)))
+    draw = ImageDraw.Draw(image)
+    centre = np.array([0.5, 0.5]) + rng.uniform(-0.05, 0.05, 2)
+    radius = rng.uniform(0.38, 0.45)
+
+    def box(x: float, y: float, rx: float, ry: float) -> list[float]:
+        left, top = centre + np.array([x - rx, y - ry]) * radius / 0.4
+        right, bottom = centre + np.array([x + rx, y + ry]) * radius / 0.4
+        return [v * size * scale for v in (left, top, right, bottom)]
+
+    skin = int(rng.integers(150, 255))
+    draw.ellipse(box(0, 0, 0.36, 0.4), fill=skin)
+    for side in (-1, 1):
+        draw.ellipse(box(side * 0.14, -0.1, 0.04, 0.05), fill=int(rng.integers(0, 60)))
+    width = int(size * scale * rng.uniform(0.03, 0.05))
+    mouth = box(0, 0.12 if happy else 0.26, rng.uniform(0.14, 0.2), rng.uniform(0.09, 0.13))
+    start, end = (15, 165) if happy else (195, 345)
+    draw.arc(mouth, start, end, fill=int(rng.integers(0, 60)), width=width)
+    noise = rng.normal(0, 4, (size, size))
+    levels = np.asarray(image.resize((size, size), Image.Resampling.BOX)) + noise
+    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).rotate(
+        math.degrees(rng.normal(0, 0.05)), fillcolor=0
+    )
+
+
+@pytest.fixture(scope="session")
+def drawn_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of cartoon faces: `train/{happy,sad}` with 64 each, `val/{happy,sad}` with 16 each."""
+    root = tmp_path_factory.mktemp("drawn")
+    seed = 0
+    for split, count in (("train", 64), ("val", 16)):
+        for label in ("happy", "sad"):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                seed += 1
+                draw_face(label == "happy", seed).save(folder / f"{number:03}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(drawn_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small network that learned the cartoon faces; 40 pixels, so that 48 are resized."""
+    import torch
+
+    from fmengine_train import data
+    from fmengine_train.recipe import Recipe
+    from fmengine_train.train import Trainer, pick_device, train
+
+    torch.set_num_threads(1)  # threads wait for each other longer than so small a network computes
+    folder = tmp_path_factory.mktemp("tiny-run")
+    recipe = Recipe(
+        size=40, epochs=4, batch_size=16, warmup=1, augment=0.1, dropout=0.1, precision="fp32", ema=0.9
+    )
+    dataset = data.load(data.find([drawn_faces], (), 0.1), ("happy", "sad"), (1, 40, 40), recipe.fit, folder)
+    train(Trainer(recipe, dataset, folder, pick_device("cpu")), lambda text: None)
+    return folder

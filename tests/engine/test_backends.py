@@ -1,0 +1,73 @@
+"""A backend works or says why not, and `auto` takes the first that works."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fmengine import Engine, ModelError, UnavailableError, backends
+from fmengine.backends import Attempt, Options, open_backend
+from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+
+
+class Broken(OnnxRuntimeBackend):
+    """A backend whose library is not there."""
+
+    name = "broken"
+
+    @classmethod
+    def open(cls, model, options):
+        raise UnavailableError("no such device")
+
+
+@pytest.fixture
+def with_broken_first(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "Broken", Broken)
+    monkeypatch.setattr(backends, "BACKENDS", {"broken": f"{__name__}:Broken", **backends.BACKENDS})
+
+
+def test_an_unknown_backend_lists_the_alternatives():
+    with pytest.raises(UnavailableError, match=r"unknown backend 'cuda'; available are auto, .*onnxruntime"):
+        Engine.load(backend="cuda")
+
+
+@pytest.mark.usefixtures("with_broken_first")
+def test_auto_takes_the_first_that_works_and_keeps_the_reasons():
+    with Engine.load() as engine:
+        assert engine.backend.name == "onnxruntime"
+        assert engine.attempts == (Attempt("broken", "no such device"), Attempt("onnxruntime", ""))
+
+
+@pytest.mark.usefixtures("with_broken_first")
+def test_a_backend_asked_for_by_name_never_falls_back():
+    with pytest.raises(UnavailableError, match="no such device"):
+        Engine.load(backend="broken")
+
+
+def test_nothing_that_works_gives_every_reason(monkeypatch):
+    monkeypatch.setattr(backends, "BACKENDS", {"broken": f"{__name__}:Broken"})
+    with pytest.raises(UnavailableError, match="no backend works on this machine: broken: no such device"):
+        Engine.load()
+
+
+def test_without_onnxruntime_the_extra_is_named():
+    code = "import sys; sys.modules['onnxruntime'] = None; from fmengine import Engine; Engine.load()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "pip install 'fmengine[cpu]'" in done.stderr.splitlines()[-1]
+
+
+def test_a_file_of_a_precision_that_the_backend_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(OnnxRuntimeBackend, "precisions", ("fp32",))
+    path = backends.resolve(None, ("int8",))
+    with pytest.raises(ModelError, match="is int8, which onnxruntime does not run; it needs fp32"):
+        Engine.load(path)
+
+
+def test_a_backend_says_what_it_runs_on():
+    backend, file, _ = open_backend("onnxruntime", None, Options(threads=1))
+    described = backend.describe()
+    assert described["backend"] == "onnxruntime"
+    assert described["library"].startswith("onnxruntime ")
+    assert described["threads"] == "1"
+    assert file.spec.precision == "int8"
+    backend.close()

@@ -1,0 +1,441 @@
+"""The command line as a shell sees it: exit codes, what goes to which stream, and interruptions."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fmengine
+import pytest
+from fmengine.backends import BACKENDS
+from fmengine.model_file import shipped
+from PIL import Image
+
+KEYS = {"path", "label", "confidence", "probabilities", "error"}
+COMMAND = [sys.executable, "-m", "fmengine"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | more
+
+
+def run(*arguments: object, code: int = 0, cwd: Path | None = None, stdin: bytes = b"", **env: str) -> tuple[str, str]:
+    """Run the command line, hold it to its exit code, and give back stdout and stderr."""
+    done = subprocess.run(
+        [*COMMAND, *map(os.fspath, map(str, arguments))],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        env=environment(**env),
+        timeout=120,
+    )
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == code, (out[-500:], err)
+    assert "\x1b" not in out + err, "no colours and no cursor movements where there is no terminal"
+    return out, err
+
+
+def refused(*arguments: object, cwd: Path | None = None, code: int = 2) -> str:
+    """Run into an error: nothing on stdout, a message and no traceback on stderr."""
+    out, err = run(*arguments, code=code, cwd=cwd)
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+def json_rows(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def paths_of(path: Path) -> list[str]:
+    return [row["path"] for row in json_rows(path.read_text())]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """Six small pictures, one of them below."""
+    folder = tmp_path_factory.mktemp("pictures") / "faces"
+    (folder / "below").mkdir(parents=True)
+    for number, name in enumerate(["a.png", "b.jpg", "c d.png", "é.png", ".hidden.png", "below/e.png"]):
+        Image.new("L", (16, 16), 30 * number).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def faces(drawn, tmp_path, monkeypatch) -> Path:
+    """The same in a folder of the test's own, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn, tmp_path / "faces")
+    return Path("faces")
+
+
+NAMES = ["faces/.hidden.png", "faces/a.png", "faces/b.jpg", "faces/below/e.png", "faces/c d.png", "faces/é.png"]
+
+
+# Rows.
+
+
+def test_portrait_is_happy(portrait):
+    out, err = run("infer", portrait)
+    assert re.fullmatch(rf"{re.escape(str(portrait))}  happy  (0\.[5-9]\d\d|1\.000)\n", out)
+    assert "1 happy" in err
+
+
+def test_a_line_a_picture_in_order(faces):
+    out, err = run("infer", "--batch", faces)
+    assert [line.rsplit("  ", 2)[0] for line in out.splitlines()] == NAMES
+    assert all(re.fullmatch(r".+  (happy|sad)  [01]\.\d{3}", line) for line in out.splitlines())
+    assert "6 pictures" in err
+
+
+def test_json_rows_have_the_documented_keys(faces):
+    out, err = run("infer", faces, "missing.png", "--json", code=3)
+    *rows, failed = json_rows(out)
+    assert [row["path"] for row in rows] == NAMES
+    for row in rows:
+        assert set(row) == KEYS
+        assert row["error"] is None
+        assert set(row["probabilities"]) == {"happy", "sad"}
+        assert row["confidence"] == row["probabilities"][row["label"]] == max(row["probabilities"].values())
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=2e-6)
+    assert set(failed) == KEYS
+    assert failed["label"] is failed["confidence"] is failed["probabilities"] is None
+    assert failed["error"] == {"kind": "not_found", "message": "no such file"}
+    assert "1 failed" in err
+
+
+def test_failures_cost_no_other_row(faces):
+    (faces / "broken.png").write_bytes(b"no picture")
+    (faces / "empty.png").touch()
+    (faces / "link.png").symlink_to("missing")
+    out, _ = run("infer", "--batch", faces, "--json", code=3)
+    rows = {row["path"]: row for row in json_rows(out)}
+    kinds = {path: row["error"]["kind"] for path, row in rows.items() if row["error"]}
+    assert kinds == {
+        "faces/broken.png": "not_an_image",
+        "faces/empty.png": "empty",
+        "faces/link.png": "not_found",
+    }
+    good, _ = run("infer", *NAMES, "--json")
+    assert [rows[name] for name in NAMES] == json_rows(good)
+
+
+def test_answers_do_not_depend_on_the_batch_size(faces):
+    outputs = {run("infer", faces, "--json", "--batch-size", size)[0] for size in (1, 4, 64)}
+    assert len(outputs) == 1
+
+
+def test_list_on_stdin(faces):
+    names = b"faces/a.png\nfaces/b.jpg\n"
+    out, _ = run("infer", "-", "--json", stdin=names)
+    assert [row["path"] for row in json_rows(out)] == ["faces/a.png", "faces/b.jpg"]
+    assert run("infer", "-", "--json", stdin=names.replace(b"\n", b"\0"))[0] == out
+
+
+def test_glob_on_the_command_line(faces):
+    out, _ = run("infer", "faces/**/*.png", "--json")
+    assert [row["path"] for row in json_rows(out)] == [n for n in NAMES if n.endswith("g") and n[6:] not in (".hidden.png", "b.jpg")]
+
+
+def test_odd_names_are_flagged(faces):
+    name = os.fsencode("faces") + b"/\xff\n.png"
+    shutil.copy("faces/a.png", name)
+    out, _ = run("infer", faces, "--json")
+    row = next(row for row in json_rows(out) if set(row) != KEYS)
+    assert (row["path"], row["path_encoding"]) == ("faces/%FF%0A.png", "percent")
+    assert row["error"] is None
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_output_file_and_report(faces, suffix):
+    (faces / "broken.png").write_bytes(b"no picture")
+    out, err = run("infer", faces, "--output", f"x.{suffix}", "--report", "x.html", code=3)
+    assert out == ""
+    assert "7 pictures" in err
+    text = Path(f"x.{suffix}").read_text()
+    rows = json_rows(text) if suffix == "jsonl" else list(csv.DictReader(text.splitlines()))
+    assert sorted(row["path"] for row in rows) == sorted([*NAMES, "faces/broken.png"])
+    assert Path("x.html").read_text().count("<figure") == 7
+
+
+def test_report_of_printed_rows(faces):
+    out, _ = run("infer", faces, "--json", "--report", "x.html")
+    assert len(json_rows(out)) == 6
+    assert Path("x.html").read_text().count("<figure") == 6
+
+
+@pytest.mark.parametrize("way", [["--batch"], []], ids=["batch", "source"])
+@pytest.mark.parametrize("place", ["", "below/"])
+def test_own_files_inside_the_folder_are_no_rows(faces, way, place):
+    own = ["--output", faces / f"{place}x.jsonl", "--report", faces / f"{place}x.html"]
+    run("infer", *way, faces, *own)
+    # A run that was killed while it wrote the state leaves this behind.
+    (faces / f"{place}.x.jsonl.state.json.tmp").touch()
+    run("infer", *way, faces, *own, "--resume")
+    assert paths_of(faces / f"{place}x.jsonl") == NAMES
+    run("infer", *way, faces, *own, "--overwrite")
+    assert paths_of(faces / f"{place}x.jsonl") == NAMES
+
+
+# Refusals.
+
+
+def test_nothing_to_do():
+    assert "give a SOURCE" in refused("infer")
+
+
+def test_missing_folder(tmp_path):
+    assert "does not exist" in refused("infer", "--batch", tmp_path / "missing")
+
+
+def test_missing_folder_is_noticed_before_anything_is_done(faces):
+    assert "missing does not exist" in refused("infer", "--batch", faces, "--batch", "missing", "--output", "x.jsonl")
+    assert not Path("x.jsonl").exists()
+
+
+def test_file_as_folder(faces):
+    assert "is not a folder" in refused("infer", "--batch", faces / "a.png")
+
+
+def test_empty_folder(tmp_path):
+    assert "no files" in refused("infer", "--batch", tmp_path, "--output", tmp_path / "x.jsonl")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.timeout(60)
+def test_folder_of_a_socket_and_a_pipe_is_empty(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(tmp_path / "s"))
+        assert "no files" in refused("infer", "--batch", tmp_path)
+
+
+def test_empty_list(tmp_path):
+    assert "no files" in refused("infer", "-", cwd=tmp_path)
+
+
+def test_glob_without_a_match(tmp_path):
+    assert "nothing matches" in refused("infer", "*.png", cwd=tmp_path)
+
+
+def test_bad_models(faces):
+    Path("text.onnx").write_text("hello")
+    assert "not an ONNX model" in refused("infer", faces, "--model", "text.onnx")
+    for name in ("missing.onnx", "resnet"):
+        err = refused("infer", faces, "--model", name)
+        assert all(model in err for model in shipped())
+
+
+def test_bad_options(faces):
+    for options in (["--batch-size", 0], ["--threads", -1], ["--resume"], ["--unknown"], ["--output", "x.txt"]):
+        assert "Not an error we foresaw" not in refused("infer", faces, *options)
+
+
+def test_unknown_backend_lists_the_backends(faces):
+    err = refused("infer", faces, "--backend", "abacus")
+    assert all(name in err for name in ["auto", *BACKENDS])
+
+
+def test_unknown_command():
+    assert "infre" in refused("infre")
+
+
+def test_existing_output_and_report_are_left_alone(faces):
+    for option, name in (("--output", "x.jsonl"), ("--report", "x.html")):
+        Path(name).write_text("precious")
+        err = refused("infer", faces, option, name)
+        assert "--overwrite" in err
+        assert Path(name).read_text() == "precious"
+
+
+def test_report_that_cannot_be_written(faces):
+    _, err = run("infer", faces, "--report", "missing/x.html", code=2)
+    assert "cannot write missing/x.html" in err
+
+
+# Interruptions.
+
+MANY = 3000
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("many") / "faces"
+    folder.mkdir()
+    for shade in range(10):
+        Image.new("L", (8, 8), 25 * shade).save(folder / f"{shade:04}.png")
+    for number in range(10, MANY - 1):
+        os.link(folder / f"{number % 10:04}.png", folder / f"{number:04}.png")
+    (folder / "broken.png").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(many) -> list[str]:
+    """The rows of an uninterrupted run."""
+    output = many.parent / "whole.jsonl"
+    run("infer", "--batch", many, "--output", output, code=3)
+    return output.read_text().splitlines()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_run_goes_on(many, whole, tmp_path, number):
+    output = tmp_path / "x.jsonl"
+    arguments = ["infer", "--batch", str(many), "--output", str(output), "--batch-size", "4"]
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, env=environment())
+    while process.poll() is None and not (output.exists() and output.stat().st_size):
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert b"Traceback" not in err
+    assert number == signal.SIGKILL or b"go on with --resume" in err
+    kept = output.read_text()
+    rows = kept[: kept.rfind("\n") + 1].splitlines()
+    assert 0 < len(rows) < MANY
+    assert number == signal.SIGKILL or kept.endswith("\n")
+    assert rows == whole[: len(rows)]
+    _, err = run(*arguments, "--resume", code=3)
+    assert f"{len(rows)} had a row already" in err.replace(",", "")
+    assert sorted(output.read_text().splitlines()) == sorted(whole)
+
+
+def test_resume_without_an_output_starts_one(faces):
+    run("infer", faces, "--output", "x.jsonl", "--resume")
+    assert paths_of(Path("x.jsonl")) == NAMES
+
+
+def test_resume_of_a_finished_run_adds_nothing(faces):
+    (faces / "broken.png").touch()
+    run("infer", faces, "--output", "x.csv", code=3)
+    before = Path("x.csv").read_bytes()
+    run("infer", faces, "--output", "x.csv", "--resume", code=3)
+    assert Path("x.csv").read_bytes() == before
+
+
+def test_resume_takes_new_pictures_whose_names_look_alike(faces):
+    shutil.copy(faces / "a.png", faces / "a%0A.png")
+    run("infer", faces, "--output", "x.jsonl")
+    shutil.copy(faces / "a.png", faces / "a\n.png")
+    run("infer", faces, "--output", "x.jsonl", "--resume")
+    assert paths_of(Path("x.jsonl")).count("faces/a%0A.png") == 2
+
+
+def test_resume_with_another_model_is_refused(faces):
+    run("infer", faces, "--output", "x.jsonl", "--model", next(p for p in model_files() if "int8" in p.name))
+    other = next(path for path in model_files() if "int8" not in path.name)
+    err = refused("infer", faces, "--output", "x.jsonl", "--resume", "--model", other)
+    assert "model" in err
+
+
+def model_files() -> list[Path]:
+    return sorted((Path(fmengine.__file__).parent / "models").glob("*.onnx"))
+
+
+def test_reader_that_goes_away(faces):
+    """As `head` does."""
+    Path("list").write_text("faces/a.png\n" * 2000)
+    command = [*COMMAND, "infer", "-", "--json", "--batch-size", "4"]
+    with Path("list").open() as names:
+        process = subprocess.Popen(
+            command, stdin=names, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        )
+    json.loads(process.stdout.readline())
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    process.stderr.close()
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+    assert process.wait(60) == 0
+
+
+# The rest.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["infer", "faces"], ["info"], ["doctor"], ["--help"], ["--version"]],
+    ids=lambda arguments: arguments[0].strip("-"),
+)
+def test_torch_is_never_imported(faces, arguments):
+    command = [sys.executable, "-X", "importtime", "-m", "fmengine", *arguments]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, env=environment())
+    modules = [line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line]
+    assert "fmengine.cli" in modules
+    assert not [module for module in modules if module.split(".")[0] in ("torch", "onnx", "matplotlib")]
+
+
+def test_completion_needs_no_extra():
+    """What pressing the tabulator after `fmengine` runs; torch takes seconds, and may be missing."""
+    completion = {"_FMENGINE_COMPLETE": "bash_complete", "COMP_WORDS": "fmengine ", "COMP_CWORD": "1"}
+    command = [sys.executable, "-X", "importtime", "-m", "fmengine"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(**completion))
+    assert "infer" in done.stdout
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+
+
+def test_help():
+    out, err = run("--help")
+    assert err == ""
+    for command in ("infer", "train", "export", "parity", "eval", "info", "doctor"):
+        assert re.search(rf"^  {command} ", out, re.MULTILINE)
+    assert run("-h")[0] == out
+    for option in ("--batch", "--output", "--resume", "--overwrite", "--report", "--json", "--model", "--backend"):
+        assert option in run("infer", "--help")[0] if option == "--batch" else True
+
+
+def test_version():
+    out, _ = run("--version")
+    assert out == f"fmengine, version {fmengine.__version__}\n"
+
+
+def test_doctor():
+    out, _ = run("doctor")
+    assert "`auto` takes onnxruntime" in out
+    document = json.loads(run("doctor", "--json")[0])
+    assert set(document) == {"environment", "backends", "problems"}
+    chosen = [backend["backend"] for backend in document["backends"] if backend["chosen"]]
+    assert len(chosen) == 1
+    assert document["environment"]["fmengine"] == fmengine.__version__
+
+
+def test_info():
+    out, _ = run("info")
+    assert "happy, sad" in out
+    assert "verified" in out
+    document = json.loads(run("info", "--json")[0])
+    assert document["labels"] == ["happy", "sad"]
+    assert document["path"] in run("info", document["path"])[0]
+    assert refused("info", "resnet").count(shipped()[0]) == 1
+
+
+def test_damaged_model(tmp_path):
+    data = bytearray(model_files()[0].read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "damaged.onnx").write_bytes(data)
+    for command in (["info", "damaged.onnx"], ["infer", "a.png", "--model", "damaged.onnx"]):
+        assert "is damaged" in refused(*command, cwd=tmp_path)
+
+
+def test_debug_shows_where():
+    _, err = run("--debug", "infer", "a.png", "--model", "resnet", code=2)
+    assert "Traceback" in err
+    assert "ModelError" in err
+    assert refused("infer", "a.png", "--model", "resnet").startswith("fmengine: no model 'resnet'")
+
+
+def test_no_colour_on_a_terminal_either(faces):
+    """With NO_COLOR also a terminal gets plain text."""
+    main, other = os.openpty()
+    command = [*COMMAND, "infer", "faces", "--unknown"]
+    subprocess.run(command, stdout=other, stderr=other, env=environment(NO_COLOR="1"))
+    os.close(other)
+    assert b"\x1b[" not in os.read(main, 65536)
+    os.close(main)

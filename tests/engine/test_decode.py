@@ -1,0 +1,458 @@
+"""Decoding: the same pixels as Pillow whatever the path taken, and a kind for everything that goes wrong."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fmengine.decode import Limits, Source, decode
+from fmengine.errors import Kind, SourceError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+# Pillow warns of odd files that it reads all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
+
+LIMITS = Limits()
+COLORS = ("gray", "rgb")
+SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+
+
+def random_image(mode: str = "RGB", width: int = 37, height: int = 23, seed: int = 0) -> Image.Image:
+    shape = (height, width, len(Image.new(mode, (1, 1)).getbands()))
+    levels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return Image.frombytes(mode, (width, height), levels.tobytes())
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pillow(data: bytes, color: str) -> np.ndarray:
+    """What Pillow makes of the bytes: the reference."""
+    with Image.open(io.BytesIO(data)) as image:
+        if color == "gray":
+            image.draft("L", None)
+        return np.asarray(ImageOps.exif_transpose(image).convert("L" if color == "gray" else "RGB"))
+
+
+def kind_of(source: Source, color: str = "gray", limits: Limits = LIMITS) -> Kind:
+    with pytest.raises(SourceError) as caught:
+        decode(source, color, limits)
+    assert caught.value.message
+    assert caught.value.message == " ".join(caught.value.message.split())
+    return caught.value.kind
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+# JPEG: the fast path and Pillow's agree on every pixel.
+
+
+@pytest.mark.parametrize("color", COLORS)
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 70),
+    height=st.integers(1, 70),
+    seed=st.integers(0, 2**32 - 1),
+    quality=st.integers(5, 100),
+    subsampling=st.sampled_from(SUBSAMPLINGS),
+    progressive=st.booleans(),
+)
+def test_random_jpeg_is_pillows(color, width, height, seed, quality, subsampling, progressive):
+    image = random_image("RGB", width, height, seed)
+    data = encoded(image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
+    np.testing.assert_array_equal(decode(data, color, LIMITS), pillow(data, color))
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+def test_real_jpeg_is_pillows(portrait_pixels, color, subsampling):
+    data = encoded(Image.fromarray(portrait_pixels), "JPEG", quality=85, subsampling=subsampling)
+    np.testing.assert_array_equal(decode(data, color, LIMITS), pillow(data, color))
+
+
+def test_gray_of_a_jpeg_is_its_luma_plane(portrait_pixels):
+    data = encoded(Image.fromarray(portrait_pixels), "JPEG", quality=30)
+    luma = decode(data, "gray", LIMITS)
+    with Image.open(io.BytesIO(data)) as image:
+        through_rgb = np.asarray(image.convert("RGB").convert("L"))
+    assert (luma != through_rgb).any(), "the picture clips no colour and tells the two apart no more"
+
+
+def unusual_jpegs() -> dict[str, bytes]:
+    return {
+        "progressive": encoded(random_image(), "JPEG", progressive=True),
+        "cmyk": encoded(random_image("CMYK"), "JPEG"),
+        "grayscale": encoded(random_image("L"), "JPEG"),
+        "rgb": encoded(random_image(), "JPEG", keep_rgb=True),
+        "1x1": encoded(random_image(width=1, height=1), "JPEG"),
+        "trailing bytes": encoded(random_image(), "JPEG") + b"more" * 100,
+        "comment": encoded(random_image(), "JPEG", comment=b"Exif\0\0 is a word here"),
+    }
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("name", unusual_jpegs())
+def test_unusual_jpeg_is_pillows(name, color):
+    data = unusual_jpegs()[name]
+    np.testing.assert_array_equal(decode(data, color, LIMITS), pillow(data, color))
+
+
+# Orientation.
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing and change nothing
+def test_exif_orientation_is_applied(orientation, kind, color):
+    data = encoded(random_image(), kind, exif=exif(orientation))
+    pixels = decode(data, color, LIMITS)
+    assert pixels.shape[:2] == ((37, 23) if orientation in (5, 6, 7, 8) else (23, 37))
+    np.testing.assert_array_equal(pixels, pillow(data, color))
+    assert pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_orientations_differ_from_each_other(color):
+    seen = {decode(encoded(random_image(), "PNG", exif=exif(n)), color, LIMITS).tobytes() for n in range(1, 9)}
+    assert len(seen) == 8
+
+
+def test_orientation_in_xmp_is_applied():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
+    data = encoded(random_image(), "JPEG", xmp=xmp)
+    pixels = decode(data, "gray", LIMITS)
+    assert pixels.shape == (37, 23)
+    np.testing.assert_array_equal(pixels, pillow(data, "gray"))
+
+
+def test_damaged_exif_does_not_cost_the_picture():
+    data = encoded(random_image(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
+    assert decode(data, "gray", LIMITS).shape == (23, 37)
+
+
+# Modes.
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_png_is_pillows(mode, color):
+    data = encoded(random_image(mode))
+    np.testing.assert_array_equal(decode(data, color, LIMITS), pillow(data, color))
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("transparent", [{}, {"transparency": 3}])
+def test_palette_is_pillows(color, transparent):
+    data = encoded(random_image().quantize(16), **transparent)
+    np.testing.assert_array_equal(decode(data, color, LIMITS), pillow(data, color))
+
+
+def test_one_bit_becomes_black_and_white():
+    bits = np.array([[True, False, True]])
+    pixels = decode(encoded(Image.fromarray(bits)), "gray", LIMITS)
+    np.testing.assert_array_equal(pixels, [[255, 0, 255]])
+
+
+def test_gray_of_rgb_is_the_documented_luma():
+    image = random_image()
+    red, green, blue = np.asarray(image).astype(np.uint32).transpose(2, 0, 1)
+    luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+    np.testing.assert_array_equal(decode(encoded(image), "gray", LIMITS), luma)
+
+
+LEVELS_16 = np.array([[0, 128, 129, 257, 32896, 65535]], dtype=np.uint16)
+LEVELS_8 = np.array([[0, 0, 1, 1, 128, 255]], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_is_scaled(kind):
+    data = encoded(Image.fromarray(LEVELS_16), kind)
+    np.testing.assert_array_equal(decode(data, "gray", LIMITS), LEVELS_8)
+    np.testing.assert_array_equal(decode(data, "rgb", LIMITS), np.repeat(LEVELS_8[..., None], 3, axis=2))
+
+
+def test_16_bit_pgm_is_scaled():
+    data = b"P5 6 1 65535\n" + LEVELS_16.astype(">u2").tobytes()
+    np.testing.assert_array_equal(decode(data, "gray", LIMITS), LEVELS_8)
+
+
+def test_16_bit_is_turned_upright():
+    levels = np.random.default_rng(1).integers(0, 65536, (5, 7), dtype=np.uint16)
+    pixels = decode(encoded(Image.fromarray(levels), exif=exif(6)), "gray", LIMITS)
+    np.testing.assert_array_equal(pixels, ((levels.astype(int) + 128) // 257).T[:, ::-1])
+
+
+def test_first_frame_of_an_animation():
+    frames = [random_image("L", seed=seed) for seed in (1, 2)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode(data, "gray", LIMITS), pillow(data, "gray"))
+
+
+# Sources.
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_same_answer_for_every_way_to_give_bytes(tmp_path, kind, color):
+    data = encoded(random_image(), kind)
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    expected = decode(data, color, LIMITS)
+    for source in (path, str(path), bytearray(data), memoryview(data), memoryview(bytearray(data))):
+        np.testing.assert_array_equal(decode(source, color, LIMITS), expected)
+
+
+def test_suffix_means_nothing(tmp_path):
+    path = tmp_path / "really.jpg"
+    path.write_bytes(encoded(random_image()))
+    np.testing.assert_array_equal(decode(path, "rgb", LIMITS), np.asarray(random_image()))
+
+
+def test_path_that_is_not_utf8(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    Path(path).write_bytes(encoded(random_image("L")))
+    assert decode(path, "gray", LIMITS).shape == (23, 37)
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_pil_image_is_as_its_file(color):
+    for image in (random_image(), random_image("RGBA"), random_image("L"), random_image().quantize(16)):
+        np.testing.assert_array_equal(decode(image, color, LIMITS), decode(encoded(image), color, LIMITS))
+
+
+def test_pil_image_of_the_caller_is_left_as_it_was():
+    image = Image.open(io.BytesIO(encoded(random_image(), "JPEG")))
+    decode(image, "gray", LIMITS)
+    assert image.mode == "RGB"
+    assert np.asarray(image).shape == (23, 37, 3)
+
+
+def test_arrays():
+    rgba = np.asarray(random_image("RGBA"))
+    rgb, gray = rgba[..., :3], rgba[..., 0]
+    np.testing.assert_array_equal(decode(gray, "gray", LIMITS), gray)
+    np.testing.assert_array_equal(decode(gray[..., None], "gray", LIMITS), gray)
+    np.testing.assert_array_equal(decode(rgb, "rgb", LIMITS), rgb)
+    np.testing.assert_array_equal(decode(rgba, "rgb", LIMITS), rgb)
+
+
+def test_bgr_arrays():
+    rgba = np.asarray(random_image("RGBA"))
+    bgra = rgba[..., [2, 1, 0, 3]]
+    for array in (bgra, bgra[..., :3]):
+        np.testing.assert_array_equal(decode(array, "rgb", LIMITS, "bgr"), rgba[..., :3])
+    np.testing.assert_array_equal(decode(rgba[..., 0], "gray", LIMITS, "bgr"), rgba[..., 0])
+
+
+def test_arrays_may_be_views():
+    array = np.asarray(random_image())[::-2, ::3]
+    pixels = decode(array, "rgb", LIMITS)
+    np.testing.assert_array_equal(pixels, array)
+    assert pixels.flags.c_contiguous
+
+
+# Errors.
+
+
+def test_empty(tmp_path):
+    (tmp_path / "empty").touch()
+    for source in (b"", bytearray(), memoryview(b""), tmp_path / "empty"):
+        assert kind_of(source) is Kind.EMPTY
+    for shape in ((0, 4), (4, 0), (0, 4, 3), (4, 0, 1)):
+        assert kind_of(np.zeros(shape, np.uint8)) is Kind.EMPTY
+    assert kind_of(Image.new("L", (0, 3))) is Kind.EMPTY
+
+
+@pytest.mark.parametrize("data", [b"\0", b"hello", b"\xff\xd8\xff", b"%PDF-1.7\n", b"<svg/>", bytes(4096)])
+def test_not_an_image(data):
+    assert kind_of(data) is Kind.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("part", [0.5, 0.9])
+def test_truncated(kind, part, color):
+    data = encoded(random_image(width=64, height=64), kind)
+    assert kind_of(data[: int(len(data) * part)], color) is Kind.TRUNCATED
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_cut_anywhere_is_pixels_or_a_source_error(kind):
+    data = encoded(random_image(), kind)
+    for length in range(0, len(data), 7):
+        try:
+            assert decode(data[:length], "gray", LIMITS).shape == (23, 37)
+        except SourceError as error:
+            assert error.kind in (Kind.EMPTY, Kind.NOT_AN_IMAGE, Kind.TRUNCATED, Kind.CORRUPT)
+
+
+def test_corrupt():
+    data = bytearray(encoded(random_image()))
+    start = data.index(b"IDAT") + 4
+    data[start : start + 64] = bytes(64)
+    assert kind_of(bytes(data)) is Kind.CORRUPT
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]),
+    changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_damaged_bytes_are_pixels_or_a_source_error(kind, changes):
+    data = bytearray(encoded(random_image(), kind))
+    for position, value in changes:
+        data[position % len(data)] = value
+    try:
+        pixels = decode(bytes(data), "gray", Limits(max_pixels=10**7))
+    except SourceError:
+        return
+    assert pixels.dtype == np.uint8
+    assert pixels.ndim == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda image: encoded(image, "JPEG"),
+        lambda image: encoded(image, "JPEG", progressive=True),
+        lambda image: encoded(image, "PNG"),
+        lambda image: encoded(image, "TIFF"),
+        lambda image: image,
+        np.asarray,
+    ],
+)
+@pytest.mark.parametrize("color", COLORS)
+def test_too_many_pixels(make: Callable[[Image.Image], Source], color):
+    source = make(random_image(width=20, height=30))
+    assert decode(source, color, Limits(max_pixels=600)).shape[:2] == (30, 20)
+    assert kind_of(source, color, Limits(max_pixels=599)) is Kind.TOO_LARGE
+
+
+def test_bomb_is_too_large():
+    """A header that claims gigapixels, in a file of a hundred bytes."""
+    data = bytearray(encoded(Image.new("1", (8, 8)), "BMP"))
+    data[18:26] = (60_000).to_bytes(4, "little") * 2
+    assert kind_of(bytes(data)) is Kind.TOO_LARGE
+    jpeg = bytearray(encoded(random_image("L"), "JPEG"))
+    start = jpeg.index(b"\xff\xc0") + 5
+    jpeg[start : start + 4] = b"\xff\xdc\xff\xdc"
+    assert kind_of(bytes(jpeg)) is Kind.TOO_LARGE
+
+
+def test_too_many_bytes(tmp_path):
+    data = encoded(random_image())
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    for source in (data, path):
+        assert decode(source, "rgb", Limits(max_bytes=len(data))).shape == (23, 37, 3)
+        assert kind_of(source, limits=Limits(max_bytes=len(data) - 1)) is Kind.TOO_LARGE
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int8, bool, object])
+def test_unsupported_dtype(dtype):
+    assert kind_of(np.zeros((4, 4), dtype)) is Kind.UNSUPPORTED
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4, 2), (4, 4, 5), (1, 4, 4, 3), (4, 4, 0)])
+def test_unsupported_shape(shape):
+    assert kind_of(np.zeros(shape, np.uint8)) is Kind.UNSUPPORTED
+
+
+@pytest.mark.parametrize("source", [None, 3, ["a.png"], io.BytesIO(b"")])
+def test_unsupported_type(source):
+    assert kind_of(source) is Kind.UNSUPPORTED
+
+
+def test_odd_memoryviews_are_pixels_or_a_source_error():
+    data = encoded(random_image("L"))
+    spread = bytearray(2 * len(data))
+    spread[::2] = data
+    assert decode(memoryview(spread)[::2], "gray", LIMITS).shape == (23, 37)
+    assert kind_of(memoryview(np.zeros((4, 4), np.uint8))) is Kind.NOT_AN_IMAGE
+    assert isinstance(kind_of(memoryview(np.zeros((), np.uint8))), Kind)
+
+
+@pytest.mark.parametrize("name", ["missing.png", "nul\0.png", "\ud800.png", "file/below.png", ""])
+def test_not_found(tmp_path, name):
+    (tmp_path / "file").touch()
+    assert kind_of(f"{tmp_path}/{name}" if name else "") is Kind.NOT_FOUND
+
+
+def test_broken_link_is_not_found(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    assert kind_of(tmp_path / "link") is Kind.NOT_FOUND
+
+
+def test_loop_of_links_is_unreadable(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert kind_of(tmp_path / "loop") is Kind.UNREADABLE
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_forbidden_is_unreadable(tmp_path):
+    (tmp_path / "secret").touch(mode=0)
+    assert kind_of(tmp_path / "secret") is Kind.UNREADABLE
+
+
+@pytest.mark.timeout(20)  # opening a FIFO without a writer would wait for ever
+def test_not_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/null"), Path("/dev/zero")):
+        assert kind_of(path) is Kind.NOT_A_FILE
+
+
+def test_eps_is_never_opened(tmp_path):
+    path = tmp_path / "harmless.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS", "Pillow knows it, so that it is fmengine that refuses"
+    for source in (path, path.read_bytes()):
+        assert kind_of(source) is Kind.NOT_AN_IMAGE
+
+
+def hostile_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_hostile_files_are_pixels_or_a_source_error(hostile_images):
+    files = hostile_files(hostile_images)
+    decoded = 0
+    for path in files:
+        for color in COLORS:
+            try:
+                pixels = decode(path, color, LIMITS)
+            except SourceError as error:
+                assert error.kind in Kind, path
+            else:
+                decoded += 1
+                assert pixels.dtype == np.uint8, path
+                assert pixels.size, path
+                assert pixels.ndim == 2 or pixels.shape[2] == 3, path
+    assert decoded > len(files), "most of them are valid pictures"
+
+
+def test_hostile_jpegs_are_pillows(hostile_images):
+    compared = 0
+    for path in hostile_files(hostile_images):
+        if path.suffix not in (".jpg", ".jpeg", ".mpo"):
+            continue
+        try:
+            pixels = {color: decode(path, color, LIMITS) for color in COLORS}
+        except SourceError:
+            continue
+        for color in COLORS:
+            np.testing.assert_array_equal(pixels[color], pillow(path.read_bytes(), color), err_msg=str(path))
+        compared += 1
+    assert compared > 50

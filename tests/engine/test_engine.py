@@ -1,0 +1,162 @@
+"""The engine answers the same whatever the source, the batch, or the thread."""
+
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmengine import Engine, Failure, FmengineError, Kind, Prediction, SourceError
+from fmengine.model_file import load_model_file, shipped_folder
+from fmengine_bench.evaluate import evaluate
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with Engine.load(max_batch=16) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def files(demo_pictures):
+    return sorted(demo_pictures.iterdir())
+
+
+def test_the_portrait_is_happy(engine, portrait):
+    prediction = engine.predict(portrait)
+    assert prediction.label == "happy"
+    assert prediction.confidence > 0.9
+    assert prediction.confidence == prediction.probabilities["happy"]
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert tuple(prediction.probabilities) == engine.spec.labels == ("happy", "sad")
+
+
+def test_every_kind_of_source_gives_the_same_answer(engine, portrait, portrait_pixels):
+    data = portrait.read_bytes()
+    sources = [
+        str(portrait), portrait, data, bytearray(data), memoryview(data), portrait_pixels,
+        np.dstack([portrait_pixels, np.zeros(portrait_pixels.shape[:2], np.uint8)]), Image.open(io.BytesIO(data)),
+    ]  # fmt: skip
+    answers = {tuple(engine.predict(source).probabilities.values()) for source in sources}
+    answers.add(tuple(engine.predict(portrait_pixels[..., ::-1], channels="bgr").probabilities.values()))
+    assert len(answers) == 1
+
+
+def test_a_picture_gets_the_same_bits_in_any_batch(engine, files):
+    alone = [engine.predict(path).probabilities for path in files]
+    for size in (1, 3, 16):
+        together = [result.probabilities for result in engine.predict_many(files, batch_size=size)]
+        assert together == alone
+    backwards = [result.probabilities for result in engine.predict_many(files[::-1])]
+    assert backwards[::-1] == alone
+
+
+def test_failures_stand_in_their_place_and_nothing_else_is_lost(engine, files, tmp_path):
+    sources = [files[0], b"", tmp_path / "missing.jpg", files[1], b"no picture", np.zeros((4, 4)), files[2]]
+    results = list(engine.predict_many(sources, batch_size=3))
+    kinds = [result.kind if isinstance(result, Failure) else None for result in results]
+    assert kinds == [
+        None, Kind.EMPTY, Kind.NOT_FOUND, None, Kind.NOT_AN_IMAGE, Kind.UNSUPPORTED, None,
+    ]  # fmt: skip
+    assert [result.source is source for result, source in zip(results, sources, strict=True)] == [True] * 7
+    good = [engine.predict(path) for path in files[:3]]
+    assert [result for result in results if isinstance(result, Prediction)] == good
+
+
+def test_predict_raises_what_predict_many_reports(engine):
+    with pytest.raises(SourceError, match="no known image format") as caught:
+        engine.predict(b"no picture")
+    assert caught.value.kind is Kind.NOT_AN_IMAGE
+
+
+def test_an_endless_source_is_read_only_as_far_as_needed(engine, portrait):
+    asked = count()
+    endless = (portrait for _ in asked)
+    results = list(islice(engine.predict_many(endless, batch_size=4), 4))
+    assert len(results) == 4
+    assert next(asked) <= 4 * 4  # the batch answered, those ahead, and the one begun
+
+
+def test_an_abandoned_stream_leaves_no_threads(engine, portrait):
+    stream = engine.predict_many(portrait for _ in count())
+    next(stream)
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fmengine-decode")]
+
+
+def test_an_error_of_the_source_iterator_reaches_the_caller(engine, portrait):
+    def sources():
+        yield portrait
+        raise RuntimeError("the camera is gone")
+
+    with pytest.raises(RuntimeError, match="the camera is gone"):
+        list(engine.predict_many(sources()))
+
+
+def test_sixteen_threads_give_the_serial_answers(engine, files):
+    serial = [engine.predict(path) for path in files]
+    with ThreadPoolExecutor(16) as pool:
+        for answers in pool.map(lambda _: [engine.predict(path) for path in files], range(16)):
+            assert answers == serial
+
+
+def test_the_bare_network_and_the_engine_agree(engine, files):
+    images = np.stack([engine.prepare(path) for path in files[:5]])
+    assert images.shape == engine.spec.input_shape(5)
+    outputs = engine.backend.run(images)
+    assert outputs.logits.dtype == outputs.probabilities.dtype == np.float32
+    scaled = outputs.logits / engine.spec.temperature
+    softmax = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(outputs.probabilities, softmax, atol=1e-6)
+    answers = [list(engine.predict(path).probabilities.values()) for path in files[:5]]
+    np.testing.assert_array_equal(outputs.probabilities, np.float32(answers))
+
+
+def test_a_closed_engine_says_so(portrait):
+    engine = Engine.load()
+    engine.close()
+    engine.close()
+    with pytest.raises(FmengineError, match="closed"):
+        engine.predict(portrait)
+    with pytest.raises(FmengineError, match="closed"):
+        engine.predict_many([portrait])
+
+
+def test_two_engines_live_side_by_side(engine, portrait):
+    with Engine.load() as other:
+        assert other.predict(portrait) == engine.predict(portrait)
+    assert engine.predict(portrait).label == "happy"
+
+
+@pytest.mark.parametrize("batch_size", [0, 17])
+def test_a_batch_size_out_of_range_is_refused_at_once(engine, batch_size):
+    with pytest.raises(ValueError, match="expected 1 to max_batch, 16"):
+        engine.predict_many([], batch_size=batch_size)
+
+
+def test_shipped_files_are_one_family():
+    specs = [load_model_file(_shipped(precision)).spec for precision in ("int8", "fp16")]
+    assert {spec.precision for spec in specs} == {"int8", "fp16"}
+    assert len({spec.weights_sha256 for spec in specs}) == 1
+    assert len({spec.temperature for spec in specs}) == 1
+
+
+def _shipped(precision):
+    return shipped_folder() / f"alexnet-slim.{precision}.onnx"
+
+
+def test_int8_and_fp16_agree_on_every_demo_picture_they_are_sure_of(engine, files):
+    with Engine.load(_shipped("fp16")) as other:
+        for mine, theirs in zip(engine.predict_many(files), other.predict_many(files), strict=True):
+            assert mine.probabilities["happy"] == pytest.approx(theirs.probabilities["happy"], abs=0.15)
+
+
+@pytest.mark.slow
+def test_accuracy_on_held_out_faces(engine, shared_faces):
+    report = evaluate(engine, shared_faces / "fer2013" / "val").report
+    assert report.count == 1537
+    assert report.accuracy >= 0.92
+    assert report.ece < 0.03

@@ -1,0 +1,319 @@
+"""The output file: whole rows only, and `resume` that ends where an uninterrupted run would."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from fmengine.errors import Kind, OutputError, SourceError
+from fmengine.output import Csv, Jsonl, OutputFile
+from fmengine.prediction import Failure, Prediction
+from fmengine.rows import Row, to_row
+from hypothesis import given
+from hypothesis import strategies as st
+
+LABELS = ("happy", "sad")
+IDENTITY = {"model": "0123", "backend": "onnxruntime"}
+FORMATS = ("jsonl", "csv")
+
+
+def answer(path: str, confidence: float = 0.75) -> Row:
+    probabilities = {"happy": confidence, "sad": 1 - confidence}
+    return to_row(path, Prediction("happy", confidence, probabilities, path))
+
+
+def failure(path: str, message: str = "no such file") -> Row:
+    return to_row(path, Failure(Kind.NOT_FOUND, SourceError(Kind.NOT_FOUND, message).message, path))
+
+
+ROWS = [
+    answer("a.png"),
+    failure("gone,“quoted”\".png", 'it said "no", and went'),
+    answer("line\nbreak.png", 0.123456),
+    answer("grüße/漢字.png"),
+    failure("\udcff.png"),
+    answer("z.png"),
+]
+
+
+def opened(path: Path, *, resume=False, overwrite=False, identity=IDENTITY) -> OutputFile:
+    return OutputFile(path, LABELS, identity, resume=resume, overwrite=overwrite)
+
+
+def write(path: Path, rows=ROWS, **options) -> bytes:
+    with opened(path, **options) as file:
+        for row in rows:
+            file.write(row)
+    return path.read_bytes()
+
+
+def state_of(path: Path) -> Path:
+    return path.with_name(path.name + ".state.json")
+
+
+@pytest.fixture(params=FORMATS)
+def path(request, tmp_path) -> Path:
+    return tmp_path / f"x.{request.param}"
+
+
+# What is written.
+
+
+def test_rows_come_back(path):
+    write(path)
+    with opened(path, resume=True) as file:
+        assert list(file.rows()) == ROWS
+
+
+def test_rows_can_be_read_while_the_file_grows(path):
+    with opened(path) as file:
+        for count, row in enumerate(ROWS, 1):
+            file.write(row)
+            assert list(file.rows()) == ROWS[:count]
+
+
+def test_one_row_is_one_line(path):
+    lines = write(path).decode().splitlines()
+    assert len(lines) == len(ROWS) + (path.suffix == ".csv")
+
+
+def test_jsonl_is_json(tmp_path):
+    data = write(tmp_path / "x.jsonl")
+    assert [json.loads(line) for line in data.splitlines()] == ROWS
+    assert "漢字".encode() in data, "readable, not escaped"
+
+
+def test_csv_has_a_column_a_label(tmp_path):
+    header, first, second, *_ = write(tmp_path / "x.csv").decode().splitlines()
+    assert header == "path,label,confidence,happy,sad,error_kind,error_message,path_encoding"
+    assert first == "a.png,happy,0.75,0.75,0.25,,,"
+    assert second.endswith(',,,,not_found,"it said ""no"", and went",')
+
+
+def test_state_says_what_made_the_file(path):
+    data = write(path)
+    state = json.loads(state_of(path).read_text())
+    assert state == {"version": 1, **IDENTITY, "rows": len(ROWS), "bytes": len(data)}
+    assert sorted(os.listdir(path.parent)) == sorted([path.name, state_of(path).name])
+
+
+anything = st.text(st.characters(exclude_characters="\0") | st.sampled_from('\r\n\t"\',;\x1c\x85\u2028'), min_size=1)
+file_names = anything | st.binary(min_size=1).map(lambda data: os.fsdecode(data.replace(b"\0", b"-")))
+probability = st.floats(0, 1).map(lambda value: round(value, 6))
+
+
+@pytest.mark.parametrize("encoding", [Jsonl(), Csv(LABELS)], ids=FORMATS)
+@given(name=file_names, message=anything, confidence=probability, failed=st.booleans())
+def test_any_row_is_one_line_and_comes_back(encoding, name, message, confidence, failed):
+    row = failure(name, message) if failed else answer(name, confidence)
+    line = encoding.encode(row)
+    assert line.count("\n") == 1
+    assert line.endswith("\n")
+    assert encoding.decode(line.encode().decode()) == row
+
+
+# Going on after an interruption.
+
+
+def interrupted(path: Path) -> bytes:
+    """Kill a run after its last row: the file is whole, the state still that of the beginning."""
+    file = opened(path)
+    state = state_of(path).read_bytes()
+    for row in ROWS:
+        file.write(row)
+    os.close(file._file)
+    state_of(path).write_bytes(state)
+    return path.read_bytes()
+
+
+def test_resume_after_any_byte_gives_the_same_file(path):
+    whole = interrupted(path)
+    state = state_of(path).read_bytes()
+    begin = json.loads(state)["bytes"]
+    for length in range(begin, len(whole) + 1):
+        path.write_bytes(whole[:length])
+        state_of(path).write_bytes(state)
+        with opened(path, resume=True) as file:
+            kept = whole[:length].count(b"\n") - (path.suffix == ".csv")
+            assert len(file.finished) == kept
+            assert file.failed == sum(row["error"] is not None for row in ROWS[:kept])
+            for row in ROWS[kept:]:
+                file.write(row)
+        assert path.read_bytes() == whole, length
+        assert json.loads(state_of(path).read_text())["bytes"] == len(whole)
+
+
+def test_torn_line_is_cut_off_before_anything_is_written(path):
+    whole = interrupted(path)
+    path.write_bytes(whole[:-1])
+    with opened(path, resume=True):
+        assert path.read_bytes() == whole[: whole.rindex(b"\n", 0, -1) + 1]
+
+
+def test_resume_without_an_output_starts_one(path):
+    assert write(path, resume=True) == write(path.with_name("other" + path.suffix))
+
+
+def test_resume_of_a_finished_file_changes_nothing(path):
+    data = write(path)
+    assert write(path, [], resume=True) == data
+
+
+def test_names_that_look_alike_are_told_apart(path):
+    """`a%0A` is a name of its own, and what the name "a, line feed" is shown as."""
+    write(path, [answer("a%0A")])
+    with opened(path, resume=True) as one:
+        first = set(one.finished)
+    write(path, [answer("a\n")], overwrite=True)
+    with opened(path, resume=True) as other:
+        assert first != other.finished
+
+
+def test_killed_before_the_first_state(path):
+    """An empty file that nothing is known of holds nothing to lose."""
+    path.touch()
+    assert write(path, resume=True).count(b"\n") == len(ROWS) + (path.suffix == ".csv")
+
+
+# Refusals.
+
+
+def refusal(path: Path, **options) -> str:
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(OutputError) as caught:
+        opened(path, **options)
+    assert before is None or path.read_bytes() == before, "a refused file is left as it was"
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+def test_existing_file_is_refused(path):
+    write(path)
+    message = refusal(path)
+    assert "--resume" in message
+    assert "--overwrite" in message
+
+
+def test_overwrite_begins_anew(path):
+    write(path)
+    assert write(path, ROWS[:1], overwrite=True) == write(path.with_name("other" + path.suffix), ROWS[:1])
+
+
+@pytest.mark.parametrize("key", IDENTITY)
+def test_other_model_or_options_are_refused(path, key):
+    write(path)
+    message = refusal(path, resume=True, identity=IDENTITY | {key: "another"})
+    assert key in message
+    assert "another" in message
+    assert IDENTITY[key] in message
+
+
+def test_missing_state_is_refused(path):
+    write(path)
+    state_of(path).unlink()
+    assert "missing or damaged" in refusal(path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"bytes": null}', '{"bytes": "many"}', '{"bytes": 1e999}', "\xff"]
+)
+def test_damaged_state_is_refused(path, text):
+    write(path)
+    state_of(path).write_bytes(text.encode("latin-1"))
+    assert "missing or damaged" in refusal(path, resume=True)
+
+
+def test_file_shorter_than_its_state_is_refused(path):
+    data = write(path)
+    path.write_bytes(data[:-1])
+    assert "shorter" in refusal(path, resume=True)
+
+
+BAD_LINES = {
+    "jsonl": [
+        b"hello",
+        b"",
+        b"3",
+        b"{}",
+        b'{"path": "a"}',
+        b'{"path": [], "error": null}',
+        b"\xff",
+        b"[" * 100_000,
+    ],
+    "csv": [b"hello", b"", b"a,happy,0.5,0.5,,,", b"a,happy,half,0.5,0.5,,,", b"\xff", b"a\rb,happy,1,1,0,,,"],
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "line"),
+    [(suffix, line) for suffix, lines in BAD_LINES.items() for line in lines],
+    ids=lambda value: str(value)[:24],
+)
+def test_line_that_is_no_row_is_refused(tmp_path, suffix, line):
+    path = tmp_path / f"x.{suffix}"
+    data = write(path)
+    path.write_bytes(data + line + b"\n")
+    number = data.count(b"\n") + 1
+    assert f"line {number} " in refusal(path, resume=True)
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.json", "x.jsonl.gz", ".jsonl"])
+def test_other_suffixes_are_refused(tmp_path, name):
+    assert ".jsonl or .csv" in refusal(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_what_is_no_file_is_refused(path):
+    path.mkdir()
+    assert "not a regular file" in refusal(path, overwrite=True)
+
+
+def test_missing_folder_is_refused(path):
+    refusal(path.parent / "missing" / path.name)
+
+
+def test_name_that_is_too_long_is_refused(path):
+    with pytest.raises(OutputError):
+        opened(path.with_name("x" * 300 + path.suffix))
+
+
+# A full disk, which a limit on the size of a file imitates.
+
+FULL_DISK = """
+    import resource, signal, sys
+    from pathlib import Path
+    from fmengine.errors import OutputError
+    from fmengine.output import OutputFile
+
+    row = {"path": "a.png", "label": "happy", "confidence": 0.75, "probabilities": {"happy": 0.75, "sad": 0.25}}
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        with OutputFile(Path(sys.argv[1]), ("happy", "sad"), {"model": "m"}, resume=False, overwrite=False) as file:
+            for _ in range(1000):
+                file.write(row | {"error": None})
+    except OutputError as error:
+        print(error)
+"""
+
+
+def test_full_disk_leaves_whole_rows(path):
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK), path], capture_output=True, text=True, check=True
+    )
+    data = path.read_bytes()
+    header = path.suffix == ".csv"
+    kept = data.count(b"\n") - header
+    assert kept > 3
+    assert data.endswith(b"\n")
+    assert len({len(line) for line in data.splitlines()[header:]}) == 1, "every row is whole"
+    assert f"{kept} rows are kept" in run.stdout
+    assert "File too large" in run.stdout
+    assert "--resume" in run.stdout
+    with opened(path, resume=True, identity={"model": "m"}) as file:
+        assert len(list(file.rows())) == kept
+        file.write(answer("after.png"))
+        assert list(file.rows())[-1] == answer("after.png")

@@ -1,0 +1,95 @@
+"""The preprocessing of the runtime is the definition, bit for bit."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fmengine.preprocess import COLORS, FITS, crop_box, pad_box, preprocess
+from fmengine_bench.definition import preprocess as define
+
+# A few lines that are far longer than wide, since Pillow 13 treats tall pictures in another order.
+SIZES = st.one_of(st.integers(1, 300), st.sampled_from([1, 2, 3, 111, 112, 113, 1000, 2800]))
+
+
+# Of the demo's portrait at 112×112, gray, cropped.
+GOLDEN_ROW = [203, 203, 205, 204, 205, 205, 205, 206]
+GOLDEN_SHA256 = "d6cb6d5f39af13f74e11bda0d93b308f6c2fa4c4c8e3f37c58fc25e478c4237a"
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    height=SIZES,
+    width=SIZES,
+    color=st.sampled_from(COLORS),
+    fit=st.sampled_from(FITS),
+    target=st.tuples(st.integers(1, 130), st.integers(1, 130)),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_equals_the_definition(height, width, color, fit, target, channels, seed):
+    shape = (height, width) if channels == 1 else (height, width, 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    assert np.array_equal(preprocess(pixels, *target, color, fit), define(pixels, *target, color, fit))
+
+
+def test_one_call_of_pillow_would_not_do():
+    # Were this to pass with one call, the definition's fixed order would have become needless.
+    pixels = np.random.default_rng(7).integers(0, 256, (431, 42), dtype=np.uint8)
+    two = preprocess(pixels, 112, 112, "gray", "stretch")[0]
+    swapped = np.asarray(
+        Image.fromarray(pixels)
+        .resize((42, 112), Image.Resampling.BILINEAR)
+        .resize((112, 112), Image.Resampling.BILINEAR)
+    )
+    assert not np.array_equal(two, swapped)
+    assert np.abs(two.astype(int) - swapped).max() == 1
+
+
+def test_golden_values_of_the_portrait(portrait_pixels):
+    gray = preprocess(portrait_pixels, 112, 112, "gray", "crop")
+    assert gray.shape == (1, 112, 112)
+    assert gray[0, 56, :8].tolist() == GOLDEN_ROW
+    assert hashlib.sha256(gray.tobytes()).hexdigest() == GOLDEN_SHA256
+
+
+@given(
+    source=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
+    target=st.tuples(st.integers(1, 500), st.integers(1, 500)),
+)
+def test_boxes_are_centred_and_of_the_right_shape(source, target):
+    (w, h), (tw, th) = source, target
+    left, top, right, bottom = crop_box(source, target)
+    assert 0 <= left < right <= w
+    assert 0 <= top < bottom <= h
+    assert 0 <= (w - right) - left <= 1
+    assert 0 <= (h - bottom) - top <= 1
+    assert (right - left, bottom - top) == (w, h) or right - left == w or bottom - top == h
+    left, top, right, bottom = pad_box(source, target)
+    assert left <= 0 < w <= right
+    assert top <= 0 < h <= bottom
+    # One side is the picture's own; the other is the nearest whole pixel to the input's aspect ratio.
+    assert right - left == w or bottom - top == h
+    off = abs((right - left) * th - (bottom - top) * tw)
+    assert off <= max(tw, th)
+
+
+def test_padding_is_black_and_cropping_keeps_the_centre():
+    pixels = np.full((10, 20), 200, dtype=np.uint8)
+    pixels[:, :5] = pixels[:, 15:] = 50
+    assert (preprocess(pixels, 10, 10, "gray", "crop") == 200).all()
+    padded = preprocess(pixels, 20, 20, "gray", "pad")[0]
+    assert (padded[:5] == 0).all()
+    assert (padded[15:] == 0).all()
+    assert np.array_equal(padded[5:15], pixels)
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_a_picture_of_the_right_size_is_left_alone(color):
+    shape = (112, 112) if color == "gray" else (112, 112, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    result = preprocess(pixels, 112, 112, color, "crop")
+    assert np.array_equal(result, pixels[np.newaxis] if color == "gray" else pixels.transpose(2, 0, 1))

@@ -1,0 +1,217 @@
+"""Sources and names: which files a folder, a glob or a list stands for, and how rows show them."""
+
+import io
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from fmengine.errors import FmengineError, Kind
+from fmengine.prediction import Failure
+from fmengine.rows import file_of, printable, to_row, to_text
+from fmengine.sources import expand, walk
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def make(folder: Path, *names: str | bytes) -> None:
+    for name in names:
+        path = Path(os.fsdecode(os.path.join(os.fsencode(folder), os.fsencode(name))))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def walked(folder: Path, **options) -> list[str]:
+    return [os.path.relpath(path, folder) for path in walk(str(folder), **options)]
+
+
+def listed(data: bytes) -> list[str]:
+    return list(expand(["-"], io.BytesIO(data)))
+
+
+# Folders.
+
+
+def test_order_is_that_of_bytes(tmp_path):
+    names = [b"B", b"a", b"\xc3\xa9", b"Z10", b"Z9", b"\xff", b"_", b"\xef\xbf\xbd", b"\xf0\x9f\x98\x80"]
+    make(tmp_path, *names)
+    assert [os.fsencode(name) for name in walked(tmp_path)] == sorted(names)
+
+
+def test_every_file_of_every_depth_counts(tmp_path):
+    make(tmp_path, "b.png", ".hidden", "a/1.png", "a/.b/2", "c/d/e/f.txt", "no suffix")
+    (tmp_path / "empty").mkdir()
+    assert walked(tmp_path) == [".hidden", "a/.b/2", "a/1.png", "b.png", "c/d/e/f.txt", "no suffix"]
+
+
+def test_links_to_files_and_broken_links_count(tmp_path):
+    make(tmp_path, "file")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "broken").symlink_to("missing")
+    assert walked(tmp_path) == ["broken", "file", "link"]
+
+
+@pytest.mark.timeout(20)  # followed, they would never end
+def test_links_to_folders_are_not_followed(tmp_path):
+    make(tmp_path, "sub/file")
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    (tmp_path / "side").symlink_to("sub")
+    assert walked(tmp_path) == ["sub/file"]
+
+
+@pytest.mark.parametrize("target", ["link", "file/below", "x" * 300])
+def test_link_that_leads_nowhere_costs_no_other_file(tmp_path, target):
+    make(tmp_path, "file", "z")
+    (tmp_path / "link").symlink_to(target)
+    assert walked(tmp_path) == ["file", "link", "z"]
+
+
+def test_folder_that_is_a_link_is_walked(tmp_path):
+    make(tmp_path, "real/file")
+    (tmp_path / "link").symlink_to("real")
+    assert walked(tmp_path / "link") == ["file"]
+    assert list(expand([str(tmp_path / "link")])) == [str(tmp_path / "link" / "file")]
+
+
+def test_pipes_sockets_and_devices_are_left_out(tmp_path, monkeypatch):
+    make(tmp_path, "file")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    monkeypatch.chdir(tmp_path)  # the address of a socket must be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+        assert walked(tmp_path) == ["file"]
+
+
+def test_skip(tmp_path):
+    make(tmp_path, "a", "sub/b", "sub/c")
+    assert walked(tmp_path, skip=lambda path: path.endswith("/b")) == ["a", "sub/c"]
+
+
+def test_folder_that_went_away_is_a_row(tmp_path):
+    assert list(walk(str(tmp_path / "gone"))) == [str(tmp_path / "gone")]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_forbidden_folder_is_a_row(tmp_path):
+    make(tmp_path, "a", "b/c")
+    (tmp_path / "b").chmod(0)
+    assert walked(tmp_path) == ["a", "b"]
+
+
+# Files, globs and lists.
+
+
+def test_sources_keep_their_order(tmp_path, monkeypatch):
+    make(tmp_path, "b", "folder/2", "folder/1", "a")
+    monkeypatch.chdir(tmp_path)
+    assert list(expand(["b", "missing", "folder", "a", "b"])) == [
+        "b",
+        "missing",
+        "folder/1",
+        "folder/2",
+        "a",
+        "b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.png", ["a.png", "b.png"]),
+        ("[ac].*", ["a.png", "c.txt"]),
+        ("?.txt", ["c.txt"]),
+        ("sub*", ["sub/d.png", "sub/deep/e.png"]),
+        ("**/*.png", ["a.png", "b.png", "sub/d.png", "sub/deep/e.png"]),
+        ("**", ["a.png", "b.png", "c.txt", "sub/d.png", "sub/deep/e.png"]),
+        ("sub/**", ["sub/d.png", "sub/deep/e.png"]),
+        ("**/deep", ["sub/deep/e.png"]),
+        (".*", [".hidden"]),
+    ],
+)
+def test_globs(tmp_path, monkeypatch, pattern, expected):
+    make(tmp_path, "b.png", "a.png", "c.txt", ".hidden", "sub/d.png", "sub/deep/e.png")
+    monkeypatch.chdir(tmp_path)
+    assert list(expand([pattern])) == expected
+
+
+def test_file_named_like_a_glob_is_that_file(tmp_path, monkeypatch):
+    make(tmp_path, "[a].png", "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert list(expand(["[a].png"])) == ["[a].png"]
+
+
+def test_glob_without_a_match_is_an_error(tmp_path):
+    with pytest.raises(FmengineError, match="nothing matches"):
+        list(expand([f"{tmp_path}/*.png"]))
+
+
+def test_list_by_line():
+    assert listed(b"a.png\n  b c.png \r\n\n[d]*.png\nlast") == ["a.png", "  b c.png ", "[d]*.png", "last"]
+    assert listed(b"") == []
+    assert listed(b"\xff.png\n") == ["\udcff.png"]
+
+
+def test_list_by_nul():
+    assert listed(b"a.png\0b\nc.png\0\xff\0") == ["a.png", "b\nc.png", "\udcff"]
+    assert listed(b"only\0") == ["only"]
+
+
+def test_list_by_nul_keeps_every_byte_of_a_name():
+    assert listed(b"a\0ends with\n\0ends with\r\0") == ["a", "ends with\n", "ends with\r"]
+
+
+def test_list_by_line_is_read_as_it_comes():
+    """A camera's list may never end."""
+
+    class Endless(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer) -> int:
+            buffer[:2] = b"a\n"
+            return 2
+
+    names = expand(["-"], io.BufferedReader(Endless(), buffer_size=2))
+    assert [next(names) for _ in range(3)] == ["a", "a", "a"]
+
+
+# Names in rows.
+
+
+def test_plain_names_are_shown_as_they_are():
+    for name in ("a.png", "grüße/漢字 😀.png", "100%.png", "a%0A.png", " , ; \"'"):
+        assert printable(name) == name
+        assert "path_encoding" not in to_row(name, Failure(Kind.EMPTY, "", name))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\nb/c.png", "a%0Ab/c.png"),
+        (os.fsdecode(b"\xff%"), "%FF%25"),
+        ("\x1b[31m", "%1B%5B31m"),
+        ("\u2028", "%E2%80%A8"),
+        ("\x85", "%C2%85"),
+    ],
+)
+def test_names_that_would_break_a_line_are_percent_encoded(name, shown):
+    row = to_row(name, Failure(Kind.EMPTY, "nothing", name))
+    assert (row["path"], row["path_encoding"]) == (shown, "percent")
+    assert to_text(row) == f"{shown}  error  empty: nothing"
+
+
+names = st.text(min_size=1) | st.binary(min_size=1).map(os.fsdecode)
+
+
+@given(name=names)
+def test_any_name_is_one_line_of_utf8_and_comes_back(name):
+    row = to_row(name, Failure(Kind.EMPTY, "", name))
+    assert file_of(row) == name
+    assert len(row["path"].encode().decode().splitlines()) == 1
+
+
+@given(one=names, other=names)
+def test_different_names_give_different_rows(one, other):
+    rows = [to_row(name, Failure(Kind.EMPTY, "", name)) for name in (one, other)]
+    assert (rows[0] == rows[1]) == (one == other)

@@ -1,0 +1,30 @@
+"""What the training tests share."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads wait for each other longer than so small a network computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def picture() -> Callable[[Path, int], None]:
+    """Writes a picture of 8×8 noise, another one for each seed."""
+
+    def write(path: Path, seed: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        levels = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(levels).save(path)
+
+    return write

@@ -1,0 +1,77 @@
+"""Augmentation: within range, repeatable, another one for each picture."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fmengine_train.augment import augment
+
+
+def pictures(count: int = 16, channels: int = 1, size: int = 40) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+
+
+def run(images: Tensor, seed: int = 0, strength: float = 1.0) -> Tensor:
+    return augment(images, torch.Generator().manual_seed(seed), strength)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    count=st.integers(1, 9),
+    channels=st.sampled_from([1, 3]),
+    size=st.integers(8, 50),
+    seed=st.integers(0, 2**31),
+    strength=st.floats(0, 2),
+)
+def test_shape_type_and_range_hold(count: int, channels: int, size: int, seed: int, strength: float) -> None:
+    images = pictures(count, channels, size)
+    result = run(images, seed, strength)
+    assert result.shape == images.shape
+    assert result.dtype == torch.float32
+    assert result.isfinite().all()
+    assert float(result.min()) >= 0
+    assert float(result.max()) <= 255
+
+
+def test_strength_zero_changes_nothing() -> None:
+    images = pictures()
+    assert torch.equal(run(images, strength=0), images.float())
+
+
+def test_a_seed_repeats() -> None:
+    assert torch.equal(run(pictures(), seed=3), run(pictures(), seed=3))
+
+
+def test_another_seed_differs() -> None:
+    assert not torch.equal(run(pictures(), seed=3), run(pictures(), seed=4))
+
+
+def test_each_picture_is_distorted_in_its_own_way() -> None:
+    results = run(pictures(1).expand(12, -1, -1, -1)).flatten(1)
+    assert len({tuple(row.tolist()) for row in results}) == 12
+
+
+def test_about_half_of_the_pictures_are_mirrored() -> None:
+    ramp = torch.linspace(0, 255, 40).to(torch.uint8).expand(400, 1, 40, 40)
+    result = run(ramp, strength=0.05)
+    mirrored = (result[:, 0, :, :8].mean((1, 2)) > result[:, 0, :, -8:].mean((1, 2))).float().mean()
+    assert 0.4 < float(mirrored) < 0.6
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_the_input_stays_as_it_is(dtype: torch.dtype, strength: float) -> None:
+    images = pictures().to(dtype)
+    before = images.clone()
+    run(images, strength=strength)
+    assert torch.equal(images, before)
+
+
+def test_more_strength_distorts_more() -> None:
+    images = pictures(64).float()
+    smooth = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
+    off = [float((run(smooth, strength=s) - smooth).abs().mean()) for s in (0.02, 1.0)]
+    assert off[0] < off[1]
