@@ -1,6 +1,6 @@
 """Draw the README's picture: the portrait on its way through fmengine, with the shipped model's answer.
 
-    python demo/draw.py .cache/demo/pictures/astronaut.png demo/pipeline.svg
+python demo/draw.py .cache/demo/pictures/astronaut.png demo/pipeline.svg
 """
 
 import base64

@@ -26,7 +26,9 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | more
 
 
-def run(*arguments: object, code: int = 0, cwd: Path | None = None, stdin: bytes = b"", **env: str) -> tuple[str, str]:
+def run(
+    *arguments: object, code: int = 0, cwd: Path | None = None, stdin: bytes = b"", **env: str
+) -> tuple[str, str]:
     """Run the command line, hold it to its exit code, and give back stdout and stderr."""
     done = subprocess.run(
         [*COMMAND, *map(os.fspath, map(str, arguments))],
@@ -141,7 +143,9 @@ def test_list_on_stdin(faces):
 
 def test_glob_on_the_command_line(faces):
     out, _ = run("infer", "faces/**/*.png", "--json")
-    assert [row["path"] for row in json_rows(out)] == [n for n in NAMES if n.endswith("g") and n[6:] not in (".hidden.png", "b.jpg")]
+    assert [row["path"] for row in json_rows(out)] == [
+        n for n in NAMES if n.endswith("g") and n[6:] not in (".hidden.png", "b.jpg")
+    ]
 
 
 def test_odd_names_are_flagged(faces):
@@ -196,7 +200,9 @@ def test_missing_folder(tmp_path):
 
 
 def test_missing_folder_is_noticed_before_anything_is_done(faces):
-    assert "missing does not exist" in refused("infer", "--batch", faces, "--batch", "missing", "--output", "x.jsonl")
+    assert "missing does not exist" in refused(
+        "infer", "--batch", faces, "--batch", "missing", "--output", "x.jsonl"
+    )
     assert not Path("x.jsonl").exists()
 
 

@@ -31,7 +31,7 @@ def failure(path: str, message: str = "no such file") -> Row:
 
 ROWS = [
     answer("a.png"),
-    failure("gone,“quoted”\".png", 'it said "no", and went'),
+    failure('gone,“quoted”".png', 'it said "no", and went'),
     answer("line\nbreak.png", 0.123456),
     answer("grüße/漢字.png"),
     failure("\udcff.png"),
@@ -100,7 +100,9 @@ def test_state_says_what_made_the_file(path):
     assert sorted(os.listdir(path.parent)) == sorted([path.name, state_of(path).name])
 
 
-anything = st.text(st.characters(exclude_characters="\0") | st.sampled_from('\r\n\t"\',;\x1c\x85\u2028'), min_size=1)
+anything = st.text(
+    st.characters(exclude_characters="\0") | st.sampled_from("\r\n\t\"',;\x1c\x85\u2028"), min_size=1
+)
 file_names = anything | st.binary(min_size=1).map(lambda data: os.fsdecode(data.replace(b"\0", b"-")))
 probability = st.floats(0, 1).map(lambda value: round(value, 6))
 
