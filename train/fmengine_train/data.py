@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -216,26 +216,35 @@ def _from_classes(root: Path, classes: tuple[str, ...], source: str, validation:
         if classes and folder.name not in classes:
             continue
         for path in sorted(folder.rglob("*")):
-            if path.name.startswith(".") or not path.is_file():
+            relative = path.relative_to(root)
+            if any(part.startswith(".") for part in relative.parts) or not path.is_file():
                 continue
-            name = path.relative_to(root).as_posix()
+            name = relative.as_posix()
             split: Split = "val" if validation is not None and held_out(name, validation) else "train"
             yield Item(path, folder.name, split, source, str(path))
 
 
 def _from_fer2013(path: Path, classes: tuple[str, ...]) -> Iterator[Item]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)  # one published copy has spaces after commas
-        wanted = {"emotion", "pixels", "Usage"}
-        if not wanted <= {name.strip() for name in reader.fieldnames or ()}:
-            raise DataError(f"{path} has columns {reader.fieldnames}; expected {', '.join(sorted(wanted))}")
-        for number, raw in enumerate(reader, start=2):
-            row = {key.strip(): value for key, value in raw.items() if key and value is not None}
-            try:
-                label = FER2013_CLASSES[int(row["emotion"])]
-                split = FER2013_SPLITS.get(row["Usage"].strip())
-                levels = np.array(row["pixels"].split(), dtype=np.uint8).reshape(48, 48)
-            except (KeyError, IndexError, ValueError, OverflowError) as error:
-                raise DataError(f"{path}, line {number}: not a row of FER2013 ({error})") from error
-            if split is not None and (not classes or label in classes):
-                yield Item(levels, label, split, path.stem, f"{path}, line {number}")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from _fer2013_rows(path, file, classes)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}; expected the csv file of FER2013") from error
+
+
+def _fer2013_rows(path: Path, file: TextIO, classes: tuple[str, ...]) -> Iterator[Item]:
+    reader = csv.DictReader(file, skipinitialspace=True)  # one published copy has spaces after commas
+    wanted = {"emotion", "pixels", "Usage"}
+    if not wanted <= {name.strip() for name in reader.fieldnames or ()}:
+        raise DataError(f"{path} has columns {reader.fieldnames}; expected {', '.join(sorted(wanted))}")
+    for raw in reader:
+        row = {key.strip(): value for key, value in raw.items() if key and value is not None}
+        name = f"{path}, line {reader.line_num}"
+        try:
+            label = dict(enumerate(FER2013_CLASSES))[int(row["emotion"])]
+            split = FER2013_SPLITS.get(row["Usage"].strip())
+            levels = np.array(row["pixels"].split(), dtype=np.uint8).reshape(48, 48)
+        except (KeyError, ValueError, OverflowError) as error:
+            raise DataError(f"{name}: not a row of FER2013 ({error})") from error
+        if split is not None and (not classes or label in classes):
+            yield Item(levels, label, split, path.stem, name)

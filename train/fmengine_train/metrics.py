@@ -17,7 +17,7 @@ class Scores:
         loss: mean cross-entropy in nats.
         accuracy: share answered right.
         balanced_accuracy: mean of the recalls, where a class has pictures.
-        recall: share answered right of each class; NaN for a class without pictures.
+        recall: share answered right of each class; None for a class without pictures.
         confusion: `[label][answer]` counts.
     """
 
@@ -25,7 +25,7 @@ class Scores:
     loss: float
     accuracy: float
     balanced_accuracy: float
-    recall: list[float]
+    recall: list[float | None]
     confusion: list[list[int]]
 
 
@@ -39,7 +39,7 @@ def score(logits: Tensor, targets: Tensor) -> Scores:
         loss=float(F.cross_entropy(logits.float(), targets)),
         accuracy=float(confusion.diagonal().sum() / len(targets)),
         balanced_accuracy=float(recall.nanmean()),
-        recall=recall.tolist(),
+        recall=[None if math.isnan(share) else share for share in recall.tolist()],
         confusion=confusion.tolist(),
     )
 

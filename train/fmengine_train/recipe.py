@@ -65,6 +65,7 @@ class Recipe:
             "ema": (0.0, 0.99999),
             "clip_norm": (1e-6, 1e6),
             "augment": (0.0, 2.0),
+            "seed": (0, 2**31 - 1),
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
@@ -92,12 +93,21 @@ class Recipe:
             raise DataError(f"recipe: unknown {', '.join(unknown)}; known are {', '.join(fields)}")
         for name, value in values.items():
             default = fields[name].default
-            numeric = isinstance(default, float) and isinstance(value, int)
-            if not isinstance(value, type(default) if name != "classes" else list | tuple) and not numeric:
-                raise DataError(f"recipe: {name} is {value!r}; expected a {type(default).__name__}")
+            if not _fits(value, default):
+                expected = "list of names" if isinstance(default, tuple) else type(default).__name__
+                raise DataError(f"recipe: {name} is {value!r}; expected a {expected}")
         if "classes" in values:
             values = values | {"classes": tuple(values["classes"])}
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"classes": list(self.classes)}
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value has its default's type; whole numbers do for float, True and False for no number."""
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    if isinstance(value, bool):
+        return isinstance(default, bool)
+    return isinstance(value, int | float if isinstance(default, float) else type(default))

@@ -80,7 +80,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Linear warm-up to the recipe's rate, then a cosine to zero at the last step."""
     warmup, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
     if step < warmup:
-        return recipe.learning_rate * (step + 1) / warmup
+        return recipe.learning_rate * min(1.0, (step + 1) / warmup)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
 
@@ -137,16 +137,19 @@ class Trainer:
                 logits = self.model(images.contiguous(memory_format=torch.channels_last))
                 loss = self.loss(logits.float(), targets)
             if not math.isfinite(value := loss.item()):
-                raise DivergedError(
-                    f"the loss became {value} in epoch {self.epoch + 1}; the last good checkpoint is that of "
-                    f"epoch {self.epoch}. Lower --learning-rate, or set precision to fp32"
-                )
+                raise self.diverged(f"the loss became {value}")
             self._step(loss)
             total, seen = total + value * len(rows), seen + len(rows)
             right += int((logits.argmax(1) == targets).sum())
             rate = seen / (time.perf_counter() - started)
             bar.set_postfix(loss=f"{total / seen:.4f}", accuracy=f"{right / seen:.4f}", pictures_s=f"{rate:.0f}")
         return total / seen, right / seen
+
+    def diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{what} in epoch {self.epoch + 1}; the last good checkpoint is that of epoch {self.epoch}. "
+            "Lower --learning-rate, or set precision to fp32"
+        )
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -204,7 +207,7 @@ class Trainer:
             raise DataError(
                 f"{path} was made with another recipe: {changed}; repeat those options, or use a new --run"
             )
-        if document["data_fingerprint"] != self.data.fingerprint:
+        if document["data_fingerprint"] != self.data.fingerprint or document["labels"] != list(self.data.labels):
             raise DataError(f"the training data changed since {path} was written; use a new --run folder")
         for prefix, module in (("model.", self.model), ("ema.", self.ema)):
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
@@ -234,6 +237,8 @@ def train(trainer: Trainer, say: Callable[[str], None]) -> Scores:
         began = time.perf_counter()
         loss, accuracy = trainer.train_epoch()
         logits, targets = trainer.evaluate()
+        if not logits.isfinite().all():  # the last step can break the weights after the last loss was fine
+            raise trainer.diverged("the validation logits are no longer numbers")
         scores = score(logits, targets)
         trainer.history.append(
             {
