@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fmengine_train.augment import augment
+from fmengine_train.augment import augment, mix
 
 
 def pictures(count: int = 16, channels: int = 1, size: int = 40) -> Tensor:
@@ -75,3 +75,24 @@ def test_more_strength_distorts_more() -> None:
     smooth = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
     off = [float((run(smooth, strength=s) - smooth).abs().mean()) for s in (0.02, 1.0)]
     assert off[0] < off[1]
+
+
+# Blending
+
+
+def test_no_share_blends_nothing() -> None:
+    images, answers = torch.rand(4, 1, 8, 8), torch.eye(4)
+    same, kept = mix(images, answers, torch.Generator().manual_seed(0), 0.0)
+    assert same is images
+    assert kept is answers
+
+
+def test_answers_are_blended_as_pictures_are() -> None:
+    """Each picture here is its own answer drawn out, so that both must stay equal."""
+    answers = torch.eye(4)
+    images = answers.view(4, 1, 2, 2).clone()
+    for seed in range(20):
+        mixed, blended = mix(images, answers, torch.Generator().manual_seed(seed), 1.0)
+        torch.testing.assert_close(mixed.flatten(1), blended)
+        torch.testing.assert_close(blended.sum(1), torch.ones(4))
+        assert (blended.diagonal() >= 0.5).all()  # a picture stays more itself than another

@@ -181,8 +181,8 @@ def test_a_run_folder_without_a_model_is_named(tmp_path: Path) -> None:
 def test_another_architecture_is_refused(tmp_path: Path, model: AlexNet, changes: dict[str, object]) -> None:
     path = tmp_path / "model.safetensors"
     config = dataclasses.asdict(model.config) | changes
-    write_tensors(path, model.state_dict(), {"config": config})
-    with pytest.raises(ModelError, match="does not hold an AlexNet of this version"):
+    write_tensors(path, model.state_dict(), {"network": "AlexNet", "config": config})
+    with pytest.raises(ModelError, match="does not hold a network of this version"):
         load_model(path)
 
 

@@ -121,7 +121,7 @@ def strict_json(path: Path) -> dict[str, Any]:
 def test_training_json_says_what_the_model_file_will(tiny_run: Path) -> None:
     document = strict_json(tiny_run / "training.json")
     model_document = read_tensors(tiny_run / "model.safetensors")[1]
-    assert model_document == document | {"config": model_document["config"]}
+    assert model_document == document | {"network": "AlexNet", "config": model_document["config"]}
     assert document["labels"] == ["happy", "sad"]
     assert document["training_data"].endswith(": 64 happy, 64 sad")
     assert document["epochs_finished"] == document["recipe"]["epochs"] == 4
@@ -392,6 +392,7 @@ def unbalanced(happy: int, sad: int) -> data.Dataset:
         labels=("happy", "sad"),
         pixels=np.zeros((count + 2, 1, 32, 32), np.uint8),
         targets=targets,
+        answers=np.eye(2, dtype=np.float32)[targets],
         train=np.arange(count),
         val=np.array([count, count + 1]),
         sources=np.array(["made"] * (count + 2)),

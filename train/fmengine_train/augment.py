@@ -34,6 +34,22 @@ def augment(images: Tensor, generator: Generator, strength: float = 1.0) -> Tens
     return levels.clamp_(0, 255)
 
 
+def mix(images: Tensor, answers: Tensor, generator: Generator, share: float) -> tuple[Tensor, Tensor]:
+    """Blend, with probability `share`, each picture of a batch with another, and their answers alike.
+
+    Zhang et al.: "mixup: Beyond Empirical Risk Minimization", 2017, with blends from 0 to a half, evenly.
+
+    Args:
+        images: float32 `[N, C, H, W]`.
+        answers: float32 `[N, K]`, probabilities.
+    """
+    if float(torch.rand(1, generator=generator)) >= share:
+        return images, answers
+    other = torch.randperm(len(images), generator=generator).to(images.device)
+    blend = float(torch.rand(1, generator=generator)) / 2
+    return torch.lerp(images, images[other], blend), torch.lerp(answers, answers[other], blend)
+
+
 def _uniform(count: int, low: float, high: float, generator: Generator, like: Tensor) -> Tensor:
     return (torch.rand(count, generator=generator) * (high - low) + low).to(like.device)
 

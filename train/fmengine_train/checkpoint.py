@@ -19,8 +19,11 @@ from torch import Tensor
 from fmengine.errors import ModelError
 
 from .model import AlexNet, AlexNetConfig
+from .networks import Config, Network, build
+from .resnet import ResNetConfig
 
 KEY = "fmengine"  # of the JSON document in the safetensors header
+KINDS: dict[str, type[Config]] = {"AlexNet": AlexNetConfig, "ResNet": ResNetConfig}
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -59,17 +62,40 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, document
 
 
-def save_model(path: Path, model: AlexNet, document: dict[str, Any]) -> None:
-    """Write the weights that are exported, with the configuration that rebuilds the network."""
-    config = {"config": dataclasses.asdict(model.config)}
-    write_tensors(path, model.state_dict(), document | config)
+def save_model(path: Path, model: Network, document: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """Write the weights of the model, with the configuration that rebuilds the network.
+
+    Args:
+        path: of the safetensors file.
+        model: an AlexNet or a teacher.
+        document: what else to say of it.
+        dtype: of the file; float16 halves a teacher whose weights are kept and not shipped.
+    """
+    config = {"network": type(model).__name__, "config": dataclasses.asdict(model.config)}
+    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    write_tensors(path, tensors, document | config)
 
 
 def load_model(path: str | Path) -> tuple[AlexNet, dict[str, Any]]:
+    """Rebuild a trained AlexNet; see `load_network`.
+
+    Raises:
+        ModelError: also for a teacher, which cannot be exported.
+    """
+    model, document = load_network(path)
+    if not isinstance(model, AlexNet):
+        raise ModelError(f"{path} holds a {type(model).__name__}, a teacher; expected an AlexNet")
+    return model, document
+
+
+def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
     """Rebuild a trained network from `model.safetensors`, or from the run folder that holds it.
 
     Returns:
-        The network in evaluation mode, and the document written beside its weights.
+        The network in evaluation mode and FP32, and the document written beside its weights.
+
+    Raises:
+        ModelError: for a file that is missing, damaged or from elsewhere.
     """
     path = Path(path)
     if path.is_dir():
@@ -78,14 +104,14 @@ def load_model(path: str | Path) -> tuple[AlexNet, dict[str, Any]]:
     try:
         config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["config"].items()}
         with torch.device("meta"):
-            model = AlexNet(AlexNetConfig(**config))
+            model = build(KINDS[document["network"]](**config))
         model.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"{path} does not hold an AlexNet of this version; expected the model.safetensors of "
+            f"{path} does not hold a network of this version; expected the model.safetensors of "
             f"`fmengine train`: {error}"
         ) from error
-    return model.eval(), document
+    return model.float().eval(), document
 
 
 def weights_sha256(model: AlexNet) -> str:

@@ -8,7 +8,7 @@ import click
 from fmengine.errors import DataError, OutputError
 
 from . import data
-from .model import ARCHITECTURES
+from .networks import CONFIGS
 from .recipe import Recipe
 from .train import Trainer, network_config, pick_device
 from .train import train as run
@@ -30,7 +30,7 @@ from .train import train as run
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="TOML file of hyperparameters; options given here win over it.",
 )
-@click.option("--model", type=click.Choice(list(ARCHITECTURES)), help="Architecture.")
+@click.option("--model", type=click.Choice(list(CONFIGS)), help="Architecture.")
 @click.option("--classes", help="Classes to use, with commas, in the order of the outputs.")
 @click.option("--validation", type=float, help="Share held out where the data have no `val` folder.")
 @click.option("--epochs", type=int, help="Passes over the training pictures.  [default: 100]")

@@ -59,6 +59,7 @@ class Dataset:
         labels: the classes' names, in the order of the outputs.
         pixels: uint8 `[N, C, H, W]`, memory-mapped.
         targets: int64 `[N]`, indices into `labels`.
+        answers: float32 `[N, K]`, the probabilities to learn; 1 for the label, unless someone knows better.
         train: indices of the pictures to train on.
         val: indices of the pictures to validate on.
         sources: `[N]`, where each picture came from.
@@ -69,6 +70,7 @@ class Dataset:
     labels: tuple[str, ...]
     pixels: Pixels
     targets: npt.NDArray[np.int64]
+    answers: npt.NDArray[np.float32]
     train: npt.NDArray[np.int64]
     val: npt.NDArray[np.int64]
     sources: npt.NDArray[np.str_]
@@ -184,6 +186,7 @@ def load(
         labels=labels,
         pixels=pixels,
         targets=targets,
+        answers=np.eye(len(labels), dtype=np.float32)[targets],
         train=by_split["train"],
         val=by_split["val"],
         sources=np.array([item.source for item in items]),

@@ -17,7 +17,7 @@ from fmengine.preprocess import FITS, Fit
 class Recipe:
     """Hyperparameters. The defaults follow the reference recipe: 100 epochs, on a GPU."""
 
-    model: str = "alexnet-slim"  # a key of `model.ARCHITECTURES`
+    model: str = "alexnet-slim"  # a key of `networks.CONFIGS`
     color: str = ""  # gray or rgb; empty: the architecture's own
     size: int = 0  # rows and columns of the input in pixels; 0: the architecture's own
     fit: Fit = "crop"  # how other aspect ratios are brought to the input's: crop, pad, stretch
@@ -31,11 +31,12 @@ class Recipe:
     warmup: float = 3.0  # epochs of linear warm-up; a cosine to zero follows
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
+    mixup: float = 0.0  # share of the batches that blend pairs of pictures and their labels
     class_weights: str = "balanced"  # balanced (inverse frequency) or none
     dropout: float = 0.5
     ema: float = 0.998  # decay a step of the averaged weights, which are the ones that ship
     clip_norm: float = 5.0  # largest norm of the gradient
-    precision: str = "auto"  # auto: bf16 or fp16 on CUDA, fp32 elsewhere; or fp32, bf16, fp16 by name
+    precision: str = "auto"  # auto: the fastest that the device computes in; or fp32, bf16, fp16 by name
     augment: float = 1.0  # strength of the augmentation; 0 turns it off
     seed: int = 0
 
@@ -61,6 +62,7 @@ class Recipe:
             "warmup": (0.0, 1_000_000.0),
             "weight_decay": (0.0, 10.0),
             "label_smoothing": (0.0, 0.9),
+            "mixup": (0.0, 1.0),
             "dropout": (0.0, 0.95),
             "ema": (0.0, 0.99999),
             "clip_norm": (1e-6, 1e6),
