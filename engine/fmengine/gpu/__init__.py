@@ -1,0 +1,1 @@
+"""The NVIDIA path: the preprocessing kernel, and engines that TensorRT builds."""

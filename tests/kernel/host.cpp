@@ -1,0 +1,30 @@
+// The kernels of preprocess.cu as one C function for ctypes: a launch by name, its arguments as the CUDA
+// driver takes them, an array of pointers to values.
+#include KERNEL  // the path of preprocess.cu, or of a copy with a planted fault
+
+#include <cstdio>
+#include <tuple>
+#include <utility>
+
+template <class... A, size_t... I>
+static void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_cv_t<A>*>(arguments[I])...);
+}
+
+template <class... A>
+static void run(void (*kernel)(A...), bool barriers, unsigned grid, unsigned x, unsigned y, void** arguments) {
+    cuda_host::launch(grid, x, y, barriers, [=] { call(kernel, arguments, std::index_sequence_for<A...>{}); });
+}
+
+extern "C" int launch(const char* name, unsigned grid, unsigned x, unsigned y, void** arguments) {
+#define KERNEL_NAMED(kernel, barriers) \
+    if (!strcmp(name, #kernel)) return run(kernel, barriers, grid, x, y, arguments), 0;
+    KERNEL_NAMED(tabulate, false)
+    KERNEL_NAMED(squeeze_gray, true)
+    KERNEL_NAMED(squeeze_rgb, true)
+    KERNEL_NAMED(stack, false)
+    fprintf(stderr, "no kernel is called %s\n", name);
+    return 1;
+}
+
+extern "C" int size_of_picture() { return sizeof(Picture); }
