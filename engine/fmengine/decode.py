@@ -5,7 +5,7 @@ and chroma is never decoded. Everything else, and every JPEG that libjpeg-turbo 
 through Pillow, whose verdict is the one that counts.
 
 A JPEG's luma plane and the luma of its decoded RGB differ by up to 21 levels where the file's colours
-were clipped, so a file's bytes and an array decoded from it are not the same input.
+were clipped, so a file's bytes and an array (or a PIL image) decoded from it are not the same input.
 """
 
 import errno
@@ -66,7 +66,7 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
         case Image.Image():
             return _guarded(source, color, limits)
         case bytes() | bytearray() | memoryview():
-            return decode_bytes(source, color, limits)
+            return decode_bytes(bytes(source), color, limits)  # a view may have gaps, or any shape
         case str() | os.PathLike():
             return decode_bytes(read_file(source, limits), color, limits)
     raise SourceError(
@@ -93,15 +93,19 @@ def read_file(path: str | os.PathLike[str], limits: Limits) -> bytes:
     return data
 
 
-def decode_bytes(data: bytes | bytearray | memoryview, color: Color, limits: Limits) -> Pixels:
+def decode_bytes(data: bytes, color: Color, limits: Limits) -> Pixels:
     """Decode an encoded picture; see `decode`."""
     if not data:
         raise SourceError(Kind.EMPTY, "the file is empty; expected an encoded picture")
     _check_bytes(len(data), limits)
-    if bytes(data[:3]) == b"\xff\xd8\xff" and (pixels := _plain_jpeg(bytes(data), color, limits)) is not None:
+    if data[:3] == b"\xff\xd8\xff" and (pixels := _plain_jpeg(data, color, limits)) is not None:
         return pixels
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
+        if color == "gray":
+            # A JPEG's luma plane as stored; nothing happens to other formats. Never to a caller's image: it
+            # would stay gray.
+            image.draft("L", None)
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
         raise _decode_error(error) from error
     with image:
@@ -170,11 +174,11 @@ def _guarded(image: Image.Image, color: Color, limits: Limits) -> Pixels:
 
 
 def _from_pillow(image: Image.Image, color: Color) -> Pixels:
-    if color == "gray":
-        image.draft("L", None)  # a JPEG's luma plane as stored; nothing happens to other formats
     image.load()
+    # Pillow reads a PGM of 16 bits into 32, as it did with PNG.
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
+    if deep:
         # Pillow's own conversion clips 16-bit levels to white; 65,535 / 257 = 255.
         levels = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))

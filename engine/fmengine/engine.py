@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from PIL import Image
 
 from .backends import Attempt, Backend, Options, open_backend
 from .decode import Channels, Limits, Source, decode
-from .errors import FmengineError, SourceError
+from .errors import FmengineError, Kind, SourceError
 from .model_file import ModelFile, ModelSpec
 from .prediction import Failure, Prediction
 from .preprocess import Pixels, preprocess
@@ -125,8 +126,11 @@ class Engine:
             SourceError: as for `predict`.
         """
         spec = self.spec
-        pixels = decode(source, spec.color, self.limits, channels)
-        return preprocess(pixels, spec.height, spec.width, spec.color, spec.fit)
+        try:
+            pixels = decode(source, spec.color, self.limits, channels)
+            return preprocess(pixels, spec.height, spec.width, spec.color, spec.fit)
+        except (MemoryError, Image.DecompressionBombError) as error:  # such as a long strip, padded to a square
+            raise SourceError(Kind.TOO_LARGE, f"too large to become the model's input: {error}") from error
 
     def close(self) -> None:
         """Give the backend's resources back. Closing twice is no error."""

@@ -11,8 +11,10 @@ brings `onnx`; field numbers are those of onnx.proto3.
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Iterator
+import os
+import reprlib
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -34,6 +36,45 @@ _MAX_BYTES = 2**31  # protobuf's own limit for one message
 # Field numbers in ModelProto and StringStringEntryProto.
 _GRAPH, _METADATA_PROPS = 7, 14
 _KEY, _VALUE = 1, 2
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    """A finite one; JSON's `true`, and integers beyond every float, are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_each(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, tuple) and all(map(holds, value))
+
+
+# What each field must be, checked here because JSON may hold anything, and a wrong type would otherwise be
+# found far from its cause: in an array's shape, in a row, in a file's name.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_text, "text"),
+    "labels": (lambda v: _is_each(v, _is_text) and len(v) == len(set(v)) >= 2, "two or more different names"),
+    "height": (lambda v: _is_whole(v, 1, 4096), "1 to 4096 pixels"),
+    "width": (lambda v: _is_whole(v, 1, 4096), "1 to 4096 pixels"),
+    "color": (lambda v: v in COLORS, f"one of {', '.join(COLORS)}"),
+    "fit": (lambda v: v in FITS, f"one of {', '.join(FITS)}"),
+    "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    "mean": (lambda v: _is_each(v, lambda m: _is_whole(m, 0, 255)), "whole levels from 0 to 255"),
+    "std": (lambda v: _is_each(v, lambda s: _is_number(s) and s > 0), "positive numbers"),
+    "temperature": (lambda v: _is_number(v) and v > 0, "a positive number"),
+    "unsure_below": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "training_data": (_is_text, "text"),
+    "accuracy": (lambda v: isinstance(v, dict), "scores by data set"),
+    "weights_sha256": (_is_text, "text"),
+    "filter": (lambda v: v == "bilinear", "bilinear"),
+    "file_sha256": (_is_text, "text"),
+}
 
 
 @dataclass(frozen=True)
@@ -77,38 +118,14 @@ class ModelSpec:
     file_sha256: str = _UNSEALED
 
     def __post_init__(self) -> None:
-        channels = 1 if self.color == "gray" else 3
-        _require(self.color in COLORS, f"color is {self.color!r}", f"one of {', '.join(COLORS)}")
-        _require(self.fit in FITS, f"fit is {self.fit!r}", f"one of {', '.join(FITS)}")
+        for name, (holds, expected) in _FIELDS.items():
+            value = getattr(self, name)
+            _require(holds(value), f"{name} is {reprlib.repr(value)}", expected)
         _require(
-            self.precision in PRECISIONS,
-            f"precision is {self.precision!r}",
-            f"one of {', '.join(PRECISIONS)}",
+            len(self.mean) == len(self.std) == self.channels,
+            f"mean and std have {len(self.mean)} and {len(self.std)} values",
+            f"{self.channels} of each, one a channel of {self.color}",
         )
-        _require(self.filter == "bilinear", f"filter is {self.filter!r}", "bilinear")
-        _require(
-            len(self.labels) >= 2 and len(set(self.labels)) == len(self.labels),
-            f"labels are {self.labels!r}",
-            "two or more different names",
-        )
-        _require(
-            1 <= self.height <= 4096 and 1 <= self.width <= 4096,
-            f"the input has {self.height}×{self.width} pixels",
-            "1 to 4096 each way",
-        )
-        _require(
-            len(self.mean) == len(self.std) == channels,
-            "mean and std differ in length",
-            f"{channels} of each, one a channel",
-        )
-        _require(all(isinstance(m, int) and 0 <= m <= 255 for m in self.mean), f"mean is {self.mean}", "levels")
-        _require(all(math.isfinite(s) and s > 0 for s in self.std), f"std is {self.std}", "positive numbers")
-        _require(
-            math.isfinite(self.temperature) and self.temperature > 0,
-            f"temperature is {self.temperature}",
-            "a positive number",
-        )
-        _require(0 <= self.unsure_below <= 1, f"unsure_below is {self.unsure_below}", "0 to 1")
 
     @property
     def channels(self) -> int:
@@ -127,14 +144,17 @@ class ModelSpec:
         """Read what `to_json` wrote.
 
         Raises:
-            ModelError: for a document of another version, or one that lacks or adds a field.
+            ModelError: for a document of another version, or one with a field too many, too few or wrong.
         """
         try:
             values = json.loads(text)
-            version = values.pop("version", None)
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise ModelError(f"the model's {METADATA_KEY} document is no JSON object: {error}") from error
-        if version != FORMAT_VERSION:
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"the model's {METADATA_KEY} document is no JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ModelError(
+                f"the model's {METADATA_KEY} document is {reprlib.repr(values)}; expected a JSON object"
+            )
+        if (version := values.pop("version", None)) != FORMAT_VERSION:
             raise ModelError(
                 f"the model's {METADATA_KEY} document has version {version!r}, expected {FORMAT_VERSION}; "
                 "export it again, or update fmengine"
@@ -146,14 +166,10 @@ class ModelSpec:
                 f"the model's {METADATA_KEY} document has unknown or missing fields: {', '.join(wrong)}; "
                 f"expected {', '.join(sorted(needed))}"
             )
-        try:
-            for name in ("labels", "mean", "std"):
-                values[name] = tuple(values[name])
-            return cls(**values)
-        except TypeError as error:
-            raise ModelError(
-                f"the model's {METADATA_KEY} document has a field of a wrong type: {error}"
-            ) from error
+        for name, value in values.items():
+            if isinstance(value, list):  # JSON has no tuples
+                values[name] = tuple(value)
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -178,10 +194,9 @@ def load_model_file(path: str | Path) -> ModelFile:
         if path.stat().st_size > _MAX_BYTES:
             raise ModelError(f"{path} is larger than 2 GiB, the limit of an ONNX file")
         data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(
-            f"cannot read the model {path}: {error.strerror}; shipped are {', '.join(shipped())}"
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"cannot read the model {path}: {reason}; shipped are {', '.join(shipped())}") from error
     return ModelFile(path, data, _verify(path, data))
 
 
@@ -195,12 +210,14 @@ def resolve(model: str | Path | None, precisions: tuple[Precision, ...]) -> Path
     Raises:
         ModelError: if there is no such model, listing those there are.
     """
-    if model is not None and (Path(model).suffix == ".onnx" or Path(model).exists()):
+    # `os.path` answers that a name too long for the file system does not exist; `pathlib` raises.
+    if model is not None and (Path(model).suffix == ".onnx" or os.path.exists(model)):
         return Path(model)
     name = DEFAULT_MODEL if model is None else str(model)
     folder = shipped_folder()
     for precision in precisions:
-        if (path := folder / f"{name}.{precision}.onnx").is_file():
+        path = folder / f"{name}.{precision}.onnx"
+        if os.path.isfile(path):
             return path
     raise ModelError(
         f"no model {name!r} in {' or '.join(precisions)}; shipped are {', '.join(shipped()) or 'none'}"

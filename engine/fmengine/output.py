@@ -10,16 +10,27 @@ import io
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from .errors import OutputError
-from .rows import Row
+from .rows import KEYS, Row, file_of
 
 SYNC_SECONDS = 1.0  # at most this much work is lost when the machine loses power
 FORMATS = (".jsonl", ".csv")
+
+
+def state_of(path: Path) -> Path:
+    """Where the state of an output file is."""
+    return path.parent / f"{path.name}.state.json"
+
+
+def temporary_of(path: Path) -> Path:
+    """Where a file that is replaced as a whole is until then; what a killed run may leave behind."""
+    return path.parent / f".{path.name}.tmp"
 
 
 class Jsonl:
@@ -32,7 +43,7 @@ class Jsonl:
 
     def decode(self, line: str) -> Row:
         row = json.loads(line)
-        if not isinstance(row, dict) or "path" not in row or "error" not in row:
+        if not isinstance(row, dict) or not row.keys() >= KEYS or not isinstance(row["path"], str):
             raise ValueError("not a result row")
         return row
 
@@ -81,7 +92,8 @@ class OutputFile:
     """An output file being written; a context manager.
 
     Attributes:
-        finished: the paths, as rows give them, that had a row when the file was opened.
+        finished: the paths that had a row when the file was opened, with how many: a list may hold a path
+            twice. As the file system knows them, for two names may look alike in their rows.
         failed: how many of those rows are errors.
     """
 
@@ -102,24 +114,26 @@ class OutputFile:
         """
         if path.suffix not in FORMATS:
             raise OutputError(f"cannot write {path.name}; the name must end in {' or '.join(FORMATS)}")
-        if path.exists() and not path.is_file():
+        # `os.path` answers that a name too long for the file system does not exist; `pathlib` raises.
+        exists = os.path.exists(path)
+        if exists and not os.path.isfile(path):
             raise OutputError(f"{path} is not a regular file; choose another --output")
-        self.path, self.state_path = path, path.with_name(path.name + ".state.json")
+        if exists and not (resume or overwrite):
+            raise OutputError(f"{path} exists; go on with --resume, or replace it with --overwrite")
+        self.path, self.state_path = path, state_of(path)
         self._format = Jsonl() if path.suffix == ".jsonl" else Csv(labels)
         self._identity = identity
         self._rows, self._size, self._synced_at = 0, 0, time.monotonic()
-        self.finished: set[str] = set()
+        self.finished: Counter[str] = Counter()
         self.failed = 0
-        exists = path.exists()
-        if exists and not (resume or overwrite):
-            raise OutputError(f"{path} exists; go on with --resume, or replace it with --overwrite")
         try:
-            if exists and resume:
+            # An empty file holds nothing to lose: its run was killed before it wrote anything.
+            if exists and resume and path.stat().st_size:
                 self._read_state()
-                self._file = os.open(path, os.O_RDWR)
                 self._recover()
             else:
                 self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+                self._sync()  # first, so that there is a state wherever there is a row
                 self._append(self._format.header)
                 self._sync()
         except OSError as error:
@@ -181,7 +195,7 @@ class OutputFile:
     def _sync(self) -> None:
         os.fsync(self._file)
         state = {"version": 1, **self._identity, "rows": self._rows, "bytes": self._size}
-        temporary = self.state_path.with_name(f".{self.state_path.name}.tmp")
+        temporary = temporary_of(self.state_path)
         temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.state_path)
         self._synced_at = time.monotonic()
@@ -191,7 +205,7 @@ class OutputFile:
         try:
             state = json.loads(self.state_path.read_text(encoding="utf-8"))
             size = int(state["bytes"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise OutputError(
                 f"cannot resume {self.path}: {self.state_path.name} is missing or damaged; use --overwrite"
             ) from error
@@ -207,14 +221,17 @@ class OutputFile:
             )
 
     def _recover(self) -> None:
-        """Read the rows that are there and cut off a torn last line."""
+        """Read the rows that are there, open the file, and cut off a torn last line."""
         with self.path.open("rb") as file:
             for number, raw in enumerate(file):
                 if not raw.endswith(b"\n"):
                     break
                 if number or not self._format.header:
                     self._count(raw, number + 1)
+                elif raw != self._format.header.encode():
+                    raise OutputError(f"cannot resume {self.path}: line 1 is not its header; use --overwrite")
                 self._size += len(raw)
+        self._file = os.open(self.path, os.O_RDWR)
         os.ftruncate(self._file, self._size)
         os.lseek(self._file, self._size, os.SEEK_SET)
         if not self._size:
@@ -223,10 +240,10 @@ class OutputFile:
     def _count(self, raw: bytes, number: int) -> None:
         try:
             row = self._format.decode(raw.decode())
-        except (ValueError, StopIteration) as error:
+        except (ValueError, StopIteration, RecursionError, csv.Error) as error:
             raise OutputError(
                 f"cannot resume {self.path}: line {number} is not a result row; use --overwrite"
             ) from error
-        self.finished.add(row["path"])
+        self.finished[file_of(row)] += 1
         self.failed += row["error"] is not None
         self._rows += 1

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,8 @@ from PIL import Image
 from .decode import Limits, decode
 from .errors import OutputError, SourceError
 from .model_file import ModelSpec
-from .rows import Row, file_of
+from .output import temporary_of
+from .rows import Row, file_of, printable
 
 THUMBNAIL = 192  # pixels of the longer side, sharp on a phone's screen at half that size
 READ_AHEAD = 256  # pictures; bounds memory
@@ -38,10 +40,10 @@ def write_report(path: Path, rows: Iterable[Row], spec: ModelSpec, describe: dic
     template = Template(resources.files("fmengine").joinpath("report.html").read_text(encoding="utf-8"))
     before, after = template.template.split("$cards")
     counts: Counter[str] = Counter()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(Template(before).substitute(title=html.escape(path.stem)))
+            file.write(Template(before).substitute(title=html.escape(printable(path.stem))))
             for number, (row, thumbnail) in enumerate(_with_thumbnails(rows)):
                 counts[row["label"] or "error"] += 1
                 file.write(_card(number, row, thumbnail, spec))
@@ -59,7 +61,8 @@ def write_report(path: Path, rows: Iterable[Row], spec: ModelSpec, describe: dic
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made, it cannot be removed either
+            temporary.unlink(missing_ok=True)
 
 
 def _with_thumbnails(rows: Iterable[Row]) -> Iterator[tuple[Row, str]]:

@@ -14,6 +14,8 @@ from .prediction import Failure, Prediction
 
 Row = dict[str, Any]
 
+KEYS = frozenset({"path", "label", "confidence", "probabilities", "error"})  # that every row has
+
 
 def to_row(path: str, result: Prediction | Failure) -> Row:
     """The row of one picture."""

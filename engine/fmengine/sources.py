@@ -4,7 +4,7 @@ import glob
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from .errors import FmengineError
@@ -20,58 +20,64 @@ def expand(sources: Iterable[str], stdin: BinaryIO | None = None) -> Iterator[st
             file has that very name; `-` for a list of paths on stdin, one a line, or separated by NUL.
         stdin: read for `-`.
 
-    Yields:
+    Returns:
         Paths. One that names nothing is passed on, to become that picture's error.
 
     Raises:
-        FmengineError: for a glob that matches nothing.
+        FmengineError: for a glob that matches nothing, before the first path is given.
     """
-    for source in sources:
-        if source == STDIN:
-            yield from _listed(sys.stdin.buffer if stdin is None else stdin)
-        elif os.path.isdir(source):
-            yield from walk(source)
-        elif not os.path.lexists(source) and glob.has_magic(source):
-            matches = sorted(glob.glob(source, recursive=True), key=os.fsencode)
-            if not matches:
-                raise FmengineError(f"nothing matches {source}; expected at least one file")
-            for match in matches:
-                if os.path.isdir(match):
-                    # `**` itself lists the files below its folders.
-                    yield from walk(match) if "**" not in source else ()
-                else:
-                    yield match
-        else:
-            yield source
+    return itertools.chain.from_iterable([_files(source, stdin) for source in sources])
 
 
-def walk(folder: str, skip: Callable[[str], bool] = lambda path: False) -> Iterator[str]:
+def walk(folder: str) -> Iterator[str]:
     """Every regular file below a folder, hidden ones too, folder by folder in the order of their bytes.
 
-    Links to files count as files, and a broken link is passed on to become an error row; links to
-    folders are not followed, so there are no loops. Pipes, sockets and devices are left out.
-
-    Args:
-        folder: where to begin.
-        skip: paths to leave out, such as the output file.
+    Links to files count as files, and a link that leads nowhere is passed on to become an error row; links
+    to folders are not followed, so there are no loops. Pipes, sockets and devices are left out. A folder
+    that cannot be read is given itself, to become a row that says why.
     """
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
-    except OSError:
-        yield folder  # becomes a row that says why it cannot be read
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk(entry.path, skip)
-        elif (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))) and not skip(entry.path):
+    left: list[str | os.DirEntry[str]] = [folder]  # not recursive: folders may be nested a thousand deep
+    while left:
+        entry = left.pop()
+        if isinstance(entry, str) or entry.is_dir(follow_symlinks=False):
+            try:
+                with os.scandir(entry) as listing:
+                    entries = sorted(listing, key=lambda entry: os.fsencode(entry.name), reverse=True)
+            except OSError:
+                yield os.fspath(entry)
+            else:
+                left += entries
+        elif entry.is_file(follow_symlinks=False) or (entry.is_symlink() and _is_file_or_nothing(entry.path)):
             yield entry.path
+
+
+def _is_file_or_nothing(link: str) -> bool:
+    # `os.path` answers where `os.DirEntry` raises: for loops, and names that no file can have.
+    return os.path.isfile(link) or not os.path.exists(link)
+
+
+def _files(source: str, stdin: BinaryIO | None) -> Iterable[str]:
+    if source == STDIN:
+        return _listed(sys.stdin.buffer if stdin is None else stdin)
+    if os.path.isdir(source):
+        return walk(source)
+    if os.path.lexists(source) or not glob.has_magic(source):
+        return [source]
+    matches = sorted(glob.glob(source, recursive=True), key=os.fsencode)
+    if not matches:
+        raise FmengineError(f"nothing matches {source}; expected at least one file")
+    # A folder that matches stands for its files. Under `**` they may match as well, and a last `**` lists
+    # them itself: each file counts once.
+    walks = os.path.basename(source) != "**"
+    found = ((walk(match) if walks else ()) if os.path.isdir(match) else (match,) for match in matches)
+    return dict.fromkeys(itertools.chain.from_iterable(found))
 
 
 def _listed(stream: BinaryIO) -> Iterator[str]:
     """Paths from a stream: separated by NUL if the first line holds one, else one a line."""
     first = stream.readline()
-    names = (first + stream.read()).split(b"\0") if b"\0" in first else itertools.chain([first], stream)
-    for name in names:
-        if name := name.rstrip(b"\r\n"):
-            yield os.fsdecode(name)
+    if b"\0" in first:
+        names: Iterable[bytes] = (first + stream.read()).split(b"\0")
+    else:
+        names = (line.rstrip(b"\r\n") for line in itertools.chain([first], stream))
+    return (os.fsdecode(name) for name in names if name)

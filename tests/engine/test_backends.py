@@ -63,6 +63,21 @@ def test_a_file_of_a_precision_that_the_backend_lacks_is_refused(monkeypatch):
         Engine.load(path)
 
 
+def test_a_model_that_takes_no_such_batch_is_refused(monkeypatch):
+    """As a foreign model may, which was exported for one picture at a time."""
+    run = OnnxRuntimeBackend.run
+
+    def one_at_a_time(self, images):
+        if len(images) > 1:
+            raise RuntimeError("Got invalid dimensions")
+        return run(self, images)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", one_at_a_time)
+    with pytest.raises(ModelError, match="with a batch of 64; expected a model that takes any batch"):
+        Engine.load()
+    Engine.load(max_batch=1).close()
+
+
 def test_a_backend_says_what_it_runs_on():
     backend, file, _ = open_backend("onnxruntime", None, Options(threads=1))
     described = backend.describe()

@@ -12,11 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-import fmengine
 import pytest
+from PIL import Image
+
+import fmengine
 from fmengine.backends import BACKENDS
 from fmengine.model_file import shipped
-from PIL import Image
 
 KEYS = {"path", "label", "confidence", "probabilities", "error"}
 COMMAND = [sys.executable, "-m", "fmengine"]
@@ -188,6 +189,14 @@ def test_own_files_inside_the_folder_are_no_rows(faces, way, place):
     assert paths_of(faces / f"{place}x.jsonl") == NAMES
 
 
+def test_own_files_are_known_under_other_names(faces):
+    Path("link").symlink_to("faces")
+    run("infer", "link", "--output", faces / "x.jsonl", "--report", "link/x.html")
+    own = ["--output", Path("link/x.jsonl").absolute(), "--report", faces / "x.html"]
+    run("infer", "link", "faces/x.*", *own, "--resume")
+    assert paths_of(faces / "x.jsonl") == [name.replace("faces", "link", 1) for name in NAMES]
+
+
 # Refusals.
 
 
@@ -261,9 +270,9 @@ def test_existing_output_and_report_are_left_alone(faces):
         assert Path(name).read_text() == "precious"
 
 
-def test_report_that_cannot_be_written(faces):
-    _, err = run("infer", faces, "--report", "missing/x.html", code=2)
-    assert "cannot write missing/x.html" in err
+@pytest.mark.parametrize("name", ["missing/x.html", "faces/a.png/x.html", "faces/a.png", "x.txt"])
+def test_report_that_cannot_be_written_is_noticed_before_the_work(faces, name):
+    assert f"cannot write {name}" in refused("infer", faces, "--report", name, "--overwrite")
 
 
 # Interruptions.
@@ -334,6 +343,13 @@ def test_resume_takes_new_pictures_whose_names_look_alike(faces):
     assert paths_of(Path("x.jsonl")).count("faces/a%0A.png") == 2
 
 
+def test_resume_of_a_list_that_holds_a_path_twice(faces):
+    names = b"faces/a.png\nfaces/a.png\nfaces/b.jpg\n"
+    run("infer", "-", "--output", "x.jsonl", stdin=names[:12])
+    run("infer", "-", "--output", "x.jsonl", "--resume", stdin=names)
+    assert paths_of(Path("x.jsonl")) == names.decode().split()
+
+
 def test_resume_with_another_model_is_refused(faces):
     run("infer", faces, "--output", "x.jsonl", "--model", next(p for p in model_files() if "int8" in p.name))
     other = next(path for path in model_files() if "int8" not in path.name)
@@ -383,7 +399,7 @@ def test_completion_needs_no_extra():
     completion = {"_FMENGINE_COMPLETE": "bash_complete", "COMP_WORDS": "fmengine ", "COMP_CWORD": "1"}
     command = [sys.executable, "-X", "importtime", "-m", "fmengine"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(**completion))
-    assert "infer" in done.stdout
+    assert all(f"plain,{name}\n" in done.stdout for name in ("infer", "train", "eval"))
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
@@ -393,8 +409,9 @@ def test_help():
     for command in ("infer", "train", "export", "parity", "eval", "info", "doctor"):
         assert re.search(rf"^  {command} ", out, re.MULTILINE)
     assert run("-h")[0] == out
+    out, _ = run("infer", "--help")
     for option in ("--batch", "--output", "--resume", "--overwrite", "--report", "--json", "--model", "--backend"):
-        assert option in run("infer", "--help")[0] if option == "--batch" else True
+        assert option in out
 
 
 def test_version():
@@ -431,9 +448,10 @@ def test_damaged_model(tmp_path):
 
 
 def test_debug_shows_where():
-    _, err = run("--debug", "infer", "a.png", "--model", "resnet", code=2)
-    assert "Traceback" in err
-    assert "ModelError" in err
+    for arguments in (["--debug", "infer"], ["infer", "--debug"]):
+        _, err = run(*arguments, "a.png", "--model", "resnet", code=2)
+        assert "Traceback" in err
+        assert "ModelError" in err
     assert refused("infer", "a.png", "--model", "resnet").startswith("fmengine: no model 'resnet'")
 
 

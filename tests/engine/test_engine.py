@@ -3,6 +3,7 @@
 import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count, islice
 
 import numpy as np
@@ -64,6 +65,15 @@ def test_failures_stand_in_their_place_and_nothing_else_is_lost(engine, files, t
     assert [result.source is source for result, source in zip(results, sources, strict=True)] == [True] * 7
     good = [engine.predict(path) for path in files[:3]]
     assert [result for result in results if isinstance(result, Prediction)] == good
+
+
+def test_a_strip_that_no_square_can_hold_is_a_failure(monkeypatch):
+    with Engine.load(max_batch=1) as engine:
+        monkeypatch.setattr(engine, "spec", replace(engine.spec, fit="pad"))
+        strip = np.zeros((1, 60_000), np.uint8)
+        (result,) = engine.predict_many([strip])
+    assert isinstance(result, Failure)
+    assert result.kind is Kind.TOO_LARGE
 
 
 def test_predict_raises_what_predict_many_reports(engine):

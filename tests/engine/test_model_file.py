@@ -7,6 +7,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
 from fmengine.errors import ModelError
 from fmengine.model_file import (
     DEFAULT_MODEL,
@@ -19,9 +23,6 @@ from fmengine.model_file import (
     shipped,
 )
 from fmengine.preprocess import COLORS, FITS
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx import TensorProto, helper
 
 SPEC = ModelSpec(
     name="tiny",
@@ -193,7 +194,7 @@ BAD_FIELDS = [
 @pytest.mark.parametrize(("name", "value"), BAD_FIELDS, ids=lambda value: str(value)[:12])
 def test_bad_field_is_refused_by_name(name, value):
     document = json.loads(SPEC.to_json()) | {name: value}
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=rf"\b{name}\b"):
         ModelSpec.from_json(json.dumps(document))
 
 

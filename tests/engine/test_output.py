@@ -8,12 +8,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fmengine.errors import Kind, OutputError, SourceError
 from fmengine.output import Csv, Jsonl, OutputFile
 from fmengine.prediction import Failure, Prediction
 from fmengine.rows import Row, to_row
-from hypothesis import given
-from hypothesis import strategies as st
 
 LABELS = ("happy", "sad")
 IDENTITY = {"model": "0123", "backend": "onnxruntime"}
@@ -180,6 +181,23 @@ def test_killed_before_the_first_state(path):
     assert write(path, resume=True).count(b"\n") == len(ROWS) + (path.suffix == ".csv")
 
 
+def test_killed_in_the_header(tmp_path):
+    path = tmp_path / "x.csv"
+    with opened(path) as file:
+        state = json.loads(state_of(path).read_text()) | {"bytes": 0}
+        header = path.read_bytes()
+        file.write(ROWS[0])
+    state_of(path).write_text(json.dumps(state))
+    path.write_bytes(header[:7])
+    assert write(path, resume=True).startswith(header)
+
+
+def test_a_path_counts_as_often_as_it_has_a_row(path):
+    write(path, [answer("a.png"), failure("\udcff.png"), answer("a.png")])
+    with opened(path, resume=True) as file:
+        assert file.finished == {"a.png": 2, "\udcff.png": 1}
+
+
 # Refusals.
 
 
@@ -262,6 +280,13 @@ def test_line_that_is_no_row_is_refused(tmp_path, suffix, line):
     assert f"line {number} " in refusal(path, resume=True)
 
 
+def test_csv_without_its_header_is_refused(tmp_path):
+    path = tmp_path / "x.csv"
+    write(path)
+    path.write_bytes(path.read_bytes().replace(b"path,", b"PATH,", 1))
+    assert "line 1 is not its header" in refusal(path, resume=True)
+
+
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.json", "x.jsonl.gz", ".jsonl"])
 def test_other_suffixes_are_refused(tmp_path, name):
     assert ".jsonl or .csv" in refusal(tmp_path / name)
@@ -294,7 +319,8 @@ FULL_DISK = """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     try:
-        with OutputFile(Path(sys.argv[1]), ("happy", "sad"), {"model": "m"}, resume=False, overwrite=False) as file:
+        path, labels, identity = Path(sys.argv[1]), ("happy", "sad"), {"model": "m"}
+        with OutputFile(path, labels, identity, resume=False, overwrite=False) as file:
             for _ in range(1000):
                 file.write(row | {"error": None})
     except OutputError as error:

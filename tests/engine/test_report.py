@@ -7,12 +7,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
 from fmengine.errors import Kind, OutputError
 from fmengine.model_file import ModelSpec
 from fmengine.prediction import Failure, Prediction
 from fmengine.report import write_report
 from fmengine.rows import Row, to_row
-from PIL import Image
 
 SPEC = ModelSpec(
     name="tiny <b>",

@@ -118,14 +118,26 @@ def _open(name: str, model: str | None, options: Options) -> tuple[Backend, Mode
         )
     backend = kind.open(file, options)
     try:
-        for batch in {1, options.max_batch}:  # the first run of each shape is the slow one
-            outputs = backend.run(np.zeros(file.spec.input_shape(batch), dtype=np.uint8))
-            if outputs.probabilities.shape != (batch, len(file.spec.labels)):
-                raise ModelError(
-                    f"{file.path} answers with {outputs.probabilities.shape} for a batch of {batch}; "
-                    f"expected ({batch}, {len(file.spec.labels)}), one column a label"
-                )
+        for batch in sorted({1, options.max_batch}):
+            _warm_up(backend, file, batch)
     except FmengineError:
         backend.close()
         raise
     return backend, file
+
+
+def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
+    """The first run of a shape is the slow one, and shows whether the model takes it."""
+    expected = (batch, len(file.spec.labels))
+    try:
+        outputs = backend.run(np.zeros(file.spec.input_shape(batch), dtype=np.uint8))
+    except Exception as error:  # every library has its own
+        raise ModelError(
+            f"{file.path} does not run on {backend.name} with a batch of {batch}; "
+            f"expected a model that takes any batch: {error}"
+        ) from error
+    if outputs.probabilities.shape != expected:
+        raise ModelError(
+            f"{file.path} answers with {outputs.probabilities.shape} for a batch of {batch}; "
+            f"expected {expected}, one column a label"
+        )

@@ -8,10 +8,13 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import FmengineError, UnavailableError
@@ -38,6 +41,19 @@ COMMANDS = {
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """The reader of stdout may go away, as `head` does; click takes that for a failure, with exit code 1."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, for at the interpreter's exit it is too late to be quiet about it
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
 class LazyGroup(click.Group):
     """Imports a command when it is named, so that `infer` never touches torch."""
 
@@ -60,6 +76,23 @@ class LazyGroup(click.Group):
             ) from error
         return command
 
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete from the table: click's own imports every command, and with them torch."""
+        names = [
+            CompletionItem(name, help=entry.help)
+            for name, entry in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, context, incomplete)
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with _reader_may_leave():
+            return super().make_context(*args, **more)
+
+    def invoke(self, context: click.Context) -> Any:
+        with _reader_may_leave():
+            return super().invoke(context)
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
@@ -67,8 +100,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fmengine")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def cli(debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks. Any command takes it.")
+def cli() -> None:
     """Tell a happy face from a sad one, with a confidence that can be trusted.
 
     Shell completion: eval "$(_FMENGINE_COMPLETE=bash_source fmengine)"
@@ -77,7 +110,10 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    debug = "--debug" in sys.argv[1:2]
+    if debug := "--debug" in sys.argv:  # before or after the command
+        sys.argv.remove("--debug")
+    # A stream that the caller closed (`>&-`) is None in Python.
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
     # Pillow warns on stderr of pictures that fmengine answers with a row.
     warnings.filterwarnings("ignore", module="PIL")
     try:
@@ -88,9 +124,6 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("fmengine: interrupted", err=True)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of stdout went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -99,7 +132,7 @@ def main() -> None:
         else:
             kind = type(error).__name__
             click.echo(
-                f"fmengine: {kind}: {error}. Not an error we foresaw: `fmengine --debug` shows where",
+                f"fmengine: {kind}: {error}. Not an error we foresaw: --debug shows where",
                 err=True,
             )
         sys.exit(error.exit_code if isinstance(error, FmengineError) else 1)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from tqdm import tqdm
 from ..backends import BACKENDS
 from ..engine import Engine
 from ..errors import FmengineError, OutputError
-from ..output import OutputFile
-from ..rows import Row, printable, to_row, to_text
+from ..output import OutputFile, state_of, temporary_of
+from ..report import write_report
+from ..rows import Row, to_row, to_text
 from ..sources import expand, walk
 
 SOME_FAILED = 3
@@ -74,9 +75,9 @@ def infer(
         raise click.UsageError("nothing to do: give a SOURCE, or --batch DIR")
     if resume and output is None:
         raise click.UsageError("--resume goes on with an output file: give --output x.jsonl")
-    if report is not None and report.exists() and not (overwrite or resume):
-        raise OutputError(f"{report} exists; replace it with --overwrite")
-    paths = _first_or_error(_paths(sources, folders, _written(output, report)), folders)
+    if report is not None:
+        _check_report(report, replace=overwrite or resume)
+    paths = _first_or_error(_without(_paths(sources, folders), _written(output, report)), folders)
     with ExitStack() as stack:
         engine = stack.enter_context(Engine.load(model, backend, max_batch=batch_size, threads=threads))
         file = None
@@ -84,11 +85,9 @@ def infer(
             identity = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
             opened = OutputFile(output, engine.spec.labels, identity, resume=resume, overwrite=overwrite)
             file = stack.enter_context(opened)
-        rows = _rows(engine, paths, file.finished if file else set())
+        rows = _rows(engine, _unfinished(paths, file.finished) if file else paths)
         counts, kept = _consume(rows, file, as_json=as_json, keep=report is not None)
         if report is not None:
-            from ..report import write_report
-
             write_report(report, file.rows() if file else kept, engine.spec, engine.backend.describe())
         _summarise(counts, file, report)
     if counts["error"] or (file and file.failed):
@@ -102,40 +101,59 @@ def _consume(
     counts: Counter[str] = Counter()
     kept: list[Row] = []
     # A bar over rows printed on the same terminal would only break them up.
-    bar = tqdm(rows, unit=" pictures", disable=True if file is None and sys.stdout.isatty() else None)
+    hidden = True if file is None and sys.stdout.isatty() else None
     try:
-        for row in bar:
-            counts[row["label"] or "error"] += 1
-            if file is not None:
-                file.write(row)
-                continue
-            click.echo(json.dumps(row, ensure_ascii=False) if as_json else to_text(row))
-            if keep:
-                kept.append(row)
+        with closing(rows), tqdm(rows, unit=" pictures", disable=hidden) as bar:
+            for row in bar:
+                counts[row["label"] or "error"] += 1
+                if file is not None:
+                    file.write(row)
+                    continue
+                click.echo(json.dumps(row, ensure_ascii=False) if as_json else to_text(row))
+                if keep:
+                    kept.append(row)
     except KeyboardInterrupt:
-        bar.close()
         if file is not None:
             click.echo(f"fmengine: {file.path} holds every finished row; go on with --resume", err=True)
         raise
-    finally:
-        rows.close()
     return counts, kept
 
 
-def _written(output: Path | None, report: Path | None) -> set[str]:
-    """What this run writes, which is no picture although it may lie in the folder."""
-    own = [str(report)] if report else []
-    own += [str(output), f"{output}.state.json"] if output else []
-    return {os.path.abspath(path) for path in own}
+def _check_report(report: Path, *, replace: bool) -> None:
+    """Notice before the work what would be in the way after it."""
+    if report.suffix != ".html":
+        raise OutputError(f"cannot write {report}; the name must end in .html")
+    if not os.path.isdir(report.parent):
+        raise OutputError(f"cannot write {report}; {report.parent} is no folder")
+    if os.path.exists(report) and not replace:
+        raise OutputError(f"{report} exists; replace it with --overwrite")
 
 
-def _paths(sources: tuple[str, ...], folders: tuple[str, ...], written: set[str]) -> Iterator[str]:
+def _written(output: Path | None, report: Path | None) -> list[Path]:
+    """What this run writes, and what one before it may have left behind."""
+    own = [] if report is None else [report]
+    own += [] if output is None else [output, state_of(output)]
+    return own + [temporary_of(path) for path in own]
+
+
+def _without(paths: Iterable[str], own: list[Path]) -> Iterator[str]:
+    """Leave out our own files: they are no pictures although they may lie in a folder of pictures."""
+    names, places = {path.name for path in own}, {_place(path) for path in own}
+    return (path for path in paths if os.path.basename(path) not in names or _place(path) not in places)
+
+
+def _place(path: str | Path) -> str:
+    """One name for a file, however its folder was named."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def _paths(sources: tuple[str, ...], folders: tuple[str, ...]) -> Iterator[str]:
     for folder in folders:
         if not os.path.isdir(folder):
             what = "is not a folder" if os.path.exists(folder) else "does not exist"
             raise FmengineError(f"--batch {folder} {what}; expected a folder of pictures")
-        yield from walk(folder, skip=lambda path: os.path.abspath(path) in written)
-    yield from expand(sources)
+    return chain(chain.from_iterable(map(walk, folders)), expand(sources))
 
 
 def _first_or_error(paths: Iterator[str], folders: tuple[str, ...]) -> Iterable[str]:
@@ -146,10 +164,17 @@ def _first_or_error(paths: Iterator[str], folders: tuple[str, ...]) -> Iterable[
     return chain([first], paths)
 
 
-def _rows(engine: Engine, paths: Iterable[str], finished: set[str]) -> Generator[Row, None, None]:
-    """Rows of the pictures that have none yet."""
-    if finished:
-        paths = (path for path in paths if printable(path) not in finished)
+def _unfinished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]:
+    """Leave out each path as often as it has a row."""
+    left = finished.copy()
+    for path in paths:
+        if left[path]:
+            left[path] -= 1
+        else:
+            yield path
+
+
+def _rows(engine: Engine, paths: Iterable[str]) -> Generator[Row, None, None]:
     for result in engine.predict_many(paths):
         assert isinstance(result.source, str)
         yield to_row(result.source, result)
@@ -158,7 +183,7 @@ def _rows(engine: Engine, paths: Iterable[str], finished: set[str]) -> Generator
 def _summarise(counts: Counter[str], file: OutputFile | None, report: Path | None) -> None:
     parts = [f"{count} {label}" for label, count in sorted(counts.items()) if label != "error"]
     text = ", ".join([*parts, f"{counts['error']} failed"])
-    earlier = f"; {len(file.finished)} had a row already" if file and file.finished else ""
+    earlier = f"; {file.finished.total()} had a row already" if file and file.finished else ""
     click.echo(f"{counts.total()} pictures: {text}{earlier}", err=True)
     for name, path in (("rows", file and file.path), ("report", report)):
         if path:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import click
 
@@ -18,10 +19,7 @@ def info(model: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"path": str(file.path)} | dataclasses.asdict(spec), indent=2))
         return
-    measured = [
-        f"{source}: {scores['accuracy']:.2%} of {scores['count']} (balanced {scores['balanced_accuracy']:.2%})"
-        for source, scores in spec.accuracy.items()
-    ]
+    measured = [f"{source}: {_measured(scores)}" for source, scores in spec.accuracy.items()]
     rows = {
         "file": f"{file.path} ({len(file.data) / 1e6:.2f} MB)",
         "model": f"{spec.name}, {spec.precision}",
@@ -37,3 +35,12 @@ def info(model: str | None, as_json: bool) -> None:
     }
     for name, value in rows.items():
         click.echo(f"{name:14} {value}")
+
+
+def _measured(scores: Any) -> str:
+    """As `fmengine export` writes them; whoever describes a model by hand may say what they like."""
+    try:
+        balanced = f"balanced {scores['balanced_accuracy']:.2%}"
+        return f"{scores['accuracy']:.2%} of {scores['count']} ({balanced})"
+    except (KeyError, TypeError, ValueError):
+        return json.dumps(scores)

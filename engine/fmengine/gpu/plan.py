@@ -180,6 +180,8 @@ def _table_ints(lengths: npt.NDArray[Any], size: int) -> npt.NDArray[np.int64]:
 def _check(pictures: npt.NDArray[np.void]) -> None:
     for name in ("height", "width", "crop_height", "crop_width"):
         if (wrong := pictures[name] < 1).any():
-            raise ValueError(f"picture {int(wrong.argmax())} has a {name} of {pictures[name][wrong][0]}; expected 1 or more")
+            raise ValueError(
+                f"picture {int(wrong.argmax())} has a {name} of {pictures[name][wrong][0]}; expected 1 or more"
+            )
     if not (known := np.isin(pictures["channels"], (1, 3, 4))).all():
         raise ValueError(f"{pictures['channels'][~known][0]} channels; expected 1, 3 or 4")
