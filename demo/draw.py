@@ -36,7 +36,8 @@ def draw(portrait: Path, target: Path) -> None:
           for x, w in ((166, 76), (392, 30), (592, 25), (740, 12), (962, 20))),
         f'<text x="995" y="96" font-size="26" font-weight="700" fill="#b45f06">{answer.label}</text>',
         f'<text x="995" y="124" font-size="20" fill="#1d1c1a">{answer.confidence:.1%}</text>',
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" '
+        'orient="auto">'
         '<path d="M0 0 8 4 0 8z" fill="#6b6862"/></marker></defs></svg>',
     ]  # fmt: skip
     target.write_text("\n".join(parts) + "\n", encoding="utf-8")

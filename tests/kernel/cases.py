@@ -67,7 +67,9 @@ def random_case(rng: np.random.Generator, pictures: int) -> Case:
         channels = int(rng.choice([0, 1, 3, 4]))
         shape = (height, width, channels) if channels else (height, width)
         smooth = rng.random() < 0.2
-        picture = np.full(shape, rng.integers(0, 256), np.uint8) if smooth else rng.integers(0, 256, shape, np.uint8)
+        picture = (
+            np.full(shape, rng.integers(0, 256), np.uint8) if smooth else rng.integers(0, 256, shape, np.uint8)
+        )
         case.pictures.append(picture)
         case.boxes.append(random_box(rng, height, width))
         case.paddings.append(int(rng.choice([0, 0, 1, 3, 13])))

@@ -31,7 +31,11 @@ def compile_kernel(folder: Path, source: str | None = None, *, sanitize: bool = 
     """
     text = SOURCE.read_text(encoding="utf-8") if source is None else source
     options = ["-g", "-O1", *SANITIZERS] if sanitize else ["-O2"]
-    parts = [text, *(path.read_text(encoding="utf-8") for path in (HERE / "cuda_host.h", HERE / "host.cpp")), *options]
+    parts = [
+        text,
+        *(path.read_text(encoding="utf-8") for path in (HERE / "cuda_host.h", HERE / "host.cpp")),
+        *options,
+    ]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library = folder / f"kernel-{digest}.so"
     if not library.exists():
@@ -49,11 +53,16 @@ def compile_kernel(folder: Path, source: str | None = None, *, sanitize: bool = 
 def sanitized_environment() -> dict[str, str]:
     """What a Python process needs to load a sanitized library."""
     runtime = [
-        subprocess.run(["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
+        ).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
     # Python keeps memory until it ends, which is no leak; numpy's own libraries are not under test.
-    options = {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    options = {
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
     return os.environ | {"LD_PRELOAD": ":".join(runtime)} | options
 
 
@@ -80,7 +89,9 @@ class HostKernel:
         return images
 
 
-def pack(pictures: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[tuple[int, int, int, int]], **options: Any) -> tuple[Pixels, list[Geometry]]:
+def pack(
+    pictures: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[tuple[int, int, int, int]], **options: Any
+) -> tuple[Pixels, list[Geometry]]:
     """Put pictures, `[H, W]` or `[H, W, C]`, one after the other into one buffer.
 
     Args:

@@ -30,11 +30,11 @@ struct Picture {           // 80 bytes; `fmengine.gpu.plan.PICTURE` is the same 
     int crop_height, crop_width;
 };
 
-const int LANES = 32;  // output columns a warp
-const int ROWS = 8;    // rows a block, one warp each
-const int TILE = 512;  // source pixels of a row that are in shared memory at a time
-const int BITS = 22;   // of a weight's fraction, Pillow's PRECISION_BITS
-const int HALF = 1 << (BITS - 1);
+constexpr int LANES = 32;  // output columns a warp
+constexpr int ROWS = 8;    // rows a block, one warp each
+constexpr int TILE = 512;  // source pixels of a row that are in shared memory at a time
+constexpr int BITS = 22;   // of a weight's fraction, Pillow's PRECISION_BITS
+constexpr int HALF = 1 << (BITS - 1);
 
 // A table holds, for each of `size` outputs, the first tap and the number of taps, and then the weights, tap
 // by tap, so that neighbouring threads read neighbouring ints.

@@ -1,0 +1,269 @@
+"""From a strongly typed FP16 model file to a TensorRT engine, over the API that `tensorrt` 10.12 to 11 and
+`tensorrt_rtx` share.
+
+TensorRT tells of failure by returning None, False or -1 and writing to its logger: every such value is
+checked here, and the logger's own words are in the error.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, get_args
+
+from ..errors import FmengineError, ModelError, UnavailableError
+from ..model_file import ModelFile
+
+Library = Literal["tensorrt", "tensorrt_rtx"]
+LIBRARIES: tuple[Library, ...] = get_args(Library)
+EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
+OLDEST = {"tensorrt": (10, 12), "tensorrt_rtx": (1, 1)}
+NEWEST_MAJOR = {"tensorrt": 11, "tensorrt_rtx": 1}
+
+
+class BuildError(FmengineError):
+    """TensorRT does not build an engine from this model with these options."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Batch sizes that an engine takes in one of its profiles: least, the one to be fast at, most."""
+
+    least: int
+    best: int
+    most: int
+
+    def __post_init__(self) -> None:
+        # TensorRT's `set_shape` takes a least above the most, and the build fails without a word of it.
+        if not 1 <= self.least <= self.best <= self.most:
+            raise BuildError(
+                f"a profile from {self.least} over {self.best} to {self.most} pictures; "
+                "expected 1 ≤ least ≤ best ≤ most"
+            )
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What an engine is built for; all of it is part of the cache's key.
+
+    Attributes:
+        profiles: batch sizes. The first is for single pictures, the second for throughput.
+        compute_capabilities: of the GPUs to build for ahead of time, such as `8.6`; TensorRT-RTX only.
+        optimization_level: 0 to 5, how long TensorRT looks for faster kernels.
+        workspace: bytes of device memory that a kernel may use beside its tensors; 0 leaves it to TensorRT.
+    """
+
+    profiles: tuple[Profile, ...] = (Profile(1, 1, 1), Profile(1, 32, 64))
+    compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int = 3
+    workspace: int = 0
+
+    @classmethod
+    def for_batch(cls, most: int, **more: Any) -> "BuildOptions":
+        """One profile for single pictures, and one up to `most`, fastest at half of it."""
+        throughput = (Profile(1, max(1, most // 2), most),) if most > 1 else ()
+        return cls((Profile(1, 1, 1), *throughput), **more)
+
+
+def load_library(name: Library) -> Any:
+    """Import TensorRT or TensorRT-RTX.
+
+    Raises:
+        UnavailableError: if it is missing, or of a version that fmengine does not know.
+    """
+    install = f"pip install 'fmengine[{EXTRAS[name]}]'"
+    try:
+        library = import_module(name)
+    except Exception as error:  # a missing shared library raises whatever the loader likes
+        raise UnavailableError(f"{name} cannot be imported ({error}); install it with: {install}") from error
+    found = tuple(int(part) for part in re.findall(r"\d+", library.__version__)[:2])
+    if not OLDEST[name] <= found or found[0] > NEWEST_MAJOR[name]:
+        oldest = ".".join(map(str, OLDEST[name]))
+        raise UnavailableError(
+            f"{name} {library.__version__} is installed; expected {oldest} to {NEWEST_MAJOR[name]}.x: {install}"
+        )
+    return library
+
+
+def build_engine(
+    library: Any,
+    model: ModelFile,
+    options: BuildOptions,
+    *,
+    timing_cache: bytes = b"",
+    keep_timings: Callable[[bytes], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> bytes:
+    """Build an engine.
+
+    Args:
+        library: from `load_library`.
+        model: an FP16 model file.
+        options: batch sizes and targets.
+        timing_cache: what an earlier build learned of this GPU's kernels; TensorRT only.
+        keep_timings: called with what this build learned.
+        progress: called with the name of a phase, steps done, and steps in all.
+
+    Returns:
+        The serialised engine.
+
+    Raises:
+        ModelError: for a model that is not FP16, or that TensorRT cannot read.
+        BuildError: with TensorRT's own words.
+    """
+    spec = model.spec
+    if spec.precision != "fp16":
+        raise ModelError(
+            f"{model.path} is {spec.precision}; TensorRT is given the FP16 file (its parser takes no uint8 Q/DQ): "
+            f"use {spec.name}.fp16.onnx, or export it with --precision fp16"
+        )
+    logger = _logger(library)
+    try:
+        builder = library.Builder(logger)
+    except Exception as error:  # pybind's TypeError where the library cannot start
+        raise UnavailableError(f"{library.__name__} does not start: {error}. {_words(logger)}") from error
+    network = _some(builder.create_network(_strongly_typed(library)), "create a network", logger)
+    _parse(library, network, model, logger)
+    check_types(library, network)
+    config = _some(builder.create_builder_config(), "create a configuration", logger)
+    config.builder_optimization_level = options.optimization_level
+    if options.workspace:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.workspace)
+    if progress is not None:
+        config.progress_monitor = _progress_monitor(library, progress)
+    _add_profiles(builder, config, model, options.profiles, logger)
+    _set_targets(library, config, options.compute_capabilities, logger)
+    timings = None if _is_rtx(library) else config.create_timing_cache(timing_cache)
+    if timings is not None and not config.set_timing_cache(timings, ignore_mismatch=False):
+        # Another GPU or version wrote it: begin a new one.
+        config.set_timing_cache(_some(config.create_timing_cache(b""), "create a timing cache", logger), False)
+    plan = _some(builder.build_serialized_network(network, config), "build the engine", logger)
+    if keep_timings is not None and not _is_rtx(library) and (learned := config.get_timing_cache()) is not None:
+        keep_timings(bytes(learned.serialize()))
+    return bytes(plan)
+
+
+def check_types(library: Any, network: Any) -> None:
+    """See that every convolution and matrix product of a parsed network computes in half precision.
+
+    It needs no GPU, and it is the only way to see it before the build.
+
+    Raises:
+        BuildError: naming each layer that does not.
+    """
+    heavy = (library.LayerType.CONVOLUTION, library.LayerType.MATRIX_MULTIPLY)
+    wrong, seen = [], 0
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type in heavy:
+            seen += 1
+            wrong += [
+                f"{layer.name} ({tensor.dtype.name})"
+                for tensor in (layer.get_output(i) for i in range(layer.num_outputs))
+                if tensor.dtype != library.DataType.HALF
+            ]
+    if wrong:
+        raise BuildError(f"not in half precision: {', '.join(wrong)}; export the model again as fp16")
+    if not seen:
+        raise BuildError("the network has no convolution and no matrix product; expected an exported classifier")
+
+
+def _parse(library: Any, network: Any, model: ModelFile, logger: Any) -> None:
+    parser = library.OnnxParser(network, logger)
+    if not parser.parse(model.data):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        told = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or _words(logger)
+        raise ModelError(f"{library.__name__} cannot read {model.path}: {told}")
+
+
+def _add_profiles(builder: Any, config: Any, model: ModelFile, profiles: Sequence[Profile], logger: Any) -> None:
+    if not profiles:
+        raise BuildError("no profile is given; an engine takes a range of batch sizes, so it needs one")
+    for profile in profiles:
+        made = _some(builder.create_optimization_profile(), "create a profile", logger)
+        sizes = (profile.least, profile.best, profile.most)
+        made.set_shape("images", *(model.spec.input_shape(size) for size in sizes))
+        if config.add_optimization_profile(made) < 0:
+            raise BuildError(f"TensorRT refuses a profile of {sizes} pictures. {_words(logger)}")
+
+
+def _set_targets(library: Any, config: Any, capabilities: Sequence[str], logger: Any) -> None:
+    """Which GPUs a TensorRT-RTX engine is built for; none leaves it the library's own set."""
+    if not capabilities:
+        return
+    if not _is_rtx(library):
+        raise BuildError("TensorRT builds on the GPU that it builds for; ahead of time only tensorrt-rtx does")
+    known = {
+        _number(name): member for name, member in library.ComputeCapability.__members__.items() if "SM" in name
+    }
+    if unknown := [capability for capability in capabilities if capability not in known]:
+        raise BuildError(
+            f"TensorRT-RTX {library.__version__} does not build for compute capability {', '.join(unknown)}; "
+            f"it does for {', '.join(known)}"
+        )
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        if not config.set_compute_capability(known[capability], index):
+            raise BuildError(f"TensorRT-RTX refuses compute capability {capability}. {_words(logger)}")
+
+
+def _number(name: str) -> str:
+    """`SM86` as `8.6`."""
+    return f"{name[2:-1]}.{name[-1]}"
+
+
+def _is_rtx(library: Any) -> bool:
+    return bool(library.__name__ == "tensorrt_rtx")
+
+
+def _strongly_typed(library: Any) -> int:
+    return 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def _some(value: Any, what: str, logger: Any) -> Any:
+    if value is None:
+        raise BuildError(f"TensorRT cannot {what}. {_words(logger)}")
+    return value
+
+
+def _logger(library: Any) -> Any:
+    """A logger that keeps what TensorRT says, instead of printing it."""
+
+    class Logger(library.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.words: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR, library.ILogger.WARNING):
+                self.words.append(message)
+
+    return Logger()
+
+
+def _words(logger: Any) -> str:
+    """The last things that TensorRT said."""
+    return "It says: " + "; ".join(logger.words[-3:]) if logger.words else "It does not say why"
+
+
+def _progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -> Any:
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.steps[phase] = steps
+            progress(phase, 0, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            progress(phase, step + 1, self.steps.get(phase, 0))
+            return True  # go on
+
+        def phase_finish(self, phase: str) -> None:
+            steps = self.steps.pop(phase, 0)
+            progress(phase, steps, steps)
+
+    return Monitor()

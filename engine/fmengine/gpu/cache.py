@@ -1,0 +1,208 @@
+"""A private folder for code that is built on this machine: cubins and TensorRT engines.
+
+Such a file runs with the user's rights, so the trust boundary is the user: the folder and its files belong to
+the effective user, nobody else may write them, and no symbolic link is followed. A file begins with a line of
+JSON, its manifest: what it was built from and for, and the sha256 of the rest. It is read once, checked, and
+those very bytes are used.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import FmengineError
+
+Key = Mapping[str, str]
+
+VERSION = 1
+MAX_MANIFEST = 64 * 1024  # bytes
+log = logging.getLogger(__name__)
+
+
+class CacheError(FmengineError):
+    """The cache folder, or a file in it, cannot be used or trusted."""
+
+
+class StaleError(FmengineError):
+    """A built file is damaged, or was built from or for something else."""
+
+
+def default_folder() -> Path:
+    """`$FMENGINE_CACHE`, or `fmengine` in the user's cache folder."""
+    if folder := os.environ.get("FMENGINE_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmengine"
+
+
+class Cache:
+    """Built files by key. Processes that want the same one build it once."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = default_folder() if folder is None else folder
+
+    def get(self, kind: str, key: Key, build: Callable[[], bytes]) -> bytes:
+        """The file for `key`: as it lies here, or built and kept.
+
+        Args:
+            kind: ending of the file's name, such as `cubin`.
+            key: everything that the bytes depend on.
+            build: makes them; called at most once.
+
+        Raises:
+            CacheError: if the folder cannot be made, written or trusted.
+        """
+        name = f"{_digest(_canonical(key))[:32]}.{kind}"
+        with self._open_folder() as folder, _locked(folder, f"{name}.lock", self.folder):
+            try:
+                return self._read(folder, name, key)
+            except FileNotFoundError:
+                pass
+            except StaleError as error:
+                log.warning("building %s again: %s", self.folder / name, error)
+            data = build()
+            self._write(folder, name, pack(key, data))
+            return data
+
+    def _read(self, folder: int, name: str, key: Key) -> bytes:
+        path = self.folder / name
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # ELOOP: a symbolic link
+            raise CacheError(f"cannot trust {path}: {error.strerror}; remove it, or set FMENGINE_CACHE") from error
+        with open(descriptor, "rb") as file:
+            _check_owner(os.fstat(descriptor), path)
+            return unpack(file.read(), key)
+
+    def _write(self, folder: int, name: str, data: bytes) -> None:
+        temporary = f".{name}.{os.getpid()}"
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            with open(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            raise CacheError(
+                f"cannot keep {self.folder / name} ({len(data):,} bytes): {error.strerror}; make room, or set "
+                "FMENGINE_CACHE to a folder with more"
+            ) from error
+        finally:
+            with suppress(OSError):  # renamed already, or never made
+                os.unlink(temporary, dir_fd=folder)
+
+    @contextmanager
+    def _open_folder(self) -> Iterator[int]:
+        """A descriptor of the folder: whoever moves it afterwards changes nothing of what was checked."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise CacheError(
+                f"cannot use the cache folder {self.folder}: {error.strerror}; set FMENGINE_CACHE to a folder of "
+                "your own that is no symbolic link"
+            ) from error
+        try:
+            _check_owner(os.fstat(descriptor), self.folder)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def read_file(path: Path, key: Key | None = None) -> bytes:
+    """The bytes of a built file outside the cache, under the same rules.
+
+    Args:
+        path: of the file.
+        key: what it must have been built from and for; None takes any.
+
+    Raises:
+        CacheError: if the file cannot be read or trusted.
+        StaleError: if it is not what fmengine wrote.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise CacheError(
+            f"cannot read {path}: {error.strerror}; expected a file that is no symbolic link"
+        ) from error
+    with open(descriptor, "rb") as file:
+        _check_owner(os.fstat(descriptor), path)
+        try:
+            return unpack(file.read(), key)
+        except StaleError as error:
+            raise StaleError(f"{path} is refused: {error}") from error
+
+
+def pack(key: Key, data: bytes) -> bytes:
+    """A built file with its manifest in front."""
+    manifest = {"version": VERSION, "key": dict(key), "sha256": _digest(data), "size": len(data)}
+    return _canonical(manifest) + b"\n" + data
+
+
+def unpack(content: bytes, key: Key | None) -> bytes:
+    """Check a built file and give its bytes without the manifest.
+
+    Args:
+        content: of the file.
+        key: what it must have been built from and for; None takes any.
+
+    Raises:
+        StaleError: if anything is not as it was written.
+    """
+    line, _, data = content[:MAX_MANIFEST].partition(b"\n")
+    data = content[len(line) + 1 :]
+    try:
+        manifest = json.loads(line)
+        found, digest = manifest["key"], manifest["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StaleError("it has no manifest; it was not built by fmengine") from error
+    if manifest.get("version") != VERSION:
+        raise StaleError(f"its manifest is of version {manifest.get('version')}, expected {VERSION}")
+    if key is not None and found != dict(key):
+        wrong = sorted(name for name in {*key, *found} if found.get(name) != key.get(name))
+        details = ", ".join(f"{name} was {found.get(name)!r}, is {key.get(name)!r}" for name in wrong)
+        raise StaleError(f"it was built for something else: {details}")
+    if _digest(data) != digest:
+        raise StaleError("its bytes do not give the sha256 of its manifest: it was cut short or altered")
+    return data
+
+
+def _check_owner(status: os.stat_result, path: Path) -> None:
+    if status.st_uid != os.geteuid():
+        raise CacheError(
+            f"cannot trust {path}: it belongs to user {status.st_uid}, and this process runs as {os.geteuid()}; "
+            "set FMENGINE_CACHE to a folder of your own"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CacheError(f"cannot trust {path}: others may write it; run: chmod go-w {path}")
+
+
+@contextmanager
+def _locked(folder: int, name: str, path: Path) -> Iterator[None]:
+    """Only one process at a time; the lock goes with the process, however it ends."""
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+    except OSError as error:
+        raise CacheError(f"cannot write the cache folder {path}: {error.strerror}; set FMENGINE_CACHE") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _canonical(document: object) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), default=dict).encode()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

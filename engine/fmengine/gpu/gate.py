@@ -1,0 +1,106 @@
+"""The check that a freshly built engine must pass on its own GPU before it may answer anyone."""
+
+from collections.abc import Callable, Sequence
+from importlib import resources
+from io import BytesIO
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..backends import Outputs
+from ..errors import FmengineError
+from ..model_file import ModelSpec
+from ..preprocess import Pixels, preprocess
+from .builder import Profile
+
+PICTURES = 256
+SEED = 20
+# Half precision moves a probability by up to some thousandths; a wrong layer, batch or stream by tenths.
+PROBABILITY = 0.01
+# Where the CPU's two best labels are nearer than this, rounding may decide.
+MARGIN = 0.02
+
+Run = Callable[[Pixels], Outputs]
+
+
+class GateError(FmengineError):
+    """An engine does not answer as the CPU does: it must not answer at all."""
+
+    exit_code = 1
+
+
+class Passed(NamedTuple):
+    """One profile at one batch size, and how far it was off at most."""
+
+    profile: int
+    batch: int
+    largest: float
+
+
+def check_engine(profiles: Sequence[tuple[Profile, Run]], reference: Run, spec: ModelSpec) -> list[Passed]:
+    """Hold an engine's answers against the CPU's, through every profile, at three batch sizes each.
+
+    Args:
+        profiles: what each profile takes, and the network run through it.
+        reference: the same weights on the CPU.
+        spec: of the model.
+
+    Returns:
+        What was checked.
+
+    Raises:
+        GateError: at the first picture that is off by more than is allowed.
+    """
+    images = gate_images(spec)
+    expected = reference(images).probabilities
+    passed = []
+    for index, (profile, run) in enumerate(profiles):
+        for batch in batch_sizes(profile):
+            parts = [run(images[start : start + batch]).probabilities for start in range(0, len(images), batch)]
+            passed.append(Passed(index, batch, _largest(np.concatenate(parts), expected, index, batch)))
+    return passed
+
+
+def batch_sizes(profile: Profile) -> list[int]:
+    """The least, an odd one between, and the most that a profile takes."""
+    odd = (profile.least + profile.most) // 2 | 1
+    return sorted({profile.least, min(odd, profile.most), profile.most})
+
+
+def gate_images(spec: ModelSpec) -> Pixels:
+    """256 seeded pictures and a portrait, preprocessed, uint8 `[257, C, H, W]`.
+
+    The seeded ones are noise at a random coarseness and contrast: together they drive every layer through its
+    range, which faces alone would not.
+    """
+    rng = np.random.default_rng(SEED)
+    pictures = []
+    for _ in range(PICTURES):
+        cells = int(rng.integers(2, 65))
+        levels = rng.normal(rng.uniform(40, 215), rng.uniform(5, 90), (cells, cells, 3))
+        pictures.append(levels.clip(0, 255).astype(np.uint8))
+    portrait = resources.files(__package__).joinpath("portrait.png").read_bytes()
+    pictures.append(np.asarray(Image.open(BytesIO(portrait)).convert("RGB")))
+    return np.stack([preprocess(p, spec.height, spec.width, spec.color, spec.fit) for p in pictures])
+
+
+def _largest(
+    found: "np.typing.NDArray[np.float32]", expected: "np.typing.NDArray[np.float32]", profile: int, batch: int
+) -> float:
+    where = f"profile {profile}, batches of {batch}"
+    if found.shape != expected.shape:
+        raise GateError(f"{where}: {found.shape} answers; expected {expected.shape}")
+    distance = np.abs(found - expected).max(axis=1)
+    ordered = np.sort(expected, axis=1)
+    clear = ordered[:, -1] - ordered[:, -2] > MARGIN
+    flipped = clear & (found.argmax(axis=1) != expected.argmax(axis=1))
+    wrong = flipped | ~(distance <= PROBABILITY)  # NaN is wrong too
+    if wrong.any():
+        picture = int(wrong.argmax())
+        raise GateError(
+            f"the engine is refused. {where}: picture {picture} of the gate gets {found[picture].tolist()}, "
+            f"on the CPU {expected[picture].tolist()}; allowed is a difference of {PROBABILITY}. {int(wrong.sum())} of "
+            f"{len(wrong)} pictures are off. Update the driver or the library, and report it"
+        )
+    return float(distance.max())

@@ -1,0 +1,349 @@
+"""The preprocessing kernel against the definition: the `.cu` that GPUs run, compiled for the CPU.
+
+What this cannot show: races between threads, a GPU's own compiler and memory, speed.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmengine.decode import Limits, decode
+from fmengine.errors import SourceError
+from fmengine.gpu.plan import PICTURE, Geometry, Plan, fit_box
+from fmengine.preprocess import FITS, preprocess
+
+from .cases import Case, random_box, random_case, reference
+from .host import SOURCE, HostKernel, compile_kernel, pack, sanitized_environment
+
+pytestmark = pytest.mark.timeout(300)
+ROOT = Path(__file__).parents[2]
+REPORT = re.compile(r"cases (\d+), pixels (\d+), differing (\d+)")
+
+
+@pytest.fixture(scope="session")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> HostKernel:
+    return HostKernel(compile_kernel(tmp_path_factory.mktemp("kernel")))
+
+
+def one(picture: np.ndarray, box: tuple[int, int, int, int] | None = None, **options: object) -> Case:
+    """A batch of one picture, gray, 16×16, unless told otherwise."""
+    whole = (0, 0, picture.shape[1], picture.shape[0])
+    values = {"paddings": [0], "bgr": [False], "channels": 1, "size": (16, 16)} | options
+    return Case(pictures=[picture], boxes=[box or whole], **values)
+
+
+def assert_equal(case: Case, kernel: HostKernel) -> None:
+    np.testing.assert_array_equal(case.run(kernel), case.expected())
+
+
+# Equal to the definition
+
+
+@pytest.mark.slow
+def test_two_thousand_pictures_under_the_sanitizers(tmp_path: Path) -> None:
+    library = compile_kernel(tmp_path, sanitize=True)
+    command = [sys.executable, "-m", "tests.kernel.check", str(library), "--cases", "2000", "--seed", "1"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=sanitized_environment(), capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cases, pixels, differing = (int(number) for number in REPORT.fullmatch(done.stdout.strip()).groups())
+    assert (cases, differing) == (2000, 0)
+    assert pixels > 1_000_000
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    channels=st.sampled_from([1, 3]),
+    bytes_a_pixel=st.sampled_from([0, 1, 3, 4]),
+    padding=st.integers(0, 5),
+    bgr=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_small_picture(
+    kernel: HostKernel,
+    height: int,
+    width: int,
+    size: tuple[int, int],
+    channels: int,
+    bytes_a_pixel: int,
+    padding: int,
+    bgr: bool,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (height, width, bytes_a_pixel) if bytes_a_pixel else (height, width)
+    picture, box = rng.integers(0, 256, shape, np.uint8), random_box(rng, height, width)
+    assert_equal(one(picture, box, size=size, channels=channels, paddings=[padding], bgr=[bgr]), kernel)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (1, 1, (1, 1)),
+        (1, 1, (112, 112)),
+        (1, 8192, (1, 1)),
+        (8192, 1, (1, 1)),
+        (3, 8192, (7, 112)),
+        (8192, 3, (112, 7)),
+        (2, 8192, (2, 8192)),
+        (8192, 2, (1, 3)),
+        (5, 513, (5, 512)),  # one source pixel more than a tile holds
+        (300, 200, (300, 31)),
+        (64, 1, (64, 33)),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_edges(kernel: HostKernel, height: int, width: int, size: tuple[int, int], channels: int) -> None:
+    shape = (height, width) if channels == 1 else (height, width, 4)
+    picture = np.random.default_rng(height * width).integers(0, 256, shape, np.uint8)
+    assert_equal(one(picture, size=size, channels=channels), kernel)
+
+
+def test_a_large_photograph(kernel: HostKernel) -> None:
+    picture = np.random.default_rng(5).integers(0, 256, (1500, 2100, 3), np.uint8)
+    assert_equal(one(picture, size=(112, 112)), kernel)
+
+
+def test_a_pass_that_changes_no_size_changes_no_level(kernel: HostKernel) -> None:
+    picture = np.random.default_rng(6).integers(0, 256, (37, 53), np.uint8)
+    np.testing.assert_array_equal(one(picture, size=(37, 53)).run(kernel)[0, 0], picture)
+
+
+def test_black_and_white_stay_black_and_white(kernel: HostKernel) -> None:
+    for level in (0, 255):
+        picture = np.full((90, 31, 3), level, np.uint8)
+        assert (one(picture, size=(64, 64), channels=3).run(kernel) == level).all()
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("color", ["gray", "rgb"])
+def test_every_fit_policy_is_the_runtimes(kernel: HostKernel, fit: str, color: str) -> None:
+    rng = np.random.default_rng(7)
+    channels = 1 if color == "gray" else 3
+    pictures = [
+        rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((48, 48), (90, 31), (31, 90), (5, 7), (1, 40))
+    ]
+    boxes = [fit_box(*picture.shape[:2], (40, 56), fit) for picture in pictures]
+    buffer, geometries = pack(pictures, boxes)
+    found = kernel.run(geometries, buffer.ctypes.data, channels, 40, 56)
+    np.testing.assert_array_equal(found, np.stack([preprocess(p, 40, 56, color, fit) for p in pictures]))
+
+
+def test_a_picture_does_not_depend_on_its_batch(kernel: HostKernel) -> None:
+    case = random_case(np.random.default_rng(8), 12)
+    together = case.run(kernel)
+    for index in (0, 5, 11):
+        alone = Case(
+            *([part[index]] for part in (case.pictures, case.boxes, case.paddings, case.bgr)),
+            case.channels,
+            case.size,
+        )
+        np.testing.assert_array_equal(alone.run(kernel)[0], together[index])
+
+
+def test_real_faces(kernel: HostKernel, shared_faces: Path) -> None:
+    paths = sorted((shared_faces / "effectnet" / "train" / "happy").iterdir())[:60]
+    paths += sorted((shared_faces / "fer2013" / "val" / "sad").iterdir())[:60]
+    pictures = [decode(path, color, Limits()) for path, color in zip(paths, ["gray", "rgb"] * 60, strict=True)]
+    _hold(kernel, pictures)
+
+
+def test_hostile_pictures_that_decode(kernel: HostKernel, hostile_images: Path) -> None:
+    pictures = []
+    for path in sorted(hostile_images.rglob("*"))[::7]:
+        try:
+            pixels = decode(path, "rgb", Limits(max_pixels=250_000))
+        except SourceError:
+            continue
+        pictures.append(pixels)
+    assert len(pictures) > 20
+    _hold(kernel, pictures)
+
+
+def test_the_portrait(kernel: HostKernel, portrait_pixels: np.ndarray) -> None:
+    _hold(kernel, [portrait_pixels])
+
+
+def _hold(kernel: HostKernel, pictures: list[np.ndarray]) -> None:
+    boxes = [fit_box(*picture.shape[:2], (112, 112), "crop") for picture in pictures]
+    buffer, geometries = pack(pictures, boxes)
+    found = kernel.run(geometries, buffer.ctypes.data, 1, 112, 112)
+    np.testing.assert_array_equal(found, np.stack([preprocess(p, 112, 112, "gray", "crop") for p in pictures]))
+
+
+def test_a_batch_of_more_than_two_gibibytes(kernel: HostKernel) -> None:
+    """The second picture begins past 2^31 bytes, its rows far apart; most of the buffer is never touched."""
+    rng = np.random.default_rng(9)
+    far, stride = 2**31 + 12345, 2**27 + 11
+    buffer = np.zeros(far + 5 * stride, np.uint8)
+    near_picture, far_picture = rng.integers(0, 256, (20, 30), np.uint8), rng.integers(0, 256, (5, 40), np.uint8)
+    buffer[:600] = near_picture.ravel()
+    for row, levels in enumerate(far_picture):
+        buffer[far + row * stride : far + row * stride + 40] = levels
+    geometries = [
+        Geometry(0, 20, 30, 30, 1, False, (0, 0, 30, 20)),
+        Geometry(far, 5, 40, stride, 1, False, (0, 0, 40, 5)),
+    ]
+    found = kernel.run(geometries, buffer.ctypes.data, 1, 24, 24)
+    for index, picture in enumerate((near_picture, far_picture)):
+        whole = (0, 0, picture.shape[1], picture.shape[0])
+        np.testing.assert_array_equal(found[index], reference(picture, whole, False, 1, (24, 24)))
+
+
+# Planted faults: each must show
+
+FAULTS = {
+    "a weight off by one": ("*weight = (int)(0.5 +", "*weight = (out == 3) + (int)(0.5 +"),
+    "weights not rounded": ("(int)(0.5 + __dmul_rn(share", "(int)(0.0 + __dmul_rn(share"),
+    "the rounding of a pass dropped": ("sums[c] = HALF;", "sums[c] = 0;"),
+    "the rounding of the other pass dropped": ("int sum = HALF;", "int sum = 0;"),
+    "luma not rounded": ("+ 0x8000) >> 16", ") >> 16"),
+    "red and blue swapped": ("picture.bgr ? 2 : 0", "picture.bgr ? 0 : 2"),
+    "a row stride ignored": ("y * picture.stride", "y * (long long)picture.width * picture.channels"),
+    "an int32 offset": ("base + picture.pixels", "base + (int)picture.pixels"),
+    "a descriptor field swapped": ("int left, top;", "int top, left;"),
+    "sizes swapped in the descriptor": ("int crop_height, crop_width;", "int crop_width, crop_height;"),
+    "no antialiasing": ("scale < 1 ? 1 : scale", "scale < 1 ? 1 : 1"),
+    "a tap too few": ("min(length, (int)(centre", "min(length - 1, (int)(centre"),
+    "the crop's edge not black": ("x < 0 || x >= picture.width", "x < 0"),
+    "no barrier before the sum": (
+        "        __syncthreads();\n        for (int x = max",
+        "        for (int x = max",
+    ),
+    "no barrier after the sum": ("        __syncthreads();\n    }\n    if (!writes)", "    }\n    if (!writes)"),
+}
+
+
+def differing(library: Path, seed: int) -> int:
+    """Pixels that differ on the cases that the faults need: random ones, and a buffer beyond 2 GiB."""
+    script = (
+        "import sys, numpy as np\n"
+        "from tests.kernel.cases import random_case\n"
+        "from tests.kernel.host import HostKernel\n"
+        "from tests.kernel.test_kernel import far_case, wide_case\n"
+        "kernel, rng = HostKernel(sys.argv[1]), np.random.default_rng(int(sys.argv[2]))\n"
+        "cases = [random_case(rng, 8) for _ in range(12)] + [wide_case()]\n"
+        "print(sum(int((case.run(kernel) != case.expected()).sum()) for case in cases) + far_case(kernel))\n"
+    )
+    command = [sys.executable, "-c", script, str(library), str(seed)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    # A fault that leads out of its buffers may end the process instead: that shows too.
+    return int(done.stdout) if done.returncode == 0 else 1
+
+
+def wide_case() -> Case:
+    """A picture whose rows need many tiles of shared memory."""
+    return one(np.random.default_rng(0).integers(0, 256, (9, 8000), np.uint8), size=(9, 32))
+
+
+def far_case(kernel: HostKernel) -> int:
+    """Differing pixels of a picture that begins past 2^32 bytes, in memory that is otherwise never touched."""
+    picture = np.random.default_rng(1).integers(0, 256, (9, 9), np.uint8)
+    far = 2**32 + 5
+    buffer = np.zeros(far + 81, np.uint8)
+    buffer[far:] = picture.ravel()
+    found = kernel.run([Geometry(far, 9, 9, 9, 1, False, (0, 0, 9, 9))], buffer.ctypes.data, 1, 12, 12)
+    return int((found[0] != reference(picture, (0, 0, 9, 9), False, 1, (12, 12))).sum())
+
+
+def test_without_a_fault_nothing_differs(tmp_path: Path) -> None:
+    assert differing(compile_kernel(tmp_path), 2) == 0
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_a_planted_fault_shows(name: str, tmp_path: Path) -> None:
+    right, wrong = FAULTS[name]
+    text = SOURCE.read_text(encoding="utf-8")
+    assert right in text
+    assert differing(compile_kernel(tmp_path, text.replace(right, wrong, 1)), 2) > 0
+
+
+def test_the_passes_swapped_show(kernel: HostKernel) -> None:
+    """Vertical first: what Pillow 13 does of itself on tall pictures."""
+    picture = np.random.default_rng(3).integers(0, 256, (60, 41), np.uint8)
+    swapped = one(np.ascontiguousarray(picture.T), size=(24, 30)).run(kernel)[0, 0].T
+    assert (swapped != one(picture, size=(30, 24)).expected()[0, 0]).any()
+
+
+def test_a_read_past_a_picture_is_caught(tmp_path: Path) -> None:
+    """The sanitizers see what the levels might hide."""
+    text = SOURCE.read_text(encoding="utf-8").replace("x < 0 || x >= picture.width", "x < 0", 1)
+    library = compile_kernel(tmp_path, text, sanitize=True)
+    command = [sys.executable, "-m", "tests.kernel.check", str(library), "--cases", "200"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=sanitized_environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+
+
+# The plan
+
+
+def test_the_descriptor_is_the_kernels() -> None:
+    """Field by field: the compiler sees names and order, and `HostKernel` compares the size."""
+    text = SOURCE.read_text(encoding="utf-8")
+    body = re.sub(r"//.*", "", text[text.index("struct Picture {") : text.index("};")])
+    fields = [
+        (name.strip(), {"int": "int32", "long long": "int64"}[kind])
+        for kind, names in re.findall(r"(long long|int) ([\w, ]+);", body)
+        for name in names.split(",")
+    ]
+    assert fields == [(name, PICTURE[name].name) for name in PICTURE.names]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"height": 0}, "height of 0"),
+        ({"width": -1}, "width of -1"),
+        ({"channels": 2}, "2 channels; expected 1, 3 or 4"),
+        ({"box": (3, 0, 3, 5)}, "crop_width of 0"),
+    ],
+)
+def test_an_impossible_picture_is_refused(changes: dict[str, object], message: str) -> None:
+    good = Geometry(0, 5, 5, 5, 1, False, (0, 0, 5, 5))
+    with pytest.raises(ValueError, match=message):
+        Plan.make([good, good._replace(**changes)], 1, 8, 8)
+
+
+def test_a_batch_of_too_many_rows_is_refused() -> None:
+    tall = Geometry(0, 2**31 - 1, 1, 1, 1, False, (0, 0, 1, 2**31 - 1))
+    plan = Plan.make([tall] * 9, 1, 8, 8)
+    with pytest.raises(ValueError, match="launch them in two batches"):
+        plan.launches(0, 0, 0, 0, 0)
+
+
+# The commands
+
+
+def test_run_on_own_arrays(tmp_path: Path, kernel: HostKernel) -> None:
+    rng = np.random.default_rng(4)
+    pictures = [rng.integers(0, 256, shape, np.uint8) for shape in ((9, 14), (30, 12, 3), (7, 7, 4))]
+    np.savez(tmp_path / "in.npz", size=(20, 18), **{f"image_{i}": picture for i, picture in enumerate(pictures)})
+    library = compile_kernel(tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.kernel.run",
+        str(library),
+        str(tmp_path / "in.npz"),
+        str(tmp_path / "out.npz"),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    found = np.load(tmp_path / "out.npz")["out"]
+    assert found.dtype == np.uint8
+    assert found.shape == (3, 1, 20, 18)
+    for index, picture in enumerate(pictures):
+        whole = (0, 0, picture.shape[1], picture.shape[0])
+        np.testing.assert_array_equal(found[index], reference(picture, whole, False, 1, (20, 18)))
