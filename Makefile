@@ -7,13 +7,19 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 DEMO := .cache/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint clean kernel-check kernel-run kernel-pillows
+CASES ?= 20000
+SEED ?= 7
+PILLOWS := 11 12 13
 
 help:
 	@echo "make demo    real faces, labelled, on a page to look at (no PyTorch needed)"
 	@echo "make test    everything that CI runs: ruff, mypy, pytest"
 	@echo "make lint    the same without pytest"
 	@echo "make clean   remove .venv and .cache"
+	@echo "make kernel-check [CASES=20000 SEED=7]   the CUDA kernel, compiled for the CPU, against the definition"
+	@echo "make kernel-run IN=x.npz OUT=y.npz       the same on arrays of your own (tests/kernel/run.py)"
+	@echo "make kernel-pillows                      the definition under Pillow $(PILLOWS)"
 
 $(VENV)/runtime: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -45,6 +51,20 @@ lint: $(VENV)/develop
 
 test: lint $(DEMO)/pictures
 	$(BIN)/pytest
+
+# Where g++ is, no GPU is needed: the kernel is compiled for the CPU.
+kernel-check kernel-run: | $(VENV)/runtime
+	@library=$$($(BIN)/python -m tests.kernel.compile .cache/kernel) && \
+	if [ $@ = kernel-check ]; then $(BIN)/python -m tests.kernel.check "$$library" --cases $(CASES) --seed $(SEED); \
+	else $(BIN)/python -m tests.kernel.run "$$library" "$(IN)" "$(OUT)"; fi
+
+kernel-pillows: $(foreach major,$(PILLOWS),.cache/pillow-$(major))
+	@for major in $(PILLOWS); do .cache/pillow-$$major/bin/python tests/kernel/pillows.py || exit 1; done
+
+.cache/pillow-%:
+	@$(PYTHON) -m venv $@.partial
+	@$@.partial/bin/pip --disable-pip-version-check install --quiet numpy simplejpeg 'pillow==$*.*'
+	@mv $@.partial $@
 
 clean:
 	rm -rf $(VENV) .cache

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fmengine.backends import BACKENDS
 from fmengine.engine import Engine
-from fmengine.errors import DataError
+from fmengine.errors import DataError, UnavailableError
 
 CHECK_FAILED, SOME_FAILED = 1, 3
 
@@ -35,18 +37,15 @@ def evaluate(model: str, data: tuple[Path, ...], held_out: float, backend: str, 
     with Engine.load(model, backend) as engine:
         evaluations = [evaluate(engine, root, held_out) for root in data]
     if as_json:
-        click.echo(
-            json.dumps(
-                [
-                    {
-                        "data": e.data,
-                        **dataclasses.asdict(e.report),
-                        "unreadable": [path for path, _ in e.failures],
-                    }
-                    for e in evaluations
-                ],
-                indent=2,
-            )
+        _echo_json(
+            [
+                {
+                    "data": e.data,
+                    **dataclasses.asdict(e.report),
+                    "unreadable": [path for path, _ in e.failures],
+                }
+                for e in evaluations
+            ]
         )
     else:
         click.echo("\n".join(map(as_text, evaluations)))
@@ -75,9 +74,14 @@ def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: in
 
     Example: fmengine parity runs/mine models/*.onnx --pictures faces/val
     """
-    from fmengine_train.checkpoint import load_model
+    try:  # here and not above: `fmengine eval` does without torch
+        from fmengine_train.checkpoint import load_model
 
-    from .parity import as_text, pictures_of, run_parity
+        from .parity import as_text, pictures_of, run_parity
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"`fmengine parity` needs {error.name}; install it with: pip install 'fmengine[bench,cpu]'"
+        ) from error
 
     model, document = load_model(checkpoint)
     if not pictures.is_dir():
@@ -89,9 +93,25 @@ def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: in
     engines = [Engine.load(path) for path in models]
     report = run_parity(model, document, engines, files)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(report) | {"passed": report.passed}, indent=2))
+        _echo_json(dataclasses.asdict(report) | {"passed": report.passed})
     else:
         click.echo(as_text(report))
         click.echo("parity holds" if report.passed else "parity is broken")
     if not report.passed:
         sys.exit(CHECK_FAILED)
+
+
+def _echo_json(document: Any) -> None:
+    click.echo(json.dumps(_strict(document), indent=2, allow_nan=False))
+
+
+def _strict(value: Any) -> Any:
+    """The value with null for what JSON has no number for, as FP16 gives where it overflows."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _strict(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_strict(item) for item in value]
+    return value

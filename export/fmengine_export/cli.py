@@ -9,7 +9,7 @@ import onnx
 
 from fmengine.decode import Limits, decode
 from fmengine.errors import DataError, ModelError, OutputError, SourceError
-from fmengine.model_file import PRECISIONS, ModelSpec, Precision
+from fmengine.model_file import FORMAT_VERSION, PRECISIONS, ModelSpec, Precision
 from fmengine.preprocess import Color, Fit, Pixels, preprocess
 from fmengine.sources import walk
 from fmengine_train.checkpoint import load_model, write_atomic
@@ -74,6 +74,8 @@ def export(
     wanted = tuple(part.strip() for part in precisions.split(",") if part.strip())
     if unknown := [part for part in wanted if part not in PRECISIONS]:
         raise click.BadParameter(f"unknown {', '.join(unknown)}; available are {', '.join(PRECISIONS)}")
+    if not wanted:
+        raise click.BadParameter(f"--precision names none; available are {', '.join(PRECISIONS)}")
     chosen: tuple[Precision, ...] = tuple(p for p in PRECISIONS if p in wanted)
     if "int8" in chosen and not calibration:
         raise click.UsageError(
@@ -117,7 +119,9 @@ def _describe(model_file: Path, spec_file: Path, folder: Path) -> Path:
         raise ModelError(f"cannot read {model_file} and {spec_file}: {error}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{spec_file} is no JSON object; `fmengine info --json` prints one to start from")
-    spec = ModelSpec.from_json(json.dumps({"version": 1} | values))
+    # `fmengine info --json` adds the file's path, and the digest is of the file that is written here.
+    values = {key: value for key, value in values.items() if key not in ("path", "file_sha256")}
+    spec = ModelSpec.from_json(json.dumps({"version": FORMAT_VERSION} | values))
     target = folder / f"{spec.name}.{spec.precision}.onnx"
     if target.exists():
         raise OutputError(f"{target} exists; choose another --output folder")

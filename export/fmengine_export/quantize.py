@@ -20,6 +20,7 @@ from fmengine.preprocess import Pixels
 from .fold import Convolution, Linear, Network
 
 WEIGHT_LEVELS = 63
+BIAS_LEVELS = 2**30  # half of what int32 holds; the other half is left to the sum of the products
 CALIBRATION_BATCH = 64  # pictures; bounds memory, changes no figure
 HISTOGRAM_BINS = 4096
 
@@ -40,14 +41,17 @@ class QuantizedWeights:
 
 
 def quantize_weights(layer: Convolution | Linear, input_scale: float) -> QuantizedWeights:
-    """Round a layer's weights to int8 and its bias to int32, one scale an output channel."""
-    flat = np.abs(layer.weight.reshape(len(layer.weight), -1)).max(axis=1)
-    scale = (np.maximum(flat, 1e-12) / WEIGHT_LEVELS).astype(np.float32)
+    """Round a layer's weights to int8 and its bias to int32, one scale an output channel.
+
+    A channel whose weights are next to nothing gets the scale that its bias needs: the bias is its answer.
+    """
+    largest = np.abs(layer.weight.reshape(len(layer.weight), -1)).max(axis=1)
+    for_bias = np.abs(layer.bias) / (input_scale * BIAS_LEVELS)
+    scale = np.maximum(np.maximum(largest, 1e-12) / WEIGHT_LEVELS, for_bias).astype(np.float32)
     shaped = scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
     weight = np.clip(np.rint(layer.weight / shaped), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
     bias = np.rint(layer.bias.astype(np.float64) / (input_scale * scale.astype(np.float64)))
-    limits = np.iinfo(np.int32)
-    return QuantizedWeights(weight, scale, np.clip(bias, limits.min, limits.max).astype(np.int32))
+    return QuantizedWeights(weight, scale, bias.astype(np.int32))
 
 
 def calibrate(network: Network, pictures: Pixels, mean: int, std: float) -> list[float]:

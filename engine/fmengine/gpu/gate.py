@@ -100,7 +100,7 @@ def _largest(
         picture = int(wrong.argmax())
         raise GateError(
             f"the engine is refused. {where}: picture {picture} of the gate gets {found[picture].tolist()}, "
-            f"on the CPU {expected[picture].tolist()}; allowed is a difference of {PROBABILITY}. {int(wrong.sum())} of "
-            f"{len(wrong)} pictures are off. Update the driver or the library, and report it"
+            f"on the CPU {expected[picture].tolist()}; allowed is a difference of {PROBABILITY}. "
+            f"{int(wrong.sum())} of {len(wrong)} pictures are off. Update the driver or the library, and report it"
         )
     return float(distance.max())
