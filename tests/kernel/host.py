@@ -37,10 +37,10 @@ def compile_kernel(folder: Path, source: str | None = None, *, sanitize: bool = 
         *options,
     ]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    library = folder / f"kernel-{digest}.so"
+    library = folder.resolve() / f"kernel-{digest}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        kernel = folder / f"kernel-{digest}.cu"
+        kernel = library.with_suffix(".cu")
         kernel.write_text(text, encoding="utf-8")
         partial = library.with_suffix(f".{os.getpid()}")
         command = ["g++", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", *options]
