@@ -68,12 +68,7 @@ class LazyGroup(click.Group):
         try:
             command: click.Command = getattr(import_module(module), attribute)
         except ModuleNotFoundError as error:
-            missing = error.name or ""
-            if not entry.extras or missing.startswith("fmengine"):
-                raise
-            raise UnavailableError(
-                f"`fmengine {name}` needs {missing}; install it with: pip install 'fmengine[{entry.extras}]'"
-            ) from error
+            raise _missing_extra(name, error) from error
         return command
 
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -90,12 +85,25 @@ class LazyGroup(click.Group):
             return super().make_context(*args, **more)
 
     def invoke(self, context: click.Context) -> Any:
-        with _reader_may_leave():
-            return super().invoke(context)
+        try:
+            with _reader_may_leave():
+                return super().invoke(context)
+        except ModuleNotFoundError as error:  # what a command imports as it runs
+            raise _missing_extra(str(context.invoked_subcommand), error) from error
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+def _missing_extra(command: str, error: ModuleNotFoundError) -> Exception:
+    """Which extra to add, or the error itself where that is not what is wrong."""
+    extras, missing = COMMANDS[command].extras, error.name or ""
+    if not extras or missing.startswith("fmengine"):
+        return error
+    return UnavailableError(
+        f"`fmengine {command}` needs {missing}; install it with: pip install 'fmengine[{extras}]'"
+    )
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -5,14 +5,20 @@ TensorRT tells of failure by returning None, False or -1 and writing to its logg
 checked here, and the logger's own words are in the error.
 """
 
+import dataclasses
+import hashlib
+import json
+import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, get_args
 
+from .. import __version__
 from ..errors import FmengineError, ModelError, UnavailableError
 from ..model_file import ModelFile
+from .device import Gpu
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
@@ -267,3 +273,23 @@ def _progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -
             progress(phase, steps, steps)
 
     return Monitor()
+
+
+def engine_key(library: Any, model: ModelFile, options: BuildOptions, gpu: Gpu | None) -> dict[str, str]:
+    """Everything that an engine's bytes depend on: the key under which it is kept.
+
+    Args:
+        library: that builds it.
+        model: that it is built from.
+        options: that it is built with.
+        gpu: that it is built on; None for one that is built ahead of time.
+    """
+    return {
+        "onnx": hashlib.sha256(model.data).hexdigest(),
+        "library": f"{library.__name__} {library.__version__}",
+        "gpu": f"{gpu.name}, {'.'.join(map(str, gpu.compute_capability))}" if gpu else "ahead of time",
+        "driver": gpu.driver if gpu else "any",
+        "system": f"{platform.system()} {platform.machine()}",
+        "options": json.dumps(dataclasses.asdict(options), sort_keys=True),
+        "fmengine": __version__,
+    }

@@ -1,0 +1,63 @@
+"""From an FP16 model file to a TensorRT engine in a file of its own."""
+
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fmengine.errors import OutputError
+from fmengine.gpu.builder import BuildOptions, Library, build_engine, engine_key, load_library
+from fmengine.gpu.cache import pack
+from fmengine.gpu.device import describe_gpu
+from fmengine.model_file import ModelFile
+
+FORMS: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def export_engine(form: str, model: ModelFile, options: BuildOptions, folder: Path, device: int) -> Path:
+    """Build an engine and write it, with its manifest, as `NAME.FORM.GPU.engine`.
+
+    Args:
+        form: one of `FORMS`.
+        model: an FP16 model file.
+        options: batch sizes and targets.
+        folder: to write into.
+        device: the GPU to build on; TensorRT-RTX builds ahead of time and needs none.
+
+    Raises:
+        UnavailableError: if the library, the driver or the GPU is missing.
+        ModelError, BuildError: if TensorRT does not build it.
+        OutputError: if it cannot be written.
+    """
+    library = load_library(FORMS[form])
+    gpu = describe_gpu(device) if form == "tensorrt" else None
+    capability = ".".join(map(str, gpu.compute_capability)) if gpu else "+".join(options.compute_capabilities)
+    target = folder / f"{model.spec.name}.{form}.{capability or 'any'}.engine"
+    with tqdm(desc=f"building {target.name}", unit=" steps", disable=None, file=sys.stderr) as bar:
+        phases: list[str] = []
+
+        def progress(phase: str, done: int, total: int) -> None:
+            phases.append(phase)
+            if phase == phases[0]:  # the outermost; what is nested in it would make the bar jump
+                bar.total, bar.n = total, done
+                bar.refresh()
+
+        engine = build_engine(library, model, options, progress=progress)
+    _write_private(target, pack(engine_key(library, model, options, gpu), engine))
+    return target
+
+
+def _write_private(target: Path, data: bytes) -> None:
+    """An engine is code: nobody but its owner may write it. It appears whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {target} ({len(data):,} bytes): {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
