@@ -1,0 +1,234 @@
+"""The cache of built code: one build a key, and nothing that others could have written."""
+
+import errno
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fmengine.gpu.cache import Cache, CacheError, StaleError, default_folder, pack, read_file, unpack
+
+pytestmark = pytest.mark.timeout(60)
+KEY = {"onnx": "a", "gpu": "b"}
+DATA = bytes(range(256)) * 20
+
+
+def never() -> bytes:
+    raise AssertionError("built although it was there")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def kept(cache: Cache) -> Path:
+    (path,) = (path for path in cache.folder.iterdir() if path.suffix == ".engine")
+    return path
+
+
+def test_built_once(cache: Cache) -> None:
+    assert cache.get("engine", KEY, lambda: DATA) == DATA
+    assert cache.get("engine", KEY, never) == DATA
+    assert Cache(cache.folder).get("engine", dict(reversed(KEY.items())), never) == DATA
+
+
+@pytest.mark.parametrize("other", [{"onnx": "a", "gpu": "c"}, {"onnx": "a"}, KEY | {"driver": "13.0"}])
+def test_another_key_is_another_file(cache: Cache, other: dict[str, str]) -> None:
+    cache.get("engine", KEY, lambda: DATA)
+    assert cache.get("engine", other, lambda: b"other") == b"other"
+    assert cache.get("engine", KEY, never) == DATA
+
+
+def test_the_manifest_says_what_it_is(cache: Cache) -> None:
+    cache.get("engine", KEY, lambda: DATA)
+    manifest = json.loads(kept(cache).read_bytes().split(b"\n", 1)[0])
+    assert manifest["key"] == KEY
+    assert manifest["size"] == len(DATA)
+
+
+def test_only_the_owner_may_read_or_write(cache: Cache) -> None:
+    cache.get("engine", KEY, lambda: DATA)
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in cache.folder.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("position", [0, 30, -1])
+def test_any_altered_byte_means_a_rebuild(cache: Cache, position: int, caplog: pytest.LogCaptureFixture) -> None:
+    cache.get("engine", KEY, lambda: DATA)
+    content = bytearray(kept(cache).read_bytes())
+    content[position] ^= 1
+    kept(cache).write_bytes(content)
+    assert cache.get("engine", KEY, lambda: b"new") == b"new"
+    assert cache.get("engine", KEY, never) == b"new"
+    assert "building" in caplog.text
+
+
+@pytest.mark.parametrize("length", [0, 10, 200, len(DATA)])
+def test_a_file_cut_short_means_a_rebuild(cache: Cache, length: int) -> None:
+    cache.get("engine", KEY, lambda: DATA)
+    kept(cache).write_bytes(kept(cache).read_bytes()[:length])
+    assert cache.get("engine", KEY, lambda: b"new") == b"new"
+
+
+def test_a_file_under_anothers_name_means_a_rebuild(cache: Cache) -> None:
+    """An engine of another GPU, copied over this one's."""
+    cache.get("engine", KEY, lambda: DATA)
+    kept(cache).write_bytes(pack(KEY | {"gpu": "other"}, b"foreign"))
+    assert cache.get("engine", KEY, lambda: b"ours") == b"ours"
+
+
+def test_a_link_is_not_followed(cache: Cache, tmp_path: Path) -> None:
+    cache.get("engine", KEY, lambda: DATA)
+    (tmp_path / "elsewhere").write_bytes(pack(KEY, b"foreign"))
+    path = kept(cache)
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CacheError, match="cannot trust"):
+        cache.get("engine", KEY, never)
+
+
+def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(CacheError, match="set FMENGINE_CACHE"):
+        Cache(tmp_path / "link").get("engine", KEY, never)
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+@pytest.mark.parametrize("bit", [stat.S_IWGRP, stat.S_IWOTH])
+def test_what_others_may_write_is_refused(cache: Cache, what: str, bit: int) -> None:
+    cache.get("engine", KEY, lambda: DATA)
+    path = cache.folder if what == "folder" else kept(cache)
+    path.chmod(path.stat().st_mode | bit)
+    with pytest.raises(CacheError, match=r"others may write it; run: chmod go-w"):
+        cache.get("engine", KEY, never)
+
+
+def test_what_belongs_to_another_is_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.get("engine", KEY, lambda: DATA)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(CacheError, match="belongs to user"):
+        cache.get("engine", KEY, never)
+
+
+def test_a_full_disk_leaves_nothing_behind(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CacheError, match=r"No space left on device; make room, or set FMENGINE_CACHE"):
+        cache.get("engine", KEY, lambda: DATA)
+    assert [path.suffix for path in cache.folder.iterdir()] == [".lock"]
+    monkeypatch.undo()
+    assert cache.get("engine", KEY, lambda: DATA) == DATA
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot use the cache folder"):
+        Cache(tmp_path / "file" / "cache").get("engine", KEY, never)
+
+
+def test_a_build_that_fails_keeps_nothing(cache: Cache) -> None:
+    def fails() -> bytes:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        cache.get("engine", KEY, fails)
+    assert cache.get("engine", KEY, lambda: DATA) == DATA
+
+
+BUILDER = """
+import os, sys, time
+from pathlib import Path
+from fmengine.gpu.cache import Cache
+def build():
+    with open(sys.argv[2], "a") as log:
+        log.write("built\\n")
+    time.sleep(float(sys.argv[3]))
+    return b"engine" * 100_000
+print(len(Cache(Path(sys.argv[1])).get("engine", {"onnx": "a"}, build)))
+"""
+
+
+def start(cache: Cache, log: Path, seconds: float) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", BUILDER, str(cache.folder), str(log), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_at_once_build_once(cache: Cache, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    processes = [start(cache, log, 0.3) for _ in range(4)]
+    assert [process.communicate(timeout=30)[0].strip() for process in processes] == ["600000"] * 4
+    assert log.read_text() == "built\n"
+
+
+def test_a_builder_that_is_killed_blocks_nobody(cache: Cache, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start(cache, log, 60)
+    while not log.exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert start(cache, log, 0).communicate(timeout=30)[0].strip() == "600000"
+
+
+def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FMENGINE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert default_folder() == Path("/somewhere/fmengine")
+    monkeypatch.setenv("FMENGINE_CACHE", "/elsewhere")
+    assert default_folder() == Path("/elsewhere")
+
+
+# Files outside the cache
+
+
+def written(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "x.engine"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    return path
+
+
+def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
+    assert read_file(written(tmp_path, pack(KEY, DATA)), KEY) == DATA
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"ftrt-engine-of-somebody", "no manifest; it was not built by fmengine"),
+        (b"", "no manifest"),
+        (b"[]\n", "no manifest"),
+        (b'{"key": {}, "sha256": ""}\n', "of version None"),
+        (pack({"gpu": "other"}, DATA), "gpu was 'other', is 'b', onnx was None, is 'a'"),
+        (pack(KEY, DATA)[:-1], "cut short or altered"),
+    ],
+)
+def test_a_foreign_or_altered_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(StaleError, match=message):
+        read_file(written(tmp_path, content), KEY)
+
+
+def test_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, pack(KEY, DATA))
+    path.chmod(0o666)
+    with pytest.raises(CacheError, match="others may write it"):
+        read_file(path)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="No such file"):
+        read_file(tmp_path / "none.engine")
+
+
+def test_any_key_is_taken_where_none_is_given() -> None:
+    assert unpack(pack(KEY, DATA), None) == DATA

@@ -1,0 +1,113 @@
+"""The gate: an engine that answers as the CPU does passes, and every planted fault is refused."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fmengine.backends import Options, Outputs
+from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.gpu.builder import Profile
+from fmengine.gpu.gate import GateError, Passed, batch_sizes, check_engine, gate_images
+from fmengine.model_file import ModelSpec, load_model_file, resolve
+from fmengine.preprocess import Pixels
+
+pytestmark = pytest.mark.timeout(120)
+FILE = load_model_file(resolve(None, ("fp16",)))
+SPEC: ModelSpec = FILE.spec
+PROFILES = (Profile(1, 1, 1), Profile(1, 8, 16))
+Run = Callable[[Pixels], Outputs]
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Run:
+    backend = OnnxRuntimeBackend.open(FILE, Options())
+    images = gate_images(SPEC)
+    answers = backend.run(images)
+    known = {image.tobytes(): row for row, image in enumerate(images)}
+
+    def run(batch: Pixels) -> Outputs:  # the same bits in any batch, so each picture is run once
+        rows = [known[image.tobytes()] for image in batch]
+        return Outputs(answers.logits[rows], answers.probabilities[rows])
+
+    return run
+
+
+def altered(cpu: Run, alter: Callable[[np.ndarray], np.ndarray], only: int | None = None) -> Run:
+    """The CPU's answers with a fault, in every batch or in those of one size."""
+
+    def run(batch: Pixels) -> Outputs:
+        logits, probabilities = cpu(batch)
+        return Outputs(logits, alter(probabilities.copy()) if only in (None, len(batch)) else probabilities)
+
+    return run
+
+
+def gate(cpu: Run, *runs: Run) -> list[Passed]:
+    return check_engine(list(zip(PROFILES, runs, strict=False)), cpu, SPEC)
+
+
+def test_the_cpu_passes_its_own_gate(cpu: Run) -> None:
+    passed = gate(cpu, cpu, cpu)
+    assert [(p.profile, p.batch) for p in passed] == [(0, 1), (1, 1), (1, 9), (1, 16)]
+    assert all(p.largest == 0 for p in passed)
+
+
+def test_rounding_passes_and_is_told(cpu: Run) -> None:
+    passed = gate(cpu, altered(cpu, lambda p: p + np.float32([0.004, -0.004])))
+    assert passed[0].largest == pytest.approx(0.004, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 9, 16])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda p: p[:, ::-1],
+        lambda p: np.roll(p, 1, axis=0) if len(p) > 1 else p[:, ::-1],
+        lambda p: p + np.float32([0.02, -0.02]),
+        lambda p: np.full_like(p, np.nan),
+        lambda p: np.full_like(p, 0.5),
+    ],
+    ids=["labels swapped", "rows moved", "off by 0.02", "NaN", "even"],
+)
+def test_a_fault_at_one_batch_size_is_refused(cpu: Run, fault: Callable, batch: int) -> None:
+    with pytest.raises(GateError, match=f"profile 1, batches of {batch}: picture"):
+        gate(cpu, cpu, altered(cpu, fault, only=batch))
+
+
+def test_a_fault_in_one_picture_is_refused(cpu: Run) -> None:
+    target = gate_images(SPEC)[200].tobytes()
+
+    def run(batch: Pixels) -> Outputs:
+        logits, probabilities = cpu(batch)
+        hit = [image.tobytes() == target for image in batch]
+        return Outputs(logits, np.where(np.array(hit)[:, None], probabilities[:, ::-1], probabilities))
+
+    with pytest.raises(GateError, match=r"picture 200 .* 1 of 257 pictures are off"):
+        gate(cpu, run)
+
+
+def test_missing_answers_are_refused(cpu: Run) -> None:
+    with pytest.raises(GateError, match=r"answers; expected \(257, 2\)"):
+        gate(cpu, altered(cpu, lambda p: p[:0]))
+
+
+def test_batch_sizes_hold_an_odd_one() -> None:
+    assert batch_sizes(Profile(1, 1, 1)) == [1]
+    assert batch_sizes(Profile(1, 32, 64)) == [1, 33, 64]
+    assert batch_sizes(Profile(2, 2, 2)) == [2]
+    assert batch_sizes(Profile(1, 2, 3)) == [1, 3]
+
+
+def test_the_gates_pictures_are_the_same_everywhere() -> None:
+    images = gate_images(SPEC)
+    assert images.shape == (257, *SPEC.input_shape(1)[1:])
+    np.testing.assert_array_equal(images, gate_images(SPEC))
+
+
+def test_the_gates_pictures_spread_the_answers(cpu: Run) -> None:
+    """A gate of pictures that all answer alike would let a broken engine through."""
+    happy = cpu(gate_images(SPEC)).probabilities[:, 0]
+    assert 0.2 < (happy > 0.5).mean() < 0.8
+    assert happy.std() > 0.2
+    assert happy[-1] > 0.9  # the portrait smiles
