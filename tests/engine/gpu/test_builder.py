@@ -1,0 +1,264 @@
+"""The engine builder over TensorRT-RTX, which parses and builds on machines without a GPU.
+
+A pass says that NVIDIA's parser and type checker take our model and that our control flow is right. It does
+not say that TensorRT 11 builds it, nor how fast or exact the engine is on a GPU.
+"""
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fmengine.errors import ModelError, UnavailableError
+from fmengine.gpu import builder
+from fmengine.gpu.builder import (
+    BuildError,
+    BuildOptions,
+    Profile,
+    build_engine,
+    check_types,
+    engine_key,
+    load_library,
+)
+from fmengine.gpu.device import Gpu
+from fmengine.model_file import ModelFile, load_model_file, resolve
+
+pytestmark = pytest.mark.timeout(120)
+rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; tests/requirements.txt names it")
+FILE = load_model_file(resolve(None, ("fp16",)))
+ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"]
+
+
+def changed(change: "callable") -> ModelFile:
+    """The shipped model with a change to its graph; digests are not the builder's business."""
+    model = onnx.load_model_from_string(FILE.data)
+    change(model.graph)
+    return ModelFile(Path("changed.fp16.onnx"), model.SerializeToString(), FILE.spec)
+
+
+def node(graph: onnx.GraphProto, output: str) -> onnx.NodeProto:
+    return next(node for node in graph.node if node.output[0] == output)
+
+
+def parsed(model: ModelFile) -> object:
+    logger = builder._logger(rtx)
+    network = rtx.Builder(logger).create_network(builder._strongly_typed(rtx))
+    builder._parse(rtx, network, model, logger)
+    return network
+
+
+# Builds
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_the_shipped_model_builds_twice_alike(capability: str) -> None:
+    options = BuildOptions.for_batch(64, compute_capabilities=(capability,))
+    first, second = (build_engine(rtx, FILE, options) for _ in range(2))
+    assert first == second
+    assert len(first) > 1_000_000
+
+
+def test_one_engine_for_several_architectures() -> None:
+    one = build_engine(rtx, FILE, BuildOptions(compute_capabilities=("8.6",)))
+    several = build_engine(rtx, FILE, BuildOptions(compute_capabilities=("8.6", "8.9", "12.0")))
+    assert one != several
+
+
+def test_progress_begins_and_ends() -> None:
+    seen: list[tuple[str, int, int]] = []
+    build_engine(rtx, FILE, BuildOptions(compute_capabilities=("8.6",)), progress=lambda *told: seen.append(told))
+    phase = seen[0][0]
+    told = [(done, total) for name, done, total in seen if name == phase]
+    assert told[0][0] == 0
+    assert told[-1][0] == told[-1][1] > 0
+
+
+# Types
+
+
+def test_every_heavy_layer_of_the_shipped_model_is_half() -> None:
+    check_types(rtx, parsed(FILE))
+
+
+def to_float(graph: onnx.GraphProto) -> None:
+    """The third convolution in FP32, between two Casts: a graph that is strongly typed, and slow."""
+    convolution = node(graph, "conv3.sum")
+    x, *parameters = convolution.input
+    for tensor in graph.initializer:
+        if tensor.name in parameters:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    position = list(graph.node).index(convolution)
+    convolution.input[0], convolution.output[0] = "wide", "wide_sum"
+    graph.node.insert(position, helper.make_node("Cast", [x], ["wide"], to=TensorProto.FLOAT))
+    graph.node.insert(position + 2, helper.make_node("Cast", ["wide_sum"], ["conv3.sum"], to=TensorProto.FLOAT16))
+
+
+def test_one_convolution_in_fp32_is_refused_by_name() -> None:
+    with pytest.raises(BuildError, match=r"not in half precision: conv3\.sum \(FLOAT\); export the model again"):
+        build_engine(rtx, changed(to_float), BuildOptions())
+
+
+def test_a_network_without_heavy_layers_is_refused() -> None:
+    network = SimpleNamespace(num_layers=0)
+    with pytest.raises(BuildError, match="no convolution and no matrix product"):
+        check_types(rtx, network)
+
+
+# What TensorRT cannot read
+
+
+def wrong_type(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        if tensor.name == node(graph, "conv2.sum").input[1]:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+
+def unknown_operator(graph: onnx.GraphProto) -> None:
+    node(graph, "conv4.relu").op_type = "Frobnicate"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (wrong_type, r"input type is Half but kernel is of type Float"),
+        (unknown_operator, r"Frobnicate|Plugin not found"),
+    ],
+)
+def test_a_graph_that_cannot_be_read_is_told_in_the_parsers_words(change: "callable", words: str) -> None:
+    with pytest.raises(ModelError, match=f"tensorrt_rtx cannot read changed.fp16.onnx: node .*({words})"):
+        build_engine(rtx, changed(change), BuildOptions())
+
+
+def test_no_onnx_at_all_is_told() -> None:
+    with pytest.raises(ModelError, match="cannot read"):
+        build_engine(rtx, ModelFile(Path("x.onnx"), b"nonsense", FILE.spec), BuildOptions())
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_another_precision_is_refused_with_the_file_to_use(precision: str) -> None:
+    spec = dataclasses.replace(FILE.spec, precision=precision)
+    with pytest.raises(ModelError, match=f"is {precision}; .* use alexnet-slim.fp16.onnx, or export it with"):
+        build_engine(rtx, ModelFile(Path("x.onnx"), b"", spec), BuildOptions())
+
+
+def test_quantised_pixels_are_refused_by_the_parser() -> None:
+    """An INT8 file that says that it is FP16: uint8 Q/DQ is nothing that TensorRT takes."""
+    file = load_model_file(resolve(None, ("int8",)))
+    with pytest.raises(ModelError, match="cannot read"):
+        build_engine(rtx, ModelFile(file.path, file.data, FILE.spec), BuildOptions())
+
+
+# Options
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (8, 4, 16), (1, 32, 16), (16, 8, 4)])
+def test_an_impossible_profile_is_refused(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(BuildError, match="expected 1 ≤ least ≤ best ≤ most"):
+        Profile(*sizes)
+
+
+def test_no_profile_is_refused() -> None:
+    with pytest.raises(BuildError, match="no profile is given"):
+        build_engine(rtx, FILE, BuildOptions(profiles=()))
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [(1, [(1, 1, 1)]), (64, [(1, 1, 1), (1, 32, 64)]), (3, [(1, 1, 1), (1, 1, 3)])]
+)
+def test_profiles_for_a_batch(most: int, expected: list[tuple[int, int, int]]) -> None:
+    assert [dataclasses.astuple(profile) for profile in BuildOptions.for_batch(most).profiles] == expected
+
+
+@pytest.mark.parametrize("capability", ["9.0", "10.0", "eight"])
+def test_an_unknown_architecture_is_refused_with_the_known(capability: str) -> None:
+    with pytest.raises(
+        BuildError, match=rf"does not build for compute capability {capability}; it does for 7\.5, 8\.0"
+    ):
+        build_engine(rtx, FILE, BuildOptions(compute_capabilities=(capability,)))
+
+
+def test_a_build_that_fails_says_why() -> None:
+    """`CURRENT` needs a GPU: TensorRT-RTX returns None and tells its logger."""
+    model = changed(lambda graph: None)
+    library = SimpleNamespace(**{name: getattr(rtx, name) for name in dir(rtx)})
+    library.ComputeCapability = SimpleNamespace(__members__={"SM00": rtx.ComputeCapability.CURRENT})
+    with pytest.raises(BuildError, match=r"It says: .*(CUDA|cuda)"):
+        build_engine(library, model, BuildOptions(compute_capabilities=("0.0",)))
+
+
+# The library
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    module = ModuleType("tensorrt")
+    module.__version__ = version
+    monkeypatch.setattr(builder, "import_module", lambda name: module)
+
+
+@pytest.mark.parametrize("version", ["10.12.0.36", "10.16.1.11", "11.4.0.106"])
+def test_versions_that_are_known(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    fake(monkeypatch, version)
+    assert load_library("tensorrt").__version__ == version
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.11.0.33", "12.0.0"])
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    fake(monkeypatch, version)
+    with pytest.raises(
+        UnavailableError, match=rf"tensorrt {version} is installed; expected 10\.12 to 11\.x: pip install"
+    ):
+        load_library("tensorrt")
+
+
+def test_a_missing_library_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError("libnvinfer.so.11: cannot open shared object file")
+
+    monkeypatch.setattr(builder, "import_module", missing)
+    with pytest.raises(UnavailableError, match=r"libnvinfer.so.11.*pip install 'fmengine\[gpu\]'"):
+        load_library("tensorrt")
+
+
+def test_a_library_that_does_not_start_is_unavailable() -> None:
+    def refuses(logger: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    library = SimpleNamespace(__name__="tensorrt", ILogger=rtx.ILogger, Builder=refuses)
+    with pytest.raises(UnavailableError, match="tensorrt does not start: pybind11"):
+        build_engine(library, FILE, BuildOptions())
+
+
+# The key
+
+
+GPU = Gpu("NVIDIA A10", (8, 6), "12.8")
+
+
+def test_the_key_changes_with_everything_that_an_engine_depends_on() -> None:
+    def key(
+        library: object = rtx,
+        model: ModelFile = FILE,
+        options: BuildOptions = BuildOptions(),
+        gpu: Gpu | None = GPU,
+    ) -> str:
+        return str(sorted(engine_key(library, model, options, gpu).items()))
+
+    other_library = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.8.0")
+    other_model = ModelFile(FILE.path, FILE.data + b"\0", FILE.spec)
+    keys = [
+        key(),
+        key(library=other_library),
+        key(model=other_model),
+        key(options=BuildOptions.for_batch(32)),
+        key(options=BuildOptions(optimization_level=5)),
+        key(gpu=GPU._replace(name="NVIDIA A40")),
+        key(gpu=GPU._replace(compute_capability=(8, 9))),
+        key(gpu=GPU._replace(driver="13.0")),
+        key(gpu=None),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key() == key()
