@@ -11,6 +11,7 @@ DEMO := .cache/demo
 CASES ?= 20000
 SEED ?= 7
 PILLOWS := 11 12 13
+TENSORRTS := .cache/tensorrt/10.12.0.36 .cache/tensorrt/11.4.0.106
 
 help:
 	@echo "make demo    real faces, labelled, on a page to look at (no PyTorch needed)"
@@ -49,7 +50,12 @@ lint: $(VENV)/develop
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint $(DEMO)/pictures
+# The API's names, without the libraries, which only NVIDIA's own index has.
+.cache/tensorrt/%: | $(VENV)/runtime
+	@$(PIP) --target $@.partial --no-deps --upgrade tensorrt_cu12_bindings==$*
+	@mv $@.partial $@
+
+test: lint $(DEMO)/pictures $(TENSORRTS)
 	$(BIN)/pytest
 
 # Where g++ is, no GPU is needed: the kernel is compiled for the CPU.
