@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 DEMO := .cache/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean kernel-check kernel-run kernel-pillows
+.PHONY: help demo test lint clean kernel-check kernel-run kernel-pillows kernel-figures
 CASES ?= 20000
 SEED ?= 7
 PILLOWS := 11 12 13
@@ -20,6 +20,7 @@ help:
 	@echo "make clean   remove .venv and .cache"
 	@echo "make kernel-check [CASES=20000 SEED=7]   the CUDA kernel, compiled for the CPU, against the definition"
 	@echo "make kernel-run IN=x.npz OUT=y.npz       the same on arrays of your own (tests/kernel/run.py)"
+	@echo "make kernel-figures                      registers and occupancy, from the compiler's own report"
 	@echo "make kernel-pillows                      the definition under Pillow $(PILLOWS)"
 
 $(VENV)/runtime: pyproject.toml constraints.txt
@@ -63,6 +64,10 @@ kernel-check kernel-run: | $(VENV)/runtime
 	@library=$$($(BIN)/python -m tests.kernel.compile .cache/kernel) && \
 	if [ $@ = kernel-check ]; then $(BIN)/python -m tests.kernel.check "$$library" --cases $(CASES) --seed $(SEED); \
 	else $(BIN)/python -m tests.kernel.run "$$library" "$(IN)" "$(OUT)"; fi
+
+# What the compiler says of the kernel for each architecture, and the occupancy that follows.
+kernel-figures: | $(VENV)/develop
+	@$(BIN)/python -m tests.kernel.figures
 
 kernel-pillows: $(foreach major,$(PILLOWS),.cache/pillow-$(major))
 	@for major in $(PILLOWS); do .cache/pillow-$$major/bin/python tests/kernel/pillows.py || exit 1; done
