@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parent.parent
@@ -109,4 +110,16 @@ def tiny_run(drawn_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )
     dataset = data.load(data.find([drawn_faces], (), 0.1), ("happy", "sad"), (1, 40, 40), recipe.fit, folder)
     train(Trainer(recipe, dataset, folder, pick_device("cpu")), lambda text: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny_run: Path, drawn_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tiny.fp32.onnx`, `tiny.fp16.onnx` and `tiny.int8.onnx`."""
+    folder = tmp_path_factory.mktemp("tiny-models")
+    options = ["--calibrate", str(drawn_faces / "train"), "--name", "tiny", "--output", str(folder)]
+    from fmengine_export.cli import export
+
+    result = CliRunner().invoke(export, [str(tiny_run), *options])
+    assert result.exit_code == 0, result.output
     return folder

@@ -1,6 +1,5 @@
 """From an FP16 model file to a TensorRT engine in a file of its own."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from tqdm import tqdm
 
 from fmengine.errors import OutputError
 from fmengine.gpu.builder import BuildOptions, Library, build_engine, engine_key, load_library
-from fmengine.gpu.cache import pack
+from fmengine.gpu.cache import pack, write_file
 from fmengine.gpu.device import describe_gpu
 from fmengine.model_file import ModelFile
 
@@ -44,20 +43,8 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, folder: Pa
                 bar.refresh()
 
         engine = build_engine(library, model, options, progress=progress)
-    _write_private(target, pack(engine_key(library, model, options, gpu), engine))
-    return target
-
-
-def _write_private(target: Path, data: bytes) -> None:
-    """An engine is code: nobody but its owner may write it. It appears whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        write_file(target, pack(engine_key(library, model, options, gpu), engine))
     except OSError as error:
-        raise OutputError(f"cannot write {target} ({len(data):,} bytes): {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {target} ({len(engine):,} bytes): {error.strerror}") from error
+    return target

@@ -82,22 +82,13 @@ class Cache:
             return unpack(file.read(), key)
 
     def _write(self, folder: int, name: str, data: bytes) -> None:
-        temporary = f".{name}.{os.getpid()}"
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with open(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            _replace(folder, name, data)
         except OSError as error:
             raise CacheError(
                 f"cannot keep {self.folder / name} ({len(data):,} bytes): {error.strerror}; make room, or set "
                 "FMENGINE_CACHE to a folder with more"
             ) from error
-        finally:
-            with suppress(OSError):  # renamed already, or never made
-                os.unlink(temporary, dir_fd=folder)
 
     @contextmanager
     def _open_folder(self) -> Iterator[int]:
@@ -142,6 +133,19 @@ def read_file(path: Path, key: Key | None = None) -> bytes:
             raise StaleError(f"{path} is refused: {error}") from error
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a built file outside the cache: whole or not at all, and nobody but its owner may read or write it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _replace(folder, path.name, data)
+    finally:
+        os.close(folder)
+
+
 def pack(key: Key, data: bytes) -> bytes:
     """A built file with its manifest in front."""
     manifest = {"version": VERSION, "key": dict(key), "sha256": _digest(data), "size": len(data)}
@@ -174,6 +178,20 @@ def unpack(content: bytes, key: Key | None) -> bytes:
     if _digest(data) != digest:
         raise StaleError("its bytes do not give the sha256 of its manifest: it was cut short or altered")
     return data
+
+
+def _replace(folder: int, name: str, data: bytes) -> None:
+    temporary = f".{name}.{os.getpid()}"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with open(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        with suppress(OSError):  # renamed already, or never made
+            os.unlink(temporary, dir_fd=folder)
 
 
 def _check_owner(status: os.stat_result, path: Path) -> None:
