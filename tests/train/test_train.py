@@ -263,7 +263,7 @@ def test_another_recipe_is_refused_by_name(make: Make) -> None:
 def test_changed_data_are_refused(make: Make, faces: data.Dataset) -> None:
     make().save()
     with pytest.raises(DataError, match="training data changed"):
-        make(dataset=dataclasses.replace(faces, fingerprint="another")).restore()
+        make(dataset=dataclasses.replace(faces, digest="another")).restore()
 
 
 def test_renamed_classes_are_refused(make: Make, drawn_faces: Path, tmp_path: Path) -> None:

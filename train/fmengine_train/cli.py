@@ -8,6 +8,7 @@ import click
 from fmengine.errors import DataError, OutputError
 
 from . import data
+from .distill import teach
 from .networks import CONFIGS
 from .recipe import Recipe
 from .train import Trainer, network_config, pick_device
@@ -31,6 +32,19 @@ from .train import train as run
     help="TOML file of hyperparameters; options given here win over it.",
 )
 @click.option("--model", type=click.Choice(list(CONFIGS)), help="Architecture.")
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Checkpoint whose answers are learned beside the labels; may be repeated, their mean counts.",
+)
+@click.option(
+    "--transfer",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Folder of pictures without labels, to learn what the teachers say of them; may be repeated.",
+)
 @click.option("--classes", help="Classes to use, with commas, in the order of the outputs.")
 @click.option("--validation", type=float, help="Share held out where the data have no `val` folder.")
 @click.option("--epochs", type=int, help="Passes over the training pictures.  [default: 100]")
@@ -49,6 +63,8 @@ def train(
     recipe_file: Path | None,
     device: str,
     resume: bool,
+    teachers: tuple[Path, ...],
+    transfer: tuple[Path, ...],
     classes: str | None,
     **options: Any,
 ) -> None:
@@ -60,11 +76,14 @@ def train(
     if classes:
         overrides["classes"] = [name.strip() for name in classes.split(",") if name.strip()]
     recipe = Recipe.load(recipe_file, overrides)
+    if transfer and not teachers:
+        raise click.UsageError("--transfer pictures have no labels: give a --teacher who knows them")
     if (folder / "checkpoint.safetensors").exists() and not resume:
         raise OutputError(f"{folder} holds a run already; go on with --resume, or choose another --run folder")
     target = pick_device(device)
     items = data.find(data_paths, recipe.classes, recipe.validation)
-    labels = recipe.classes or tuple(sorted({item.label for item in items}))
+    labels = recipe.classes or data.labels_of(items)
+    items += data.unlabelled(transfer)
     config = network_config(recipe, len(labels))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +93,8 @@ def train(
     dataset = data.load(items, labels, shape, recipe.fit, folder)
     for note in dataset.notes:
         say(f"note: {note}")
+    if teachers:
+        teach(dataset, items, teachers, recipe.teacher_weight, folder)
     say(f"{len(dataset.train)} training and {len(dataset.val)} validation pictures: {dataset.describe()}")
     try:
         trainer = Trainer(recipe, dataset, folder, target)

@@ -34,18 +34,18 @@ FER2013_SPLITS: dict[str, Split] = {"Training": "train", "PublicTest": "val"}
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One labelled picture before it is decoded.
+    """One picture before it is decoded.
 
     Attributes:
         picture: a file, or decoded pixels.
-        label: the class's name.
+        label: the class's name; None where a teacher alone knows.
         split: `train` or `val`.
         source: the data set it came from, by the name of its folder or file.
         name: for messages.
     """
 
     picture: Path | Pixels
-    label: str
+    label: str | None
     split: Split
     source: str
     name: str
@@ -58,13 +58,13 @@ class Dataset:
     Attributes:
         labels: the classes' names, in the order of the outputs.
         pixels: uint8 `[N, C, H, W]`, memory-mapped.
-        targets: int64 `[N]`, indices into `labels`.
+        targets: int64 `[N]`, indices into `labels`; -1 for a picture without a label.
         answers: float32 `[N, K]`, the probabilities to learn; 1 for the label, unless someone knows better.
         train: indices of the pictures to train on.
         val: indices of the pictures to validate on.
         sources: `[N]`, where each picture came from.
         notes: what was dropped and why, for a person.
-        fingerprint: sha256 over pixels, labels and splits.
+        digest: sha256 over pixels, labels and splits.
     """
 
     labels: tuple[str, ...]
@@ -75,15 +75,23 @@ class Dataset:
     val: npt.NDArray[np.int64]
     sources: npt.NDArray[np.str_]
     notes: list[str] = field(default_factory=list)
-    fingerprint: str = ""
+    digest: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all that a run learns from: `--resume` refuses other data, or other teachers."""
+        return hashlib.sha256(self.digest.encode() + self.answers.tobytes()).hexdigest()
 
     def describe(self) -> str:
         """One line for the model file: how many pictures of which class from which source."""
         parts = []
         for source in sorted(set(self.sources[self.train])):
             of_source = self.train[self.sources[self.train] == source]
-            counts = Counter(self.labels[target] for target in self.targets[of_source])
-            parts.append(f"{source}: " + ", ".join(f"{counts[label]} {label}" for label in self.labels))
+            counts = Counter(self.targets[of_source].tolist())
+            named = [(label, counts[index]) for index, label in enumerate(self.labels)] + [
+                ("unlabelled", counts[-1])
+            ]
+            parts.append(f"{source}: " + ", ".join(f"{count} {name}" for name, count in named if count))
         return "; ".join(parts)
 
 
@@ -109,7 +117,7 @@ def find(paths: Iterable[Path], classes: tuple[str, ...], validation: float) -> 
                 f"{path} is neither a folder nor a csv file; expected a folder per class, or fer2013.csv"
             )
         items += found
-    labels = classes or tuple(sorted({item.label for item in items}))
+    labels = classes or labels_of(items)
     if len(labels) < 2:
         raise DataError(
             f"found {len(labels)} classes ({', '.join(labels) or 'none'}); expected two or more, a folder for each"
@@ -124,8 +132,35 @@ def find(paths: Iterable[Path], classes: tuple[str, ...], validation: float) -> 
     return items
 
 
+def labels_of(items: list[Item]) -> tuple[str, ...]:
+    """The labels that occur, by name."""
+    return tuple(sorted({item.label for item in items if item.label is not None}))
+
+
+def unlabelled(paths: Iterable[Path]) -> list[Item]:
+    """Every file below some folders, to be learned from by what teachers say of it.
+
+    Raises:
+        DataError: for a path that is no folder, or holds no file.
+    """
+    items: list[Item] = []
+    for root in paths:
+        found = [
+            path for path in sorted(root.rglob("*")) if path.is_file() and not _hidden(path.relative_to(root))
+        ]
+        if not found:
+            raise DataError(f"{root} is no folder with pictures in it; --transfer takes one, of any depth")
+        items += [Item(path, None, "train", root.name, str(path)) for path in found]
+    return items
+
+
 def load(
-    items: list[Item], labels: tuple[str, ...], shape: tuple[int, int, int], fit: Fit, folder: Path
+    items: list[Item],
+    labels: tuple[str, ...],
+    shape: tuple[int, int, int],
+    fit: Fit,
+    folder: Path,
+    caption: str = "reading",
 ) -> Dataset:
     """Decode and preprocess every picture; drop, with a note, those that cannot be used.
 
@@ -135,6 +170,7 @@ def load(
         shape: channels, rows and columns of the network's input.
         fit: how other aspect ratios are brought to the input's.
         folder: where the memory-mapped file lies; it vanishes with the process.
+        caption: of the progress bar.
 
     Raises:
         DataError: if a class has no usable picture left.
@@ -156,7 +192,7 @@ def load(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = list(
-            tqdm(pool.map(prepare, range(len(items))), "reading", len(items), unit=" pictures", disable=None)
+            tqdm(pool.map(prepare, range(len(items))), caption, len(items), unit=" pictures", disable=None)
         )
     notes = []
     digests: dict[int, str] = {}
@@ -171,7 +207,7 @@ def load(
             notes.append(f"left out of training {items[index].name}: the same picture is in the validation split")
             del digests[index]
 
-    targets = np.array([labels.index(item.label) for item in items], dtype=np.int64)
+    targets = np.array([-1 if item.label is None else labels.index(item.label) for item in items], dtype=np.int64)
     by_split = {
         split: np.array([index for index in digests if items[index].split == split], dtype=np.int64)
         for split in ("train", "val")
@@ -186,12 +222,12 @@ def load(
         labels=labels,
         pixels=pixels,
         targets=targets,
-        answers=np.eye(len(labels), dtype=np.float32)[targets],
+        answers=(targets[:, np.newaxis] == np.arange(len(labels))).astype(np.float32),
         train=by_split["train"],
         val=by_split["val"],
         sources=np.array([item.source for item in items]),
         notes=notes,
-        fingerprint=hashlib.sha256(described.encode()).hexdigest(),
+        digest=hashlib.sha256(described.encode()).hexdigest(),
     )
 
 
@@ -220,11 +256,15 @@ def _from_classes(root: Path, classes: tuple[str, ...], source: str, validation:
             continue
         for path in sorted(folder.rglob("*")):
             relative = path.relative_to(root)
-            if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+            if _hidden(relative) or not path.is_file():
                 continue
             name = relative.as_posix()
             split: Split = "val" if validation is not None and held_out(name, validation) else "train"
             yield Item(path, folder.name, split, source, str(path))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _from_fer2013(path: Path, classes: tuple[str, ...]) -> Iterator[Item]:

@@ -31,6 +31,7 @@ class Recipe:
     warmup: float = 3.0  # epochs of linear warm-up; a cosine to zero follows
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
+    teacher_weight: float = 0.7  # of the teachers' answer beside the label, where there are teachers
     mixup: float = 0.0  # share of the batches that blend pairs of pictures and their labels
     class_weights: str = "balanced"  # balanced (inverse frequency) or none
     dropout: float = 0.5
@@ -62,6 +63,7 @@ class Recipe:
             "warmup": (0.0, 1_000_000.0),
             "weight_decay": (0.0, 10.0),
             "label_smoothing": (0.0, 0.9),
+            "teacher_weight": (0.0, 1.0),
             "mixup": (0.0, 1.0),
             "dropout": (0.0, 0.95),
             "ema": (0.0, 0.99999),

@@ -118,7 +118,7 @@ class Trainer:
         torch.manual_seed(recipe.seed * 1_000_003 + self.epoch)
         steps = max(1, len(order) // recipe.batch_size)  # the last, smaller batch is left out
         self.model.train()
-        total, right, seen = 0.0, 0, 0
+        total, seen, right, labelled = 0.0, 0, 0, 0
         started = time.perf_counter()
         bar = tqdm(
             range(steps),
@@ -144,9 +144,12 @@ class Trainer:
             self._step(loss)
             total, seen = total + value * len(rows), seen + len(rows)
             right += int((logits.argmax(1) == targets).sum())
+            labelled += int((targets >= 0).sum())
             rate = seen / (time.perf_counter() - started)
-            bar.set_postfix(loss=f"{total / seen:.4f}", accuracy=f"{right / seen:.4f}", pictures_s=f"{rate:.0f}")
-        return total / seen, right / seen
+            bar.set_postfix(
+                loss=f"{total / seen:.4f}", accuracy=f"{right / max(1, labelled):.4f}", pictures_s=f"{rate:.0f}"
+            )
+        return total / seen, right / max(1, labelled)
 
     def diverged(self, what: str) -> DivergedError:
         return DivergedError(
@@ -318,7 +321,8 @@ def _class_weights(recipe: Recipe, data: Dataset, device: torch.device) -> Tenso
     """Weights inverse to each class's frequency, 1 on average over the pictures."""
     if recipe.class_weights == "none":
         return None
-    counts = np.bincount(data.targets[data.train], minlength=len(data.labels))
+    targets = data.targets[data.train]
+    counts = np.bincount(targets[targets >= 0], minlength=len(data.labels))
     return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32, device=device)
 
 
