@@ -11,7 +11,9 @@ import click
 
 from fmengine.backends import BACKENDS
 from fmengine.engine import Engine
-from fmengine.errors import DataError, UnavailableError
+from fmengine.errors import DataError
+
+from .labelled import PARTS
 
 CHECK_FAILED, SOME_FAILED = 1, 3
 
@@ -25,9 +27,25 @@ CHECK_FAILED, SOME_FAILED = 1, 3
     default=1.0,
     help="Only the share that `fmengine train --validation SHARE` holds out.  [default: all pictures]",
 )
+@click.option(
+    "--part",
+    type=click.Choice(PARTS),
+    default="all",
+    show_default=True,
+    help="Half of the pictures, by a hash of their names: choose a model on one, state its figures on the other.",
+)
+@click.option("--corruptions", is_flag=True, help="Also under blur, noise, JPEG, rotation, … at five severities.")
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
-def evaluate(model: str, data: tuple[Path, ...], held_out: float, backend: str, as_json: bool) -> None:
+def evaluate(
+    model: str,
+    data: tuple[Path, ...],
+    held_out: float,
+    part: str,
+    corruptions: bool,
+    backend: str,
+    as_json: bool,
+) -> None:
     """Score MODEL (a file, or the name of a shipped model) on DATA, folders with a folder for each label.
 
     Example: fmengine eval alexnet-slim faces/val
@@ -35,13 +53,15 @@ def evaluate(model: str, data: tuple[Path, ...], held_out: float, backend: str, 
     from .evaluate import as_text, evaluate
 
     with Engine.load(model, backend) as engine:
-        evaluations = [evaluate(engine, root, held_out) for root in data]
+        evaluations = [evaluate(engine, root, held_out, part, corruptions) for root in data]
     if as_json:
         _echo_json(
             [
                 {
                     "data": e.data,
+                    "part": part,
                     **dataclasses.asdict(e.report),
+                    "robustness": dataclasses.asdict(e.robustness) if e.robustness else None,
                     "unreadable": [path for path, _ in e.failures],
                 }
                 for e in evaluations
@@ -74,14 +94,10 @@ def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: in
 
     Example: fmengine parity runs/mine models/*.onnx --pictures faces/val
     """
-    try:  # here and not above: `fmengine eval` does without torch
-        from fmengine_train.checkpoint import load_model
+    # Here and not above: `fmengine eval` does without torch.
+    from fmengine_train.checkpoint import load_model
 
-        from .parity import as_text, pictures_of, run_parity
-    except ModuleNotFoundError as error:
-        raise UnavailableError(
-            f"`fmengine parity` needs {error.name}; install it with: pip install 'fmengine[bench,cpu]'"
-        ) from error
+    from .parity import as_text, pictures_of, run_parity
 
     model, document = load_model(checkpoint)
     if not pictures.is_dir():

@@ -12,20 +12,25 @@ from fmengine.prediction import Failure
 
 from .labelled import labelled_files
 from .metrics import Report, report
+from .robustness import Robustness, robustness
+from .robustness import as_text as robustness_as_text
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report on one folder, and the pictures that could not be read."""
+    """A report on one folder, the pictures that could not be read, and the same under corruptions if asked."""
 
     data: str
     report: Report
     failures: list[tuple[str, Failure]]
+    robustness: Robustness | None = None
 
 
-def evaluate(engine: Engine, root: Path, held_out_share: float = 1.0) -> Evaluation:
+def evaluate(
+    engine: Engine, root: Path, held_out_share: float = 1.0, part: str = "all", corruptions: bool = False
+) -> Evaluation:
     """Score an engine on `root/<label>/…`; see `labelled_files` for the arguments and errors."""
-    files = labelled_files(root, engine.spec.labels, held_out_share)
+    files = labelled_files(root, engine.spec.labels, held_out_share, part)
     results = engine.predict_many(path for path, _ in files)
     rows, targets, failures = [], [], []
     bar = tqdm(zip(files, results, strict=True), str(root), len(files), unit=" pictures", disable=None)
@@ -37,7 +42,8 @@ def evaluate(engine: Engine, root: Path, held_out_share: float = 1.0) -> Evaluat
             targets.append(target)
     if not rows:
         raise DataError(f"none of the {len(files)} files in {root} is a picture; first: {failures[0][1].message}")
-    return Evaluation(str(root), report(np.array(rows), np.array(targets), engine.spec.labels), failures)
+    figures = report(np.array(rows), np.array(targets), engine.spec.labels)
+    return Evaluation(str(root), figures, failures, robustness(engine, files) if corruptions else None)
 
 
 def as_text(evaluation: Evaluation) -> str:
@@ -57,7 +63,8 @@ def as_text(evaluation: Evaluation) -> str:
     covered = ", ".join(
         f"{accuracy:.2%} of the surest {share:.0%}" for share, accuracy in figures.coverage.items()
     )
-    return "\n".join([*lines, f"  coverage           {covered}"])
+    lines.append(f"  coverage           {covered}")
+    return "\n".join(lines + ([robustness_as_text(evaluation.robustness)] if evaluation.robustness else []))
 
 
 def _percent(share: float | None) -> str:

@@ -1,5 +1,6 @@
 """Pictures in a folder per label, to score a model on."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -7,14 +8,19 @@ from fmengine.errors import DataError
 from fmengine.sources import walk
 from fmengine_train.data import held_out
 
+PARTS = ("all", "select", "report")
 
-def labelled_files(root: Path, labels: tuple[str, ...], held_out_share: float = 1.0) -> list[tuple[str, int]]:
+
+def labelled_files(
+    root: Path, labels: tuple[str, ...], held_out_share: float = 1.0, part: str = "all"
+) -> list[tuple[str, int]]:
     """List `root/<label>/…` as paths and indices of their labels.
 
     Args:
         root: the folder of labels.
         labels: the model's.
         held_out_share: only the pictures that `fmengine train --validation SHARE` holds out; 1.0 for all.
+        part: `select` or `report`, half of the pictures each, by a hash of the file's name alone.
 
     Raises:
         DataError: if no folder bears a label's name, or no picture is left.
@@ -29,8 +35,13 @@ def labelled_files(root: Path, labels: tuple[str, ...], held_out_share: float = 
         (path, labels.index(label))
         for label in found
         for path in walk(str(root / label))
-        if held_out(Path(path).relative_to(root).as_posix(), held_out_share)
+        if held_out(Path(path).relative_to(root).as_posix(), held_out_share) and part in ("all", part_of(path))
     ]
     if not files:
         raise DataError(f"no pictures in {root}")
     return files
+
+
+def part_of(path: str) -> str:
+    """`select` or `report`: another hash than `held_out`'s, so that both halves hold held-out pictures."""
+    return ("select", "report")[hashlib.sha256(f"part {os.path.basename(path)}".encode()).digest()[0] & 1]

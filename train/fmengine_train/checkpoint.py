@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fmengine.errors import ModelError
+from fmengine.errors import DataError, ModelError
 
 from .model import AlexNet, AlexNetConfig
 from .networks import Config, Network, build
@@ -112,6 +112,38 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
             f"`fmengine train`: {error}"
         ) from error
     return model.float().eval(), document
+
+
+def begin_from(model: Network, labels: tuple[str, ...], path: Path) -> None:
+    """Begin with the weights of a network that was trained on other labels, or more of them.
+
+    The last layer takes its rows by the labels' names; a label that is new keeps its fresh row.
+
+    Args:
+        model: fresh, of the same architecture and input.
+        labels: of its outputs.
+        path: a checkpoint.
+
+    Raises:
+        DataError: for another architecture or input.
+    """
+    trained, document = load_network(path)
+    ours, theirs = (dataclasses.replace(network.config, outputs=1, dropout=0.0) for network in (model, trained))
+    if ours != theirs:
+        raise DataError(
+            f"{path} holds a network of another architecture or input, {theirs}; expected {ours}: use the recipe "
+            "that it was trained with, and change the data"
+        )
+    known = document["labels"]
+    rows = [(row, known.index(label)) for row, label in enumerate(labels) if label in known]
+    fresh, old = model.state_dict(), trained.state_dict()
+    *_, weight, bias = fresh  # the last layer's, in either family
+    for name, tensor in old.items():
+        if name not in (weight, bias):
+            fresh[name].copy_(tensor)
+            continue
+        for row, other in rows:
+            fresh[name][row] = tensor[other]
 
 
 def weights_sha256(model: AlexNet) -> str:

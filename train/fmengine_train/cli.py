@@ -33,6 +33,11 @@ from .train import train as run
 )
 @click.option("--model", type=click.Choice(list(CONFIGS)), help="Architecture.")
 @click.option(
+    "--initial",
+    type=click.Path(path_type=Path),
+    help="Checkpoint of the same architecture to begin with; it may know other labels.",
+)
+@click.option(
     "--teacher",
     "teachers",
     multiple=True,
@@ -63,6 +68,7 @@ def train(
     recipe_file: Path | None,
     device: str,
     resume: bool,
+    initial: Path | None,
     teachers: tuple[Path, ...],
     transfer: tuple[Path, ...],
     classes: str | None,
@@ -97,7 +103,7 @@ def train(
         teach(dataset, items, teachers, recipe.teacher_weight, folder)
     say(f"{len(dataset.train)} training and {len(dataset.val)} validation pictures: {dataset.describe()}")
     try:
-        trainer = Trainer(recipe, dataset, folder, target)
+        trainer = Trainer(recipe, dataset, folder, target, initial)
     except ValueError as error:
         raise DataError(str(error)) from error
     if resume:

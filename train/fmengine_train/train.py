@@ -88,14 +88,19 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 class Trainer:
     """What changes from step to step, and how it is saved and restored."""
 
-    def __init__(self, recipe: Recipe, data: Dataset, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Dataset, folder: Path, device: torch.device, initial: Path | None = None
+    ) -> None:
         torch.manual_seed(recipe.seed)
         if device.type == "cuda":
             torch.backends.cudnn.deterministic = True  # a seed repeats a run; costs a few per cent
             torch.backends.cudnn.benchmark = False
         self.recipe, self.data, self.folder, self.device = recipe, data, folder, device
         config = network_config(recipe, len(data.labels))
-        self.model = build(config).to(device).to(memory_format=torch.channels_last)
+        fresh = build(config)
+        if initial is not None:
+            checkpoint.begin_from(fresh, data.labels, initial)
+        self.model = fresh.to(device).to(memory_format=torch.channels_last)
         self.ema = AveragedModel(self.model, avg_fn=_moving_average(recipe.ema), use_buffers=True)
         self.optimizer = _optimizer(recipe, self.model)
         self.dtype = pick_precision(recipe.precision, device)

@@ -1,0 +1,75 @@
+"""Accuracy under corruptions, through the runtime as users run it."""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from fmengine.decode import decode
+from fmengine.engine import Engine
+from fmengine.errors import SourceError
+from fmengine.prediction import Prediction
+from fmengine.preprocess import Pixels
+
+from .corruptions import CORRUPTIONS, SEVERITIES
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracy on one set of pictures, corrupted.
+
+    Attributes:
+        clean: accuracy on the pictures as they are, decoded in the same way.
+        accuracy: by corruption, at severities 1 to 5.
+        mean: over all corruptions and severities.
+    """
+
+    clean: float
+    accuracy: dict[str, list[float]]
+    mean: float
+
+
+def robustness(engine: Engine, files: list[tuple[str, int]]) -> Robustness:
+    """Score an engine on every corruption of labelled pictures; files that are no pictures are left out."""
+    clean = _accuracy(engine, files, "clean", 0)
+    accuracy = {
+        name: [_accuracy(engine, files, name, severity) for severity in range(1, SEVERITIES + 1)]
+        for name in CORRUPTIONS
+    }
+    return Robustness(clean, accuracy, float(np.mean(list(accuracy.values()))))
+
+
+def _accuracy(engine: Engine, files: list[tuple[str, int]], name: str, severity: int) -> float:
+    targets: list[int] = []
+    bar = tqdm(_corrupted(engine, files, targets, name, severity), f"{name} {severity}", len(files), disable=None)
+    answers = [result.label for result in engine.predict_many(bar) if isinstance(result, Prediction)]
+    labels = engine.spec.labels
+    return float(np.mean([answer == labels[target] for answer, target in zip(answers, targets, strict=True)]))
+
+
+def _corrupted(
+    engine: Engine, files: list[tuple[str, int]], targets: list[int], name: str, severity: int
+) -> Iterator[Pixels]:
+    """Pixels of the files that are pictures; notes the target of each."""
+    for path, target in files:
+        try:
+            pixels = decode(path, engine.spec.color, engine.limits)
+        except SourceError:
+            continue
+        targets.append(target)
+        # The same draw for a file whatever else is in the set.
+        rng = np.random.default_rng(zlib.crc32(f"{path.rsplit('/', 2)[-2:]}{name}{severity}".encode()))
+        yield CORRUPTIONS[name](pixels, severity, rng) if severity else pixels
+
+
+def as_text(found: Robustness) -> str:
+    """The figures as a table for a terminal."""
+    lines = [f"  corruptions        {'':12}" + "".join(f"{severity:8}" for severity in range(1, SEVERITIES + 1))]
+    for name, row in found.accuracy.items():
+        lines.append(f"    {name:<29}" + "".join(f"{accuracy:8.1%}" for accuracy in row))
+    lines.append(
+        f"    mean {found.mean:.2%}, {100 * (found.clean - found.mean):.1f} points below {found.clean:.2%} clean"
+    )
+    return "\n".join(lines)
