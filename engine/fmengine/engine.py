@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from .backends import Attempt, Backend, Options, open_backend
 from .decode import Channels, Limits, Source, decode
 from .errors import FmengineError, Kind, SourceError
 from .model_file import ModelFile, ModelSpec
-from .prediction import Failure, Prediction
+from .prediction import UNSURE, Failure, Prediction
 from .preprocess import Pixels, preprocess
 
 # Batches decoded ahead of the one that is computed: bounds the memory of `predict_many`.
@@ -40,6 +40,7 @@ class Engine:
         max_batch: int = 64,
         workers: int = 0,
         limits: Limits | None = None,
+        unsure_below: float = 0.0,
         attempts: Iterable[Attempt] = (),
     ) -> None:
         self.backend = backend
@@ -47,6 +48,7 @@ class Engine:
         self.spec: ModelSpec = model.spec
         self.limits = limits or Limits()
         self.max_batch = max_batch
+        self.unsure_below = unsure_below
         self.attempts = tuple(attempts)
         self._workers = workers or len(os.sched_getaffinity(0))
         self._closed = False
@@ -62,6 +64,7 @@ class Engine:
         threads: int = 0,
         workers: int = 0,
         limits: Limits | None = None,
+        unsure_below: float | Literal["recommended"] = 0.0,
     ) -> Self:
         """Load a model and warm it up.
 
@@ -74,6 +77,8 @@ class Engine:
             threads: of the network on a CPU; 0 for all cores.
             workers: threads that decode in `predict_many`; 0 for one a core.
             limits: what a picture may cost before it is refused.
+            unsure_below: the label is `unsure` where the confidence is less; `recommended` takes the
+                threshold that the model file names, 0 answers always.
 
         Raises:
             ModelError: for a model file that cannot be used.
@@ -83,9 +88,19 @@ class Engine:
             raise ValueError(
                 f"max_batch {max_batch}, threads {threads}, workers {workers}: expected 1, 0, 0 or more"
             )
+        if unsure_below != "recommended" and not 0 <= unsure_below <= 1:
+            raise ValueError(f"unsure_below {unsure_below}; expected a confidence from 0 to 1, or 'recommended'")
         options = Options(device=device, max_batch=max_batch, threads=threads)
         opened, file, attempts = open_backend(backend, None if model is None else str(model), options)
-        return cls(opened, file, max_batch=max_batch, workers=workers, limits=limits, attempts=attempts)
+        return cls(
+            opened,
+            file,
+            max_batch=max_batch,
+            workers=workers,
+            limits=limits,
+            unsure_below=file.spec.unsure_below if unsure_below == "recommended" else unsure_below,
+            attempts=attempts,
+        )
 
     def predict(self, source: Source, *, channels: Channels = "rgb") -> Prediction:
         """Answer for one picture.
@@ -180,7 +195,8 @@ class Engine:
         answers = []
         for source, row in zip(sources, self.backend.run(images).probabilities.tolist(), strict=True):
             best = max(range(len(labels)), key=row.__getitem__)
-            answers.append(Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)), source))
+            label = labels[best] if row[best] >= self.unsure_below else UNSURE
+            answers.append(Prediction(label, row[best], dict(zip(labels, row, strict=True)), source))
         return answers
 
     def _check_open(self) -> None:

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from .decode import Source
 from .errors import Kind
 
+UNSURE = "unsure"  # the label of an answer whose confidence is under the threshold, where there is one
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """An answer.
 
     Attributes:
-        label: the most probable label.
+        label: the most probable label, or `UNSURE` under the engine's threshold.
         confidence: its calibrated probability, from 0 to 1.
         probabilities: of each label, in the model's order; they add up to 1.
         source: what was given.

@@ -28,7 +28,9 @@ def to_row(path: str, result: Prediction | Failure) -> Row:
             "probabilities": {label: round(p, 6) for label, p in result.probabilities.items()},
             "error": None,
         }
-    error = {"kind": result.kind.value, "message": result.message}
+    # A decoder may quote what it read, half a character included, which no UTF-8 file could hold.
+    message = result.message.encode(errors="backslashreplace").decode()
+    error = {"kind": result.kind.value, "message": message}
     return row | {"label": None, "confidence": None, "probabilities": None, "error": error}
 
 

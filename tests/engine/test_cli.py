@@ -463,3 +463,14 @@ def test_no_colour_on_a_terminal_either(faces):
     os.close(other)
     assert b"\x1b[" not in os.read(main, 65536)
     os.close(main)
+
+
+def test_unsure_answers_and_other_options_on_resume(faces):
+    run("infer", faces, "--output", "x.jsonl", "--unsure-below", "1")
+    assert {row["label"] for row in map(json.loads, Path("x.jsonl").read_text().splitlines())} == {"unsure"}
+    _, err = run("infer", faces, "--output", "x.jsonl", "--resume", code=2)
+    assert "it was made with unsure_below 1.0, now it is 0.0" in err
+    run("infer", faces, "--unsure-below", "recommended")
+    for wrong in ("2", "-1", "nan", "often"):
+        _, err = run("infer", faces, "--unsure-below", wrong, code=2)
+        assert "expected a confidence from 0 to 1, or `recommended`" in err

@@ -170,3 +170,34 @@ def test_accuracy_on_held_out_faces(engine, shared_faces):
     assert report.count == 1537
     assert report.accuracy >= 0.92
     assert report.ece < 0.03
+
+
+# Unsure answers
+
+
+def test_an_answer_under_the_threshold_is_unsure(portrait) -> None:
+    with Engine.load() as sure, Engine.load(unsure_below=1.0) as unsure:
+        plain, held_back = sure.predict(portrait), unsure.predict(portrait)
+    assert plain.label == "happy"
+    assert held_back.label == "unsure"
+    assert (held_back.confidence, held_back.probabilities) == (plain.confidence, plain.probabilities)
+
+
+def test_the_threshold_itself_is_sure(portrait) -> None:
+    with Engine.load() as engine:
+        confidence = engine.predict(portrait).confidence
+    with Engine.load(unsure_below=confidence) as engine:
+        assert engine.predict(portrait).label == "happy"
+
+
+def test_the_model_recommends_a_threshold() -> None:
+    with Engine.load(unsure_below="recommended") as engine:
+        assert engine.unsure_below == engine.spec.unsure_below > 0.5
+    with Engine.load() as engine:
+        assert engine.unsure_below == 0
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_an_impossible_threshold_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match="expected a confidence from 0 to 1, or 'recommended'"):
+        Engine.load(unsure_below=threshold)

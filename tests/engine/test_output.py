@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fmengine.errors import Kind, OutputError, SourceError
@@ -104,12 +104,15 @@ def test_state_says_what_made_the_file(path):
 anything = st.text(
     st.characters(exclude_characters="\0") | st.sampled_from("\r\n\t\"',;\x1c\x85\u2028"), min_size=1
 )
-file_names = anything | st.binary(min_size=1).map(lambda data: os.fsdecode(data.replace(b"\0", b"-")))
+# A name is what the system gives: text, or bytes that are none, but never half a character.
+text_names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
+file_names = text_names | st.binary(min_size=1).map(lambda data: os.fsdecode(data.replace(b"\0", b"-")))
 probability = st.floats(0, 1).map(lambda value: round(value, 6))
 
 
 @pytest.mark.parametrize("encoding", [Jsonl(), Csv(LABELS)], ids=FORMATS)
 @given(name=file_names, message=anything, confidence=probability, failed=st.booleans())
+@example(name="0", message="\ud800", confidence=0.0, failed=True)
 def test_any_row_is_one_line_and_comes_back(encoding, name, message, confidence, failed):
     row = failure(name, message) if failed else answer(name, confidence)
     line = encoding.encode(row)

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 from tqdm import tqdm
@@ -21,6 +22,18 @@ from ..rows import Row, to_row, to_text
 from ..sources import expand, walk
 
 SOME_FAILED = 3
+
+
+def _threshold(context: click.Context, option: click.Parameter, value: str) -> float | Literal["recommended"]:
+    if value == "recommended":
+        return "recommended"
+    try:
+        threshold = float(value)
+    except ValueError:
+        threshold = -1.0
+    if not 0 <= threshold <= 1:
+        raise click.BadParameter(f"{value!r}; expected a confidence from 0 to 1, or `recommended`")
+    return threshold
 
 
 @click.command()
@@ -42,6 +55,13 @@ SOME_FAILED = 3
 @click.option("--report", type=click.Path(path_type=Path), help="Also write a contact sheet, x.html, to look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON lines.")
 @click.option("--model", help="A model file, or the name of a shipped model.")
+@click.option(
+    "--unsure-below",
+    metavar="CONFIDENCE",
+    callback=_threshold,
+    default="0",
+    help="Answer `unsure` under this confidence, 0 to 1; `recommended` takes the model's own.  [default: never]",
+)
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @click.option(
     "--batch-size",
@@ -62,6 +82,7 @@ def infer(
     report: Path | None,
     as_json: bool,
     model: str | None,
+    unsure_below: float | Literal["recommended"],
     backend: str,
     batch_size: int,
     threads: int,
@@ -79,10 +100,12 @@ def infer(
         _check_report(report, replace=overwrite or resume)
     paths = _first_or_error(_without(_paths(sources, folders), _written(output, report)), folders)
     with ExitStack() as stack:
-        engine = stack.enter_context(Engine.load(model, backend, max_batch=batch_size, threads=threads))
+        engine = Engine.load(model, backend, max_batch=batch_size, threads=threads, unsure_below=unsure_below)
+        stack.enter_context(engine)
         file = None
         if output is not None:
-            identity = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
+            identity: dict[str, Any] = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
+            identity["unsure_below"] = engine.unsure_below
             opened = OutputFile(output, engine.spec.labels, identity, resume=resume, overwrite=overwrite)
             file = stack.enter_context(opened)
         rows = _rows(engine, _unfinished(paths, file.finished) if file else paths)
