@@ -38,6 +38,11 @@ _GRAPH, _METADATA_PROPS = 7, 14
 _KEY, _VALUE = 1, 2
 
 
+def _is_file_name(value: Any) -> bool:
+    """Exported files are called by it, so that it must not lead out of their folder."""
+    return _is_text(value) and not value.startswith(".") and not set(value) & set("/\\\0")
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -58,7 +63,7 @@ def _is_each(value: Any, holds: Callable[[Any], bool]) -> bool:
 # What each field must be, checked here because JSON may hold anything, and a wrong type would otherwise be
 # found far from its cause: in an array's shape, in a row, in a file's name.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (_is_text, "text"),
+    "name": (_is_file_name, "text that can be a file's name"),
     "labels": (lambda v: _is_each(v, _is_text) and len(v) == len(set(v)) >= 2, "two or more different names"),
     "height": (lambda v: _is_whole(v, 1, 4096), "1 to 4096 pixels"),
     "width": (lambda v: _is_whole(v, 1, 4096), "1 to 4096 pixels"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from fmengine.errors import OutputError
-from fmengine.gpu.builder import BuildOptions
+from fmengine.gpu.builder import BuildOptions, load_library
 from fmengine.model_file import PRECISIONS, Precision, load_model_file, resolve
 
 from . import tensorrt
@@ -96,10 +96,11 @@ def export(
     elif form == "onnx":
         _export_onnx(Path(source), folder, name, _chosen(precisions), calibration)
     else:
+        load_library(tensorrt.FORMS[form])  # noticed before a checkpoint is exported
         if _is_checkpoint(source):
             (source,) = _export_onnx(Path(source), folder, name, ("fp16",), ())
-        wanted = tuple(part.strip() for part in capabilities.split(",") if part.strip())
-        options = BuildOptions.for_batch(max_batch, compute_capabilities=wanted)
+        wanted = {part.strip() for part in capabilities.split(",") if part.strip()}
+        options = BuildOptions.for_batch(max_batch, compute_capabilities=tuple(sorted(wanted)))
         model = load_model_file(resolve(source, ("fp16",)))
         click.echo(tensorrt.export_engine(form, model, options, folder, device))
 

@@ -97,9 +97,9 @@ def _batches(network: Network, pictures: Pixels, mean: int, std: float) -> Itera
 def activations(x: Tensor, network: Network) -> list[Tensor]:
     """What each layer gives for normalised pictures, after ReLU and pooling; the last are the logits.
 
-    Weights, biases and every layer's sums are rounded to the type of `x`; inside a layer, sums are FP32, as a
-    GPU's tensor cores have them. (PyTorch's own half on a CPU does the same, thirty times slower where the CPU
-    has no half arithmetic.)
+    Weights, biases and every layer's results are rounded to the type of `x`; inside a layer, sums are FP32, as
+    in PyTorch's own half on a CPU, which is thirty times slower where the CPU has no half arithmetic. A GPU may
+    also sum in half: the gate of a new engine sees that.
     """
 
     def rounded(array: Weights) -> Tensor:

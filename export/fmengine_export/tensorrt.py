@@ -1,6 +1,7 @@
 """From an FP16 model file to a TensorRT engine in a file of its own."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -8,7 +9,7 @@ from tqdm import tqdm
 from fmengine.errors import OutputError
 from fmengine.gpu.builder import BuildOptions, Library, build_engine, engine_key, load_library
 from fmengine.gpu.cache import pack, write_file
-from fmengine.gpu.device import describe_gpu
+from fmengine.gpu.device import describe_gpu, on_gpu
 from fmengine.model_file import ModelFile
 
 FORMS: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -33,15 +34,17 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, folder: Pa
     gpu = describe_gpu(device) if form == "tensorrt" else None
     capability = ".".join(map(str, gpu.compute_capability)) if gpu else "+".join(options.compute_capabilities)
     target = folder / f"{model.spec.name}.{form}.{capability or 'any'}.engine"
-    with tqdm(desc=f"building {target.name}", unit=" steps", disable=None, file=sys.stderr) as bar:
-        phases: list[str] = []
+    bar = tqdm(desc=f"building {target.name}", unit=" steps", disable=None, file=sys.stderr)
+    outermost: list[str] = []
 
-        def progress(phase: str, done: int, total: int) -> None:
-            phases.append(phase)
-            if phase == phases[0]:  # the outermost; what is nested in it would make the bar jump
-                bar.total, bar.n = total, done
-                bar.refresh()
+    def progress(phase: str, done: int, total: int) -> None:
+        if not outermost:
+            outermost.append(phase)
+        if phase in outermost:  # what is nested in it would make the bar jump
+            bar.total, bar.n = total, done
+            bar.refresh()
 
+    with bar, on_gpu(device) if form == "tensorrt" else nullcontext():
         engine = build_engine(library, model, options, progress=progress)
     try:
         write_file(target, pack(engine_key(library, model, options, gpu), engine))

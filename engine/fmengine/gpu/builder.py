@@ -22,8 +22,12 @@ from .device import Gpu
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
-EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
-OLDEST = {"tensorrt": (10, 12), "tensorrt_rtx": (1, 1)}
+INSTALL = {
+    # Its libraries come from NVIDIA's own package index, so that it can be in no extra.
+    "tensorrt": "pip install tensorrt cuda-bindings",
+    "tensorrt_rtx": "pip install 'fmengine[rtx]'",
+}
+OLDEST = {"tensorrt": (10, 12), "tensorrt_rtx": (1, 7)}
 NEWEST_MAJOR = {"tensorrt": 11, "tensorrt_rtx": 1}
 
 
@@ -66,6 +70,14 @@ class BuildOptions:
     optimization_level: int = 3
     workspace: int = 0
 
+    def __post_init__(self) -> None:
+        # TensorRT takes a level of 9 for 5, and says nothing.
+        if not 0 <= self.optimization_level <= 5 or self.workspace < 0:
+            raise BuildError(
+                f"optimization level {self.optimization_level}, workspace {self.workspace}; expected 0 to 5, and "
+                "bytes from 0"
+            )
+
     @classmethod
     def for_batch(cls, most: int, **more: Any) -> "BuildOptions":
         """One profile for single pictures, and one up to `most`, fastest at half of it."""
@@ -79,7 +91,7 @@ def load_library(name: Library) -> Any:
     Raises:
         UnavailableError: if it is missing, or of a version that fmengine does not know.
     """
-    install = f"pip install 'fmengine[{EXTRAS[name]}]'"
+    install = INSTALL[name]
     try:
         library = import_module(name)
     except Exception as error:  # a missing shared library raises whatever the loader likes
@@ -137,17 +149,20 @@ def build_engine(
     config.builder_optimization_level = options.optimization_level
     if options.workspace:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.workspace)
-    if progress is not None:
-        config.progress_monitor = _progress_monitor(library, progress)
+    monitor = None if progress is None else _progress_monitor(library, progress)
+    if monitor is not None:
+        config.progress_monitor = monitor
     _add_profiles(builder, config, model, options.profiles, logger)
     _set_targets(library, config, options.compute_capabilities, logger)
-    timings = None if _is_rtx(library) else config.create_timing_cache(timing_cache)
-    if timings is not None and not config.set_timing_cache(timings, ignore_mismatch=False):
-        # Another GPU or version wrote it: begin a new one.
-        config.set_timing_cache(_some(config.create_timing_cache(b""), "create a timing cache", logger), False)
-    plan = _some(builder.build_serialized_network(network, config), "build the engine", logger)
-    if keep_timings is not None and not _is_rtx(library) and (learned := config.get_timing_cache()) is not None:
-        keep_timings(bytes(learned.serialize()))
+    if not _is_rtx(library):
+        _begin_timings(config, timing_cache, logger)
+    plan = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.error is not None:
+        raise monitor.error
+    plan = _some(plan, "build the engine", logger)
+    if keep_timings is not None and not _is_rtx(library):
+        learned = _some(config.get_timing_cache(), "give its timing cache", logger)
+        keep_timings(bytes(_some(learned.serialize(), "write its timing cache", logger)))
     return bytes(plan)
 
 
@@ -182,6 +197,15 @@ def _parse(library: Any, network: Any, model: ModelFile, logger: Any) -> None:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or _words(logger)
         raise ModelError(f"{library.__name__} cannot read {model.path}: {told}")
+
+
+def _begin_timings(config: Any, timing_cache: bytes, logger: Any) -> None:
+    """Begin with what an earlier build learned; with nothing where another GPU or version wrote it."""
+    for content in (timing_cache, b""):
+        timings = _some(config.create_timing_cache(content), "create a timing cache", logger)
+        if config.set_timing_cache(timings, ignore_mismatch=False):
+            return
+    raise BuildError(f"TensorRT refuses an empty timing cache. {_words(logger)}")
 
 
 def _add_profiles(builder: Any, config: Any, model: ModelFile, profiles: Sequence[Profile], logger: Any) -> None:
@@ -259,18 +283,25 @@ def _progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
+            self.error: BaseException | None = None
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self.steps[phase] = steps
-            progress(phase, 0, steps)
+            self.tell(phase, 0)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            progress(phase, step + 1, self.steps.get(phase, 0))
-            return True  # go on
+            self.tell(phase, step + 1)
+            return self.error is None  # else TensorRT gives the build up
 
         def phase_finish(self, phase: str) -> None:
-            steps = self.steps.pop(phase, 0)
-            progress(phase, steps, steps)
+            self.tell(phase, self.steps.pop(phase, 0))
+
+        def tell(self, phase: str, done: int) -> None:
+            """TensorRT would print and swallow an exception; Ctrl-C is one that is raised only in here."""
+            try:
+                progress(phase, done, self.steps.get(phase, done))
+            except BaseException as error:
+                self.error = self.error or error
 
     return Monitor()
 
@@ -287,7 +318,7 @@ def engine_key(library: Any, model: ModelFile, options: BuildOptions, gpu: Gpu |
     return {
         "onnx": hashlib.sha256(model.data).hexdigest(),
         "library": f"{library.__name__} {library.__version__}",
-        "gpu": f"{gpu.name}, {'.'.join(map(str, gpu.compute_capability))}" if gpu else "ahead of time",
+        "gpu": str(gpu[:3]) if gpu else "ahead of time",
         "driver": gpu.driver if gpu else "any",
         "system": f"{platform.system()} {platform.machine()}",
         "options": json.dumps(dataclasses.asdict(options), sort_keys=True),

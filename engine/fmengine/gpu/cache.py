@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -55,40 +56,39 @@ class Cache:
             build: makes them; called at most once.
 
         Raises:
-            CacheError: if the folder cannot be made, written or trusted.
+            CacheError: if the folder cannot be made, locked or trusted. A full disk costs a warning alone.
         """
         name = f"{_digest(_canonical(key))[:32]}.{kind}"
-        with self._open_folder() as folder, _locked(folder, f"{name}.lock", self.folder):
-            try:
-                return self._read(folder, name, key)
-            except FileNotFoundError:
-                pass
-            except StaleError as error:
-                log.warning("building %s again: %s", self.folder / name, error)
-            data = build()
-            self._write(folder, name, pack(key, data))
-            return data
+        with self._open_folder() as folder:
+            if (data := self._read(folder, name, key)) is not None:
+                return data
+            with _locked(folder, f"{name}.lock", self.folder):
+                if (data := self._read(folder, name, key)) is not None:  # another process built it meanwhile
+                    return data
+                data = build()
+                try:
+                    _replace(folder, name, pack(key, data))
+                except OSError as error:
+                    log.warning(
+                        "cannot keep %s (%s bytes): %s; it will be built again. Make room, or set FMENGINE_CACHE",
+                        self.folder / name,
+                        f"{len(data):,}",
+                        error.strerror,
+                    )
+                return data
 
-    def _read(self, folder: int, name: str, key: Key) -> bytes:
+    def _read(self, folder: int, name: str, key: Key) -> bytes | None:
+        """The file's bytes; None where there is none, or it is not what was written for the key."""
         path = self.folder / name
         try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+            content = _read_private(name, path, folder)
         except FileNotFoundError:
-            raise
-        except OSError as error:  # ELOOP: a symbolic link
-            raise CacheError(f"cannot trust {path}: {error.strerror}; remove it, or set FMENGINE_CACHE") from error
-        with open(descriptor, "rb") as file:
-            _check_owner(os.fstat(descriptor), path)
-            return unpack(file.read(), key)
-
-    def _write(self, folder: int, name: str, data: bytes) -> None:
+            return None
         try:
-            _replace(folder, name, data)
-        except OSError as error:
-            raise CacheError(
-                f"cannot keep {self.folder / name} ({len(data):,} bytes): {error.strerror}; make room, or set "
-                "FMENGINE_CACHE to a folder with more"
-            ) from error
+            return unpack(content, key)
+        except StaleError as error:
+            log.warning("building %s again: %s", path, error)
+            return None
 
     @contextmanager
     def _open_folder(self) -> Iterator[int]:
@@ -120,17 +120,13 @@ def read_file(path: Path, key: Key | None = None) -> bytes:
         StaleError: if it is not what fmengine wrote.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise CacheError(
-            f"cannot read {path}: {error.strerror}; expected a file that is no symbolic link"
-        ) from error
-    with open(descriptor, "rb") as file:
-        _check_owner(os.fstat(descriptor), path)
-        try:
-            return unpack(file.read(), key)
-        except StaleError as error:
-            raise StaleError(f"{path} is refused: {error}") from error
+        content = _read_private(str(path), path)
+    except FileNotFoundError as error:
+        raise CacheError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return unpack(content, key)
+    except StaleError as error:
+        raise StaleError(f"{path} is refused: {error}") from error
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -166,8 +162,8 @@ def unpack(content: bytes, key: Key | None) -> bytes:
     data = content[len(line) + 1 :]
     try:
         manifest = json.loads(line)
-        found, digest = manifest["key"], manifest["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        found, digest = dict(manifest["key"]), manifest["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StaleError("it has no manifest; it was not built by fmengine") from error
     if manifest.get("version") != VERSION:
         raise StaleError(f"its manifest is of version {manifest.get('version')}, expected {VERSION}")
@@ -180,18 +176,41 @@ def unpack(content: bytes, key: Key | None) -> bytes:
     return data
 
 
-def _replace(folder: int, name: str, data: bytes) -> None:
-    temporary = f".{name}.{os.getpid()}"
+def _read_private(name: str, path: Path, folder: int | None = None) -> bytes:
+    """Read a regular file that only its owner may write; `path` is its name in messages."""
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with open(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
+        # Without O_NONBLOCK, opening a pipe would wait for its other end.
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # ELOOP: a symbolic link
+        raise CacheError(f"cannot trust {path}: {error.strerror}; remove it, or set FMENGINE_CACHE") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CacheError(f"cannot trust {path}: it is no regular file; remove it, or set FMENGINE_CACHE")
+        _check_owner(status, path)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def _replace(folder: int, name: str, data: bytes) -> None:
+    """Write a file that is whole or not there; the name in between is nobody else's."""
+    temporary = f".{name}.{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
+    try:
+        with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-    finally:
-        with suppress(OSError):  # renamed already, or never made
+    except BaseException:
+        with suppress(OSError):
             os.unlink(temporary, dir_fd=folder)
+        raise
 
 
 def _check_owner(status: os.stat_result, path: Path) -> None:
@@ -207,12 +226,22 @@ def _check_owner(status: os.stat_result, path: Path) -> None:
 @contextmanager
 def _locked(folder: int, name: str, path: Path) -> Iterator[None]:
     """Only one process at a time; the lock goes with the process, however it ends."""
+    descriptor = -1
     try:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("waiting for another process that builds %s", path / name.removesuffix(".lock"))
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
-        raise CacheError(f"cannot write the cache folder {path}: {error.strerror}; set FMENGINE_CACHE") from error
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise CacheError(
+            f"cannot lock a file in the cache folder {path}: {error.strerror}; set FMENGINE_CACHE to a folder "
+            "on a local disk"
+        ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

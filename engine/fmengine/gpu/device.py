@@ -1,8 +1,13 @@
-"""Which GPU this is: what engines and kernels are built for."""
+"""Which GPU this is, and working on it: what engines and kernels are built for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UnavailableError
+
+DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 
 
 class Gpu(NamedTuple):
@@ -11,11 +16,13 @@ class Gpu(NamedTuple):
     Attributes:
         name: as the driver gives it.
         compute_capability: such as (8, 6).
-        driver: the newest CUDA that the driver speaks, such as `13.0`.
+        multiprocessors: cards of one name differ in them.
+        driver: its version, and the newest CUDA that it speaks.
     """
 
     name: str
     compute_capability: tuple[int, int]
+    multiprocessors: int
     driver: str
 
 
@@ -25,35 +32,77 @@ def describe_gpu(index: int) -> Gpu:
     Raises:
         UnavailableError: without a driver, or without a GPU of that index.
     """
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise UnavailableError(
-            f"cuda-bindings cannot be imported ({error}); install it with: pip install 'fmengine[gpu]'"
-        ) from error
-    try:
-        _call(driver, driver.cuInit(0), "start CUDA")
-    except UnavailableError:
-        raise
-    except Exception as error:  # without a driver the bindings raise an exception of their loader's own
-        raise UnavailableError(
-            "no NVIDIA driver: libcuda.so.1 is not on this machine; see `nvidia-smi`"
-        ) from error
-    (count,) = _call(driver, driver.cuDeviceGetCount(), "count the GPUs")
-    if not 0 <= index < count:
-        raise UnavailableError(f"no GPU {index}: this machine has {count}, numbered from 0")
-    (device,) = _call(driver, driver.cuDeviceGet(index), "find the GPU")
+    driver = _driver()
+    device = _device(driver, index)
     (name,) = _call(driver, driver.cuDeviceGetName(128, device), "name the GPU")
     attributes = driver.CUdevice_attribute
-    major, minor = (
+    major, minor, multiprocessors = (
         int(_call(driver, driver.cuDeviceGetAttribute(attribute, device), "describe the GPU")[0])
         for attribute in (
             attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
             attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            attributes.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
         )
     )
     (version,) = _call(driver, driver.cuDriverGetVersion(), "tell its version")
-    return Gpu(name.split(b"\0")[0].decode(), (major, minor), f"{version // 1000}.{version % 1000 // 10}")
+    cuda = f"CUDA {version // 1000}.{version % 1000 // 10}"
+    return Gpu(name.split(b"\0")[0].decode(), (major, minor), multiprocessors, f"{_kernel_module()}, {cuda}")
+
+
+@contextmanager
+def on_gpu(index: int) -> Iterator[None]:
+    """Make a GPU the current one of this thread, in its primary context, which every library shares.
+
+    Raises:
+        UnavailableError: as for `describe_gpu`.
+    """
+    driver = _driver()
+    device = _device(driver, index)
+    (context,) = _call(driver, driver.cuDevicePrimaryCtxRetain(device), "use the GPU")
+    try:
+        _call(driver, driver.cuCtxPushCurrent(context), "use the GPU")
+        try:
+            yield
+        finally:
+            driver.cuCtxPopCurrent()
+    finally:
+        driver.cuDevicePrimaryCtxRelease(device)
+
+
+def _driver() -> Any:
+    """CUDA's driver API, started."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise UnavailableError(
+            f"cuda-bindings cannot be imported ({error}); install it with: pip install cuda-bindings"
+        ) from error
+    try:
+        (status,) = driver.cuInit(0)
+    except Exception as error:  # without a driver the bindings raise an exception of their loader's own
+        raise UnavailableError(
+            "no NVIDIA driver: libcuda.so.1 is not on this machine; see `nvidia-smi`"
+        ) from error
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise UnavailableError(f"the NVIDIA driver does not start: {status.name}; see `nvidia-smi`")
+    return driver
+
+
+def _device(driver: Any, index: int) -> Any:
+    (count,) = _call(driver, driver.cuDeviceGetCount(), "count the GPUs")
+    if not 0 <= index < count:
+        raise UnavailableError(f"no GPU {index}: this machine has {count}, numbered from 0")
+    (device,) = _call(driver, driver.cuDeviceGet(index), "find the GPU")
+    return device
+
+
+def _kernel_module() -> str:
+    """The driver's version; its CUDA level stays the same over many."""
+    try:
+        first = DRIVER_VERSION.read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return "driver of unknown version"
+    return " ".join(first.split())
 
 
 def _call(driver: Any, answer: Any, what: str) -> tuple[Any, ...]:

@@ -18,8 +18,6 @@ PICTURES = 256
 SEED = 20
 # Half precision moves a probability by up to some thousandths; a wrong layer, batch or stream by tenths.
 PROBABILITY = 0.01
-# Where the CPU's two best labels are nearer than this, rounding may decide.
-MARGIN = 0.02
 
 Run = Callable[[Pixels], Outputs]
 
@@ -57,8 +55,10 @@ def check_engine(profiles: Sequence[tuple[Profile, Run]], reference: Run, spec: 
     passed = []
     for index, (profile, run) in enumerate(profiles):
         for batch in batch_sizes(profile):
-            parts = [run(images[start : start + batch]).probabilities for start in range(0, len(images), batch)]
-            passed.append(Passed(index, batch, _largest(np.concatenate(parts), expected, index, batch)))
+            # Every batch is full: it begins again with the first picture where the last is passed.
+            order = np.arange(-(-len(images) // batch) * batch) % len(images)
+            parts = [run(images[rows]).probabilities for rows in order.reshape(-1, batch)]
+            passed.append(Passed(index, batch, _largest(np.concatenate(parts), expected[order], index, batch)))
     return passed
 
 
@@ -91,16 +91,14 @@ def _largest(
     where = f"profile {profile}, batches of {batch}"
     if found.shape != expected.shape:
         raise GateError(f"{where}: {found.shape} answers; expected {expected.shape}")
+    # No label can flip within this whose two best are further apart than twice as much.
     distance = np.abs(found - expected).max(axis=1)
-    ordered = np.sort(expected, axis=1)
-    clear = ordered[:, -1] - ordered[:, -2] > MARGIN
-    flipped = clear & (found.argmax(axis=1) != expected.argmax(axis=1))
-    wrong = flipped | ~(distance <= PROBABILITY)  # NaN is wrong too
+    wrong = ~(distance <= PROBABILITY)  # NaN is wrong too
     if wrong.any():
-        picture = int(wrong.argmax())
+        first = int(wrong.argmax())
         raise GateError(
-            f"the engine is refused. {where}: picture {picture} of the gate gets {found[picture].tolist()}, "
-            f"on the CPU {expected[picture].tolist()}; allowed is a difference of {PROBABILITY}. "
-            f"{int(wrong.sum())} of {len(wrong)} pictures are off. Update the driver or the library, and report it"
+            f"the engine is refused. {where}: picture {first % (PICTURES + 1)} of the gate gets "
+            f"{found[first].tolist()}, on the CPU {expected[first].tolist()}; allowed is a difference of {PROBABILITY}. "
+            f"{int(wrong.sum())} of {len(wrong)} answers are off. Update the driver or the library, and report it"
         )
     return float(distance.max())

@@ -57,10 +57,10 @@ def compile_cubin(text: str, architecture: str) -> tuple[bytes, str]:
             raise KernelError(f"NVRTC {version()} does not compile {SOURCE} for {architecture}: {report.strip()}")
         error, size = nvrtc.nvrtcGetCUBINSize(program)
         _check(nvrtc, error, "give the cubin's size")
-        cubin = b" " * size
+        cubin = bytearray(size)
         (error,) = nvrtc.nvrtcGetCUBIN(program, cubin)
         _check(nvrtc, error, "give the cubin")
-        return cubin, report
+        return bytes(cubin), report
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
@@ -76,14 +76,17 @@ def architecture_of(compute_capability: tuple[int, int]) -> str:
     _check(nvrtc, error, "count its architectures")
     error, known = nvrtc.nvrtcGetSupportedArchs()
     _check(nvrtc, error, "list its architectures")
-    number = 10 * compute_capability[0] + compute_capability[1]
-    if number not in known[:count]:
+    major, minor = compute_capability
+    # A cubin runs on later GPUs of the same major version too.
+    fitting = [number for number in known[:count] if 10 * major <= number <= 10 * major + minor]
+    if not fitting:
+        names = ", ".join(f"sm_{number}" for number in known[:count])
+        which = "an older" if 10 * major + minor < min(known[:count]) else "a newer"
         raise UnavailableError(
-            f"NVRTC {'.'.join(map(str, version()))} knows no GPU of compute capability "
-            f"{compute_capability[0]}.{compute_capability[1]}, but {', '.join(f'sm_{n}' for n in known[:count])}; "
-            "install another: pip install --upgrade nvidia-cuda-nvrtc"
+            f"NVRTC {'.'.join(map(str, version()))} compiles for {names}, and not for a GPU of compute "
+            f"capability {major}.{minor}, which needs {which} nvidia-cuda-nvrtc"
         )
-    return f"sm_{number}"
+    return f"sm_{max(fitting)}"
 
 
 def version() -> tuple[int, int]:
@@ -106,7 +109,7 @@ def _nvrtc() -> Any:
         nvrtc.nvrtcVersion()  # loads the library, which is a wheel of its own
     except Exception as error:  # the loader's own exception is no ImportError
         raise UnavailableError(
-            f"NVRTC cannot be loaded ({error}); install it with: pip install 'fmengine[gpu]'"
+            f"NVRTC cannot be loaded ({error}); install it with: pip install cuda-bindings nvidia-cuda-nvrtc"
         ) from error
     return nvrtc
 
@@ -119,7 +122,7 @@ def _check(nvrtc: Any, error: Any, what: str) -> None:
 def _text(nvrtc: Any, size_of: Any, get: Any, program: Any) -> str:
     error, size = size_of(program)
     _check(nvrtc, error, "give its log's size")
-    buffer = b" " * size
+    buffer = bytearray(size)
     (error,) = get(program, buffer)
     _check(nvrtc, error, "give its log")
     return str(buffer.rstrip(b"\0 "), errors="replace")

@@ -34,6 +34,7 @@ PICTURE = np.dtype(
 
 LANES, ROWS = 32, 8  # threads a block, as in preprocess.cu: 32 columns of 8 rows
 TABULATE_THREADS = 128
+LARGEST = 2**30  # of a coordinate: sums of two stay in 32 bits
 MAX_BLOCKS = 2**31 - 1  # of a launch, in CUDA's x dimension
 
 
@@ -106,13 +107,13 @@ class Plan:
         Raises:
             ValueError: for a picture without pixels, or with another number of channels.
         """
+        _check(geometries)
         pictures = np.zeros(len(geometries), PICTURE)
         for name in ("pixels", "height", "width", "stride", "channels", "bgr"):
             pictures[name] = [getattr(geometry, name) for geometry in geometries]
         left, top, right, bottom = np.array([geometry.box for geometry in geometries], np.int64).T
         pictures["left"], pictures["top"] = left, top
         pictures["crop_width"], pictures["crop_height"] = right - left, bottom - top
-        _check(pictures)
         column_ints = _table_ints(pictures["crop_width"], width)
         table_ints = np.stack([column_ints, _table_ints(pictures["crop_height"], height)], axis=1).ravel()
         begins = np.cumsum(table_ints) - table_ints
@@ -177,11 +178,14 @@ def _table_ints(lengths: npt.NDArray[Any], size: int) -> npt.NDArray[np.int64]:
     return most
 
 
-def _check(pictures: npt.NDArray[np.void]) -> None:
-    for name in ("height", "width", "crop_height", "crop_width"):
-        if (wrong := pictures[name] < 1).any():
+def _check(geometries: Sequence[Geometry]) -> None:
+    for index, picture in enumerate(geometries):
+        left, top, right, bottom = picture.box
+        if not (1 <= picture.height < LARGEST and 1 <= picture.width < LARGEST):
             raise ValueError(
-                f"picture {int(wrong.argmax())} has a {name} of {pictures[name][wrong][0]}; expected 1 or more"
+                f"picture {index} has {picture.height} rows of {picture.width} pixels; expected 1 or more"
             )
-    if not (known := np.isin(pictures["channels"], (1, 3, 4))).all():
-        raise ValueError(f"{pictures['channels'][~known][0]} channels; expected 1, 3 or 4")
+        if not (-LARGEST < left < right < LARGEST and -LARGEST < top < bottom < LARGEST):
+            raise ValueError(f"picture {index} has the box {picture.box}; expected left < right and top < bottom")
+        if picture.channels not in (1, 3, 4):
+            raise ValueError(f"picture {index} has {picture.channels} channels; expected 1, 3 or 4")

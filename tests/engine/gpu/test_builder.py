@@ -56,29 +56,39 @@ def parsed(model: ModelFile) -> object:
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
-def test_the_shipped_model_builds_and_builds_again_alike(capability: str) -> None:
-    """TensorRT-RTX 1.7 numbers internal tensors, and orders the two outputs, in one of a few ways from build to
-    build, also in fresh processes with one thread: of six builds, some are equal, and all have one size."""
+def test_the_shipped_model_builds(capability: str) -> None:
+    """Built again it has the same size; TensorRT-RTX 1.7 numbers internal tensors, and orders the two outputs, in
+    one of a few ways from build to build, also in fresh processes with one thread."""
     options = BuildOptions.for_batch(64, compute_capabilities=(capability,))
-    engines = [build_engine(rtx, FILE, options) for _ in range(6)]
-    assert len(set(engines)) < len(engines)
-    assert len({len(engine) for engine in engines}) == 1
-    assert len(engines[0]) > 1_000_000
+    engines = [build_engine(rtx, FILE, options) for _ in range(2)]
+    assert len(engines[0]) == len(engines[1]) > 1_000_000
 
 
-def test_one_engine_for_several_architectures() -> None:
+def test_an_engine_for_several_architectures_holds_more() -> None:
     one = build_engine(rtx, FILE, BuildOptions(compute_capabilities=("8.6",)))
     several = build_engine(rtx, FILE, BuildOptions(compute_capabilities=("8.6", "8.9", "12.0")))
-    assert one != several
+    assert len(several) > len(one)
 
 
-def test_progress_begins_and_ends() -> None:
+def test_progress_begins_grows_and_ends() -> None:
     seen: list[tuple[str, int, int]] = []
     build_engine(rtx, FILE, BuildOptions(compute_capabilities=("8.6",)), progress=lambda *told: seen.append(told))
-    phase = seen[0][0]
-    told = [(done, total) for name, done, total in seen if name == phase]
-    assert told[0][0] == 0
-    assert told[-1][0] == told[-1][1] > 0
+    steps = [done for name, done, _ in seen if name == seen[0][0]]
+    assert steps[0] == 0
+    assert steps == sorted(steps)
+    assert len([step for step in steps if 0 < step < steps[-1]]) > 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_exception_while_progress_is_told_ends_the_build_as_itself(error: type[BaseException]) -> None:
+    """Ctrl-C in a build of minutes: Python raises it in here, and TensorRT would swallow it."""
+
+    def interrupted(phase: str, done: int, total: int) -> None:
+        if done:
+            raise error
+
+    with pytest.raises(error):
+        build_engine(rtx, FILE, BuildOptions(compute_capabilities=("8.6",)), progress=interrupted)
 
 
 # Types
@@ -167,6 +177,12 @@ def test_an_impossible_profile_is_refused(sizes: tuple[int, int, int]) -> None:
         Profile(*sizes)
 
 
+@pytest.mark.parametrize("options", [{"optimization_level": 9}, {"optimization_level": -1}, {"workspace": -1}])
+def test_impossible_options_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(BuildError, match="expected 0 to 5, and bytes from 0"):
+        BuildOptions(**options)
+
+
 def test_no_profile_is_refused() -> None:
     with pytest.raises(BuildError, match="no profile is given"):
         build_engine(rtx, FILE, BuildOptions(profiles=()))
@@ -225,7 +241,7 @@ def test_a_missing_library_is_told_with_the_command(monkeypatch: pytest.MonkeyPa
         raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
     monkeypatch.setattr(builder, "import_module", missing)
-    with pytest.raises(UnavailableError, match=r"libnvinfer.so.11.*pip install 'fmengine\[gpu\]'"):
+    with pytest.raises(UnavailableError, match=r"libnvinfer.so.11.*pip install tensorrt cuda-bindings"):
         load_library("tensorrt")
 
 
@@ -241,7 +257,7 @@ def test_a_library_that_does_not_start_is_unavailable() -> None:
 # The key
 
 
-GPU = Gpu("NVIDIA A10", (8, 6), "12.8")
+GPU = Gpu("NVIDIA A10", (8, 6), 72, "driver 570, CUDA 12.8")
 DEFAULT = BuildOptions()
 
 
@@ -264,7 +280,8 @@ def test_the_key_changes_with_everything_that_an_engine_depends_on() -> None:
         key(options=BuildOptions(optimization_level=5)),
         key(gpu=GPU._replace(name="NVIDIA A40")),
         key(gpu=GPU._replace(compute_capability=(8, 9))),
-        key(gpu=GPU._replace(driver="13.0")),
+        key(gpu=GPU._replace(driver="driver 580, CUDA 12.8")),
+        key(gpu=GPU._replace(multiprocessors=71)),
         key(gpu=None),
     ]
     assert len(set(keys)) == len(keys)

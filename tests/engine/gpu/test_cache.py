@@ -1,6 +1,7 @@
 """The cache of built code: one build a key, and nothing that others could have written."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,8 +61,18 @@ def test_only_the_owner_may_read_or_write(cache: Cache) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in cache.folder.iterdir()} == {0o600}
 
 
+def test_any_altered_byte_is_noticed() -> None:
+    content = pack(KEY, b"data")
+    for position in range(len(content)):
+        for bit in (1, 64):
+            altered = bytearray(content)
+            altered[position] ^= bit
+            with suppress(StaleError):  # else it was in the size, on which nothing depends
+                assert unpack(bytes(altered), KEY) == b"data", position
+
+
 @pytest.mark.parametrize("position", [0, 30, -1])
-def test_any_altered_byte_means_a_rebuild(cache: Cache, position: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_altered_byte_means_a_rebuild(cache: Cache, position: int, caplog: pytest.LogCaptureFixture) -> None:
     cache.get("engine", KEY, lambda: DATA)
     content = bytearray(kept(cache).read_bytes())
     content[position] ^= 1
@@ -68,6 +80,15 @@ def test_any_altered_byte_means_a_rebuild(cache: Cache, position: int, caplog: p
     assert cache.get("engine", KEY, lambda: b"new") == b"new"
     assert cache.get("engine", KEY, never) == b"new"
     assert "building" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "manifest", [b'{"key": [], "sha256": "", "version": 1}', b"[" * 60_000, b"null", b'{"key": 5}']
+)
+def test_a_manifest_of_another_form_means_a_rebuild(cache: Cache, manifest: bytes) -> None:
+    cache.get("engine", KEY, lambda: DATA)
+    kept(cache).write_bytes(manifest + b"\n" + DATA)
+    assert cache.get("engine", KEY, lambda: b"new") == b"new"
 
 
 @pytest.mark.parametrize("length", [0, 10, 200, len(DATA)])
@@ -118,16 +139,34 @@ def test_what_belongs_to_another_is_refused(cache: Cache, monkeypatch: pytest.Mo
         cache.get("engine", KEY, never)
 
 
-def test_a_full_disk_leaves_nothing_behind(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_behind(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CacheError, match=r"No space left on device; make room, or set FMENGINE_CACHE"):
-        cache.get("engine", KEY, lambda: DATA)
+    assert cache.get("engine", KEY, lambda: DATA) == DATA  # it was built, so it is used
+    assert "No space left on device; it will be built again. Make room, or set FMENGINE_CACHE" in caplog.text
     assert [path.suffix for path in cache.folder.iterdir()] == [".lock"]
     monkeypatch.undo()
     assert cache.get("engine", KEY, lambda: DATA) == DATA
+    assert cache.get("engine", KEY, never) == DATA
+
+
+def test_a_folder_without_locks_is_told(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with pytest.raises(CacheError, match="No locks available; set FMENGINE_CACHE to a folder on a local disk"):
+        cache.get("engine", KEY, never)
+
+
+def test_what_is_there_needs_no_lock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.get("engine", KEY, lambda: DATA)
+    monkeypatch.setattr(fcntl, "flock", lambda *arguments: pytest.fail("locked"))
+    assert cache.get("engine", KEY, never) == DATA
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
@@ -223,6 +262,13 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
     path.chmod(0o666)
     with pytest.raises(CacheError, match="others may write it"):
         read_file(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(CacheError, match="no regular file"):
+            read_file(path)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

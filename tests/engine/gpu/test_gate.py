@@ -83,13 +83,26 @@ def test_a_fault_in_one_picture_is_refused(cpu: Run) -> None:
         hit = [image.tobytes() == target for image in batch]
         return Outputs(logits, np.where(np.array(hit)[:, None], probabilities[:, ::-1], probabilities))
 
-    with pytest.raises(GateError, match=r"picture 200 .* 1 of 257 pictures are off"):
+    with pytest.raises(GateError, match=r"picture 200 .* 1 of 257 answers are off"):
         gate(cpu, run)
 
 
 def test_missing_answers_are_refused(cpu: Run) -> None:
-    with pytest.raises(GateError, match=r"answers; expected \(257, 2\)"):
+    with pytest.raises(GateError, match=r"\(0, 2\) answers; expected \(257, 2\)"):
         gate(cpu, altered(cpu, lambda p: p[:0]))
+
+
+@pytest.mark.parametrize("profile", [Profile(8, 16, 32), Profile(1, 200, 300)])
+def test_every_batch_is_full(cpu: Run, profile: Profile) -> None:
+    """An engine refuses fewer pictures than its profile's least, and the largest batch must be the most."""
+    seen = []
+
+    def run(batch: Pixels) -> Outputs:
+        seen.append(len(batch))
+        return cpu(batch)
+
+    passed = check_engine([(profile, run)], cpu, SPEC)
+    assert set(seen) == {p.batch for p in passed} == set(batch_sizes(profile))
 
 
 def test_batch_sizes_hold_an_odd_one() -> None:

@@ -66,9 +66,39 @@ def test_another_source_or_compiler_is_compiled_anew(tmp_path: Path, monkeypatch
     assert len(compiled) == 3
 
 
-def test_an_unknown_gpu_is_told_with_the_known() -> None:
-    with pytest.raises(UnavailableError, match=r"no GPU of compute capability 5\.0, but sm_75, .*pip install"):
-        nvrtc.architecture_of((5, 0))
+@pytest.mark.parametrize(("capability", "which"), [((5, 0), "an older"), ((99, 0), "a newer")])
+def test_an_unknown_gpu_is_told_with_the_known(capability: tuple[int, int], which: str) -> None:
+    with pytest.raises(
+        UnavailableError, match=rf"compiles for sm_75, .* {capability[0]}\.0, which needs {which} nvidia"
+    ):
+        nvrtc.architecture_of(capability)
+
+
+def test_a_later_minor_version_runs_the_cubin_of_an_earlier() -> None:
+    assert nvrtc.architecture_of((8, 6)) == "sm_86"
+    assert nvrtc.architecture_of((12, 5)) == "sm_121"
+
+
+def ptx(text: str) -> str:
+    """The kernel's code before the assembler, compiled so that products and sums may be fused."""
+    from cuda.bindings import nvrtc as bindings
+
+    _, program = bindings.nvrtcCreateProgram(text.encode(), b"kernel.cu", 0, [], [])
+    options = [b"--gpu-architecture=compute_86", b"--fmad=true", b"--std=c++17"]
+    (error,) = bindings.nvrtcCompileProgram(program, len(options), options)
+    assert error == bindings.nvrtcResult.NVRTC_SUCCESS
+    code = bytearray(bindings.nvrtcGetPTXSize(program)[1])
+    bindings.nvrtcGetPTX(program, code)
+    return code.decode()
+
+
+def test_no_double_product_is_fused_with_a_sum() -> None:
+    """A fused product is not rounded, and weights would move by one; no CPU test could see it."""
+    code = ptx(nvrtc.source())
+    assert "mul.rn.f64" in code
+    assert "fma.rn.f64" not in code
+    fusible = nvrtc.source().replace("__dmul_rn(out + 0.5, scale)", "(out + 0.5) * scale")
+    assert "fma.rn.f64" in ptx(fusible)
 
 
 def test_a_kernel_that_does_not_compile_is_told_in_the_compilers_words() -> None:
@@ -78,5 +108,7 @@ def test_a_kernel_that_does_not_compile_is_told_in_the_compilers_words() -> None
 
 def test_a_missing_compiler_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(UnavailableError, match=r"NVRTC cannot be loaded.*pip install 'fmengine\[gpu\]'"):
+    with pytest.raises(
+        UnavailableError, match=r"NVRTC cannot be loaded.*pip install cuda-bindings nvidia-cuda-nvrtc"
+    ):
         nvrtc.load_cubin((8, 6))
