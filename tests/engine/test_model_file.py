@@ -92,7 +92,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     positive = st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False)
     text = st.text(max_size=20)
     return ModelSpec(
-        name=draw(text),
+        name=draw(text.filter(lambda name: name[:1] != "." and not set(name) & set("/\\\0"))),
         labels=tuple(draw(st.lists(text, min_size=2, max_size=5, unique=True))),
         height=draw(st.integers(1, 4096)),
         width=draw(st.integers(1, 4096)),
@@ -181,6 +181,8 @@ BAD_FIELDS = [
     ("unsure_below", "half"),
     # What would be taken for granted later, far from here: in a name, a row, an array's shape, `info`.
     ("name", 5),
+    ("name", "../out"),
+    ("name", ".hidden"),
     ("labels", [1, 2]),
     ("labels", "ab"),
     ("height", 1.5),

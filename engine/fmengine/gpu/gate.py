@@ -98,7 +98,8 @@ def _largest(
         first = int(wrong.argmax())
         raise GateError(
             f"the engine is refused. {where}: picture {first % (PICTURES + 1)} of the gate gets "
-            f"{found[first].tolist()}, on the CPU {expected[first].tolist()}; allowed is a difference of {PROBABILITY}. "
-            f"{int(wrong.sum())} of {len(wrong)} answers are off. Update the driver or the library, and report it"
+            f"{found[first].tolist()}, on the CPU {expected[first].tolist()}; allowed is a difference of "
+            f"{PROBABILITY}. {int(wrong.sum())} of {len(wrong)} answers are off. Update the driver or the "
+            "library, and report it"
         )
     return float(distance.max())
