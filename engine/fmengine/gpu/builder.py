@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from .. import __version__
 from ..errors import FmengineError, ModelError, UnavailableError
@@ -85,6 +85,13 @@ class BuildOptions:
         return cls((Profile(1, 1, 1), *throughput), **more)
 
 
+class Timings(NamedTuple):
+    """How fast this GPU's kernels are: `known` from earlier builds, and where to `keep` what this one learned."""
+
+    known: bytes
+    keep: Callable[[bytes], None]
+
+
 def load_library(name: Library) -> Any:
     """Import TensorRT or TensorRT-RTX.
 
@@ -110,8 +117,7 @@ def build_engine(
     model: ModelFile,
     options: BuildOptions,
     *,
-    timing_cache: bytes = b"",
-    keep_timings: Callable[[bytes], None] | None = None,
+    timings: Timings | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> bytes:
     """Build an engine.
@@ -120,8 +126,7 @@ def build_engine(
         library: from `load_library`.
         model: an FP16 model file.
         options: batch sizes and targets.
-        timing_cache: what an earlier build learned of this GPU's kernels; TensorRT only.
-        keep_timings: called with what this build learned.
+        timings: what builds learn of this GPU's kernels; for TensorRT only.
         progress: called with the name of a phase, steps done, and steps in all.
 
     Returns:
@@ -154,15 +159,15 @@ def build_engine(
         config.progress_monitor = monitor
     _add_profiles(builder, config, model, options.profiles, logger)
     _set_targets(library, config, options.compute_capabilities, logger)
-    if not _is_rtx(library):
-        _begin_timings(config, timing_cache, logger)
+    if timings is not None:
+        _begin_timings(config, timings.known, logger)
     plan = builder.build_serialized_network(network, config)
     if monitor is not None and monitor.error is not None:
         raise monitor.error
     plan = _some(plan, "build the engine", logger)
-    if keep_timings is not None and not _is_rtx(library):
+    if timings is not None:
         learned = _some(config.get_timing_cache(), "give its timing cache", logger)
-        keep_timings(bytes(_some(learned.serialize(), "write its timing cache", logger)))
+        timings.keep(bytes(_some(learned.serialize(), "write its timing cache", logger)))
     return bytes(plan)
 
 
@@ -199,11 +204,11 @@ def _parse(library: Any, network: Any, model: ModelFile, logger: Any) -> None:
         raise ModelError(f"{library.__name__} cannot read {model.path}: {told}")
 
 
-def _begin_timings(config: Any, timing_cache: bytes, logger: Any) -> None:
+def _begin_timings(config: Any, known: bytes, logger: Any) -> None:
     """Begin with what an earlier build learned; with nothing where another GPU or version wrote it."""
-    for content in (timing_cache, b""):
-        timings = _some(config.create_timing_cache(content), "create a timing cache", logger)
-        if config.set_timing_cache(timings, ignore_mismatch=False):
+    for content in (known, b""):
+        cache = _some(config.create_timing_cache(content), "create a timing cache", logger)
+        if config.set_timing_cache(cache, ignore_mismatch=False):
             return
     raise BuildError(f"TensorRT refuses an empty timing cache. {_words(logger)}")
 

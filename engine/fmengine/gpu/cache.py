@@ -58,7 +58,7 @@ class Cache:
         Raises:
             CacheError: if the folder cannot be made, locked or trusted. A full disk costs a warning alone.
         """
-        name = f"{_digest(_canonical(key))[:32]}.{kind}"
+        name = _name(kind, key)
         with self._open_folder() as folder:
             if (data := self._read(folder, name, key)) is not None:
                 return data
@@ -66,16 +66,29 @@ class Cache:
                 if (data := self._read(folder, name, key)) is not None:  # another process built it meanwhile
                     return data
                 data = build()
-                try:
-                    _replace(folder, name, pack(key, data))
-                except OSError as error:
-                    log.warning(
-                        "cannot keep %s (%s bytes): %s; it will be built again. Make room, or set FMENGINE_CACHE",
-                        self.folder / name,
-                        f"{len(data):,}",
-                        error.strerror,
-                    )
+                self._keep(folder, name, pack(key, data))
                 return data
+
+    def load(self, kind: str, key: Key) -> bytes | None:
+        """The file for `key` if it lies here; errors as for `get`."""
+        with self._open_folder() as folder:
+            return self._read(folder, _name(kind, key), key)
+
+    def store(self, kind: str, key: Key, data: bytes) -> None:
+        """Keep the file for `key` in place of what lay here; errors as for `get`."""
+        with self._open_folder() as folder:
+            self._keep(folder, _name(kind, key), pack(key, data))
+
+    def _keep(self, folder: int, name: str, content: bytes) -> None:
+        try:
+            _replace(folder, name, content)
+        except OSError as error:
+            log.warning(
+                "cannot keep %s (%s bytes): %s; it will be built again. Make room, or set FMENGINE_CACHE",
+                self.folder / name,
+                f"{len(content):,}",
+                error.strerror,
+            )
 
     def _read(self, folder: int, name: str, key: Key) -> bytes | None:
         """The file's bytes; None where there is none, or it is not what was written for the key."""
@@ -245,6 +258,10 @@ def _locked(folder: int, name: str, path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _name(kind: str, key: Key) -> str:
+    return f"{_digest(_canonical(key))[:32]}.{kind}"
 
 
 def _canonical(document: object) -> bytes:

@@ -286,3 +286,36 @@ def test_the_key_changes_with_everything_that_an_engine_depends_on() -> None:
     ]
     assert len(set(keys)) == len(keys)
     assert key() == key()
+
+
+# Timings, over a configuration that notes what it is given: TensorRT-RTX times nothing
+
+
+class Config:
+    def __init__(self, takes: set[bytes]) -> None:
+        self.takes, self.set = takes, []
+
+    def create_timing_cache(self, content: bytes) -> SimpleNamespace:
+        return SimpleNamespace(content=content)
+
+    def set_timing_cache(self, cache: SimpleNamespace, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.set.append(cache.content)
+        return cache.content in self.takes
+
+
+def test_what_was_learned_is_used() -> None:
+    config = Config({b"known", b""})
+    builder._begin_timings(config, b"known", None)
+    assert config.set == [b"known"]
+
+
+def test_what_another_gpu_learned_is_left_aside() -> None:
+    config = Config({b""})
+    builder._begin_timings(config, b"of another GPU", None)
+    assert config.set == [b"of another GPU", b""]
+
+
+def test_no_timings_at_all_is_an_error() -> None:
+    with pytest.raises(BuildError, match="refuses an empty timing cache"):
+        builder._begin_timings(Config(set()), b"", SimpleNamespace(words=[]))

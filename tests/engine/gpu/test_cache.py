@@ -169,6 +169,14 @@ def test_what_is_there_needs_no_lock(cache: Cache, monkeypatch: pytest.MonkeyPat
     assert cache.get("engine", KEY, never) == DATA
 
 
+def test_what_is_stored_is_loaded_and_replaced(cache: Cache) -> None:
+    assert cache.load("timings", KEY) is None
+    cache.store("timings", KEY, b"first")
+    cache.store("timings", KEY, b"second")
+    assert cache.load("timings", KEY) == b"second"
+    assert cache.load("engine", KEY) is None
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CacheError, match="cannot use the cache folder"):
