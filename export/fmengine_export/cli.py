@@ -100,7 +100,9 @@ def export(
         if _is_checkpoint(source):
             (source,) = _export_onnx(Path(source), folder, name, ("fp16",), ())
         wanted = {part.strip() for part in capabilities.split(",") if part.strip()}
-        options = BuildOptions.for_batch(max_batch, compute_capabilities=tuple(sorted(wanted)))
+        options = BuildOptions.for_batch(
+            max_batch, compute_capabilities=tuple(sorted(wanted, key=lambda c: (len(c), c)))
+        )
         model = load_model_file(resolve(source, ("fp16",)))
         click.echo(tensorrt.export_engine(form, model, options, folder, device))
 
