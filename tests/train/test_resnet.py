@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from fmengine.errors import ModelError
 from fmengine_train.checkpoint import load_model, load_network, save_model
+from fmengine_train.keep import keep
 from fmengine_train.networks import CONFIGS, build
 from fmengine_train.resnet import TEACHERS, Block, ResNet, ResNetConfig
 
@@ -57,3 +59,12 @@ def test_a_teacher_is_not_exported(tmp_path: Path) -> None:
     save_model(tmp_path / "teacher.safetensors", ResNet(TEACHERS["resnet-48"]), {})
     with pytest.raises(ModelError, match="holds a ResNet, a teacher; expected an AlexNet"):
         load_model(tmp_path / "teacher.safetensors")
+
+
+def test_a_run_is_kept_in_half_the_size(tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", ResNet(TEACHERS["resnet-48"]), {"labels": ["a", "b"]})
+    target = tmp_path / "kept" / "teacher.safetensors"
+    result = CliRunner().invoke(keep, [str(tmp_path), str(target)])
+    assert result.exit_code == 0, result.exception
+    assert load_network(target)[1]["labels"] == ["a", "b"]
+    assert target.stat().st_size < 0.55 * (tmp_path / "model.safetensors").stat().st_size
