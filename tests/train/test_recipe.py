@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from fmengine.errors import DataError, UnavailableError
+from fmengine_train.device import pick_device, pick_precision
 from fmengine_train.model import ARCHITECTURES
+from fmengine_train.networks import network_config
 from fmengine_train.recipe import Recipe
-from fmengine_train.train import network_config, pick_device, pick_precision
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("*.toml"))
 

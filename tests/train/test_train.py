@@ -24,8 +24,9 @@ from fmengine_train import data
 from fmengine_train.checkpoint import read_tensors
 from fmengine_train.cli import train as command
 from fmengine_train.metrics import fit_temperature, score
+from fmengine_train.optimize import learning_rate
 from fmengine_train.recipe import Recipe
-from fmengine_train.train import DivergedError, Trainer, learning_rate, train
+from fmengine_train.train import DivergedError, Trainer, train
 
 TINY = {"size": 32, "epochs": 3, "batch_size": 32, "warmup": 1.0, "precision": "fp32", "ema": 0.9}
 OPTIONS = ["--size", "32", "--batch-size", "32", "--precision", "fp32", "--device", "cpu", "--epochs", "3"]

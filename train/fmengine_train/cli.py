@@ -8,10 +8,11 @@ import click
 from fmengine.errors import DataError, OutputError
 
 from . import data
+from .device import pick_device
 from .distill import teach
-from .networks import CONFIGS
+from .networks import CONFIGS, network_config
 from .recipe import Recipe
-from .train import Trainer, network_config, pick_device
+from .train import Trainer
 from .train import train as run
 
 

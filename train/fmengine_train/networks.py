@@ -1,6 +1,12 @@
 """Every network that can be trained, by name."""
 
+import dataclasses
+from typing import Any
+
+from fmengine.errors import DataError
+
 from .model import ARCHITECTURES, AlexNet, AlexNetConfig
+from .recipe import Recipe
 from .resnet import TEACHERS, ResNet, ResNetConfig
 
 Config = AlexNetConfig | ResNetConfig
@@ -13,3 +19,16 @@ CONFIGS: dict[str, Config] = {**ARCHITECTURES, **TEACHERS}
 def build(config: Config) -> Network:
     """Make the network that a configuration describes, with fresh weights."""
     return AlexNet(config) if isinstance(config, AlexNetConfig) else ResNet(config)
+
+
+def network_config(recipe: Recipe, outputs: int) -> Config:
+    """The architecture that a recipe names, with the recipe's own size, colour and dropout."""
+    if recipe.model not in CONFIGS:
+        raise DataError(f"unknown model {recipe.model!r}; available are {', '.join(CONFIGS)}")
+    config = CONFIGS[recipe.model]
+    changes: dict[str, Any] = {"outputs": outputs, "dropout": recipe.dropout}
+    if recipe.size:
+        changes |= {"height": recipe.size, "width": recipe.size}
+    if recipe.color:
+        changes |= {"channels": 1 if recipe.color == "gray" else 3}
+    return dataclasses.replace(config, **changes)

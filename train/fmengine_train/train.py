@@ -22,13 +22,15 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import fmengine
-from fmengine.errors import DataError, FmengineError, UnavailableError
+from fmengine.errors import DataError, FmengineError
 
 from . import checkpoint, plots
 from .augment import augment, mix
 from .data import Dataset
+from .device import pick_precision
 from .metrics import Scores, fit_temperature, score
-from .networks import CONFIGS, Config, Network, build
+from .networks import Network, build, network_config
+from .optimize import class_weights, learning_rate, make_optimizer, moving_average
 from .recipe import Recipe
 
 EVAL_BATCH = 256  # pictures; bounds memory, changes no figure
@@ -38,51 +40,6 @@ class DivergedError(FmengineError):
     """The loss is no longer a number; the last good checkpoint stays."""
 
     exit_code = 1
-
-
-def network_config(recipe: Recipe, outputs: int) -> Config:
-    """The architecture that a recipe names, with the recipe's own size, colour and dropout."""
-    if recipe.model not in CONFIGS:
-        raise DataError(f"unknown model {recipe.model!r}; available are {', '.join(CONFIGS)}")
-    config = CONFIGS[recipe.model]
-    changes: dict[str, Any] = {"outputs": outputs, "dropout": recipe.dropout}
-    if recipe.size:
-        changes |= {"height": recipe.size, "width": recipe.size}
-    if recipe.color:
-        changes |= {"channels": 1 if recipe.color == "gray" else 3}
-    return dataclasses.replace(config, **changes)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`, `cuda` or `cpu`; a device asked for by name works, or it is an error."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError(
-            f"no CUDA device works with PyTorch {torch.__version__}; use --device cpu, or see `nvidia-smi`"
-        )
-    return torch.device(name)
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of mixed precision's activations; float32 means none."""
-    if name == "auto":
-        if device.type != "cuda":
-            # Without the instructions bf16 is emulated, thirty times slower than FP32.
-            return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-        # Turing and Volta have fast FP16 but only emulate bf16.
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if name == "fp16" and device.type != "cuda":
-        raise DataError("precision fp16 trains on CUDA only; use bf16 or fp32 on a CPU")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up to the recipe's rate, then a cosine to zero at the last step."""
-    warmup, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
-    if step < warmup:
-        return recipe.learning_rate * min(1.0, (step + 1) / warmup)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
 
 class Trainer:
@@ -101,12 +58,12 @@ class Trainer:
         if initial is not None:
             checkpoint.begin_from(fresh, data.labels, initial)
         self.model = fresh.to(device).to(memory_format=torch.channels_last)
-        self.ema = AveragedModel(self.model, avg_fn=_moving_average(recipe.ema), use_buffers=True)
-        self.optimizer = _optimizer(recipe, self.model)
+        self.ema = AveragedModel(self.model, avg_fn=moving_average(recipe.ema), use_buffers=True)
+        self.optimizer = make_optimizer(recipe, self.model)
         self.dtype = pick_precision(recipe.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.loss = nn.CrossEntropyLoss(
-            _class_weights(recipe, data, device), label_smoothing=recipe.label_smoothing
+            class_weights(recipe, data, device), label_smoothing=recipe.label_smoothing
         )
         self.history: list[dict[str, float]] = []
 
@@ -298,37 +255,6 @@ def summarise(data: Dataset, recipe: Recipe, logits: Tensor, targets: Tensor) ->
             for chosen in [sources == source]
         },
     }
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Weight decay on matrices only: not on biases, not on BatchNorm."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-
-
-def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """An exponential moving average that forgets faster in its first steps, so that short runs work too."""
-
-    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        if not averaged.is_floating_point():  # BatchNorm's counter
-            return current
-        return torch.lerp(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-    return average
-
-
-def _class_weights(recipe: Recipe, data: Dataset, device: torch.device) -> Tensor | None:
-    """Weights inverse to each class's frequency, 1 on average over the pictures."""
-    if recipe.class_weights == "none":
-        return None
-    targets = data.targets[data.train]
-    counts = np.bincount(targets[targets >= 0], minlength=len(data.labels))
-    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32, device=device)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:

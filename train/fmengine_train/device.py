@@ -1,0 +1,29 @@
+"""What a run computes on, and in which precision."""
+
+import torch
+
+from fmengine.errors import DataError, UnavailableError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cuda` or `cpu`; a device asked for by name works, or it is an error."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(
+            f"no CUDA device works with PyTorch {torch.__version__}; use --device cpu, or see `nvidia-smi`"
+        )
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of mixed precision's activations; float32 means none."""
+    if name == "auto":
+        if device.type != "cuda":
+            # Without the instructions bf16 is emulated, thirty times slower than FP32.
+            return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        # Turing and Volta have fast FP16 but only emulate bf16.
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if name == "fp16" and device.type != "cuda":
+        raise DataError("precision fp16 trains on CUDA only; use bf16 or fp32 on a CPU")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -1,0 +1,50 @@
+"""How weights change: the optimizer, its learning rate, the averaged weights, what each class weighs."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .data import Dataset
+from .recipe import Recipe
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up to the recipe's rate, then a cosine to zero at the last step."""
+    warmup, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
+    if step < warmup:
+        return recipe.learning_rate * min(1.0, (step + 1) / warmup)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Weight decay on matrices only: not on biases, not on BatchNorm."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """An exponential moving average that forgets faster in its first steps, so that short runs work too."""
+
+    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        if not averaged.is_floating_point():  # BatchNorm's counter
+            return current
+        return torch.lerp(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return average
+
+
+def class_weights(recipe: Recipe, data: Dataset, device: torch.device) -> Tensor | None:
+    """Weights inverse to each class's frequency, 1 on average over the pictures."""
+    if recipe.class_weights == "none":
+        return None
+    targets = data.targets[data.train]
+    counts = np.bincount(targets[targets >= 0], minlength=len(data.labels))
+    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32, device=device)
