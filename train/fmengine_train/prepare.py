@@ -73,7 +73,7 @@ def prepare(sources: tuple[Path, ...], output: Path, votes: Path | None, classes
 
 
 def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
-    """Tell pictures to keep from flat and unreadable ones and from copies; of two splits, `val` keeps a picture."""
+    """Tell pictures to keep from flat or unreadable ones and copies; of two splits, `val` keeps a picture."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = tqdm(pool.map(_examine, items), "reading", len(items), unit=" pictures", disable=None)
         examined = list(zip(items, bar, strict=True))
