@@ -35,6 +35,7 @@ CHECK_FAILED, SOME_FAILED = 1, 3
     help="Half of the pictures, by a hash of their names: choose a model on one, state its figures on the other.",
 )
 @click.option("--corruptions", is_flag=True, help="Also under blur, noise, JPEG, rotation, … at five severities.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots.")
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def evaluate(
@@ -43,6 +44,7 @@ def evaluate(
     held_out: float,
     part: str,
     corruptions: bool,
+    page: Path | None,
     backend: str,
     as_json: bool,
 ) -> None:
@@ -54,6 +56,10 @@ def evaluate(
 
     with Engine.load(model, backend) as engine:
         evaluations = [evaluate(engine, root, held_out, part, corruptions) for root in data]
+        if page is not None:
+            from .page import write_page
+
+            write_page(page, engine, evaluations)
     if as_json:
         _echo_json(
             [

@@ -24,6 +24,7 @@ class Report:
         precision: of each class, share of its answers that are right; None without answers.
         confusion: `[label][answer]` counts, in the order of `labels`.
         ece: expected calibration error over 15 bins of equal width.
+        reliability: of each of the 15 bins that holds answers, mean confidence, accuracy, and number.
         coverage: accuracy on the surest share of the pictures, by share.
         labels: the classes' names.
     """
@@ -37,6 +38,7 @@ class Report:
     precision: dict[str, float | None]
     confusion: list[list[int]]
     ece: float
+    reliability: list[tuple[float, float, int]]
     coverage: dict[float, float]
 
 
@@ -58,6 +60,7 @@ def report(probabilities: npt.NDArray[Any], targets: npt.NDArray[np.int64], labe
         precision=_shares(confusion.diagonal(), confusion.sum(axis=0), labels),
         confusion=confusion.tolist(),
         ece=expected_calibration_error(confidence, right),
+        reliability=reliability(confidence, right),
         coverage=_coverage(confidence, right),
     )
 
@@ -76,9 +79,17 @@ def expected_calibration_error(
     confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS
 ) -> float:
     """Mean distance of confidence and accuracy over bins of equal width (Guo et al. 2017)."""
-    edges = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[edges == b].sum() - right[edges == b].sum()) for b in range(bins)]
-    return float(sum(gaps) / len(right))
+    gaps = [count * abs(mean - accuracy) for mean, accuracy, count in reliability(confidence, right, bins)]
+    return sum(gaps) / len(right)
+
+
+def reliability(
+    confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS
+) -> list[tuple[float, float, int]]:
+    """Mean confidence, accuracy and number of answers, of each bin that holds any."""
+    binned = np.minimum((confidence * bins).astype(int), bins - 1)
+    inside = [binned == b for b in range(bins)]
+    return [(float(confidence[b].mean()), float(right[b].mean()), int(b.sum())) for b in inside if b.any()]
 
 
 def _coverage(confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> dict[float, float]:

@@ -1,6 +1,7 @@
 """`fmengine eval`: the same figures as by hand, and what it says of what it cannot read."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from fmengine.cli import cli
 from fmengine.engine import Engine
-from fmengine.errors import DataError, ModelError
+from fmengine.errors import DataError, ModelError, OutputError
 from fmengine_train.data import find, held_out
 
 
@@ -138,3 +139,15 @@ def test_a_share_out_of_range_is_a_usage_error(model: Path, drawn_faces: Path, s
 def test_a_missing_model_is_told(drawn_faces: Path, tmp_path: Path) -> None:
     result = run(tmp_path / "none.onnx", drawn_faces / "val")
     assert isinstance(result.exception, ModelError)
+
+
+def test_the_page_stands_alone_and_shows_the_figures(drawn_faces: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = run("alexnet-slim", drawn_faces / "val", "--html", page)
+    assert result.exit_code == 0, result.exception
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 1
+    assert result.stdout.splitlines()[1].strip() in text
+    assert not re.search(r"""(src|href)=["'](?!#)""", text)  # nothing is fetched
+    result = run("alexnet-slim", drawn_faces / "val", "--html", tmp_path)
+    assert isinstance(result.exception, OutputError)

@@ -34,7 +34,7 @@ COMMANDS = {
     "train": Entry("fmengine_train.cli:train", "train", "Train a model on labelled pictures."),
     "export": Entry("fmengine_export.cli:export", "export,cpu", "Turn a checkpoint into ONNX model files."),
     "parity": Entry("fmengine_bench.cli:parity", "bench,cpu", "Hold exported files against PyTorch."),
-    "eval": Entry("fmengine_bench.cli:evaluate", "cpu", "Score a model file on labelled pictures."),
+    "eval": Entry("fmengine_bench.cli:evaluate", "bench,cpu", "Score a model file on labelled pictures."),
     "info": Entry("fmengine.cli.info:info", "", "Show what a model file says of itself."),
     "doctor": Entry("fmengine.cli.doctor:doctor", "", "Show what this machine has and what works on it."),
 }
