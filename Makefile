@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 DEMO := .cache/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean kernel-check kernel-run kernel-pillows kernel-figures
+.PHONY: help demo test explore lint clean kernel-check kernel-run kernel-pillows kernel-figures
 CASES ?= 20000
 SEED ?= 7
 PILLOWS := 11 12 13
@@ -16,6 +16,7 @@ TENSORRTS := .cache/tensorrt/10.12.0.36 .cache/tensorrt/11.4.0.106
 help:
 	@echo "make demo    real faces, labelled, on a page to look at (no PyTorch needed)"
 	@echo "make test    everything that CI runs: ruff, mypy, pytest"
+	@echo "make explore the property tests on other, and more, examples"
 	@echo "make lint    the same without pytest"
 	@echo "make clean   remove .venv and .cache"
 	@echo "make kernel-check [CASES=20000 SEED=7]   the CUDA kernel, compiled for the CPU, against the definition"
@@ -76,6 +77,10 @@ kernel-pillows: $(foreach major,$(PILLOWS),.cache/pillow-$(major))
 	@$(PYTHON) -m venv $@.partial
 	@$@.partial/bin/pip --disable-pip-version-check install --quiet numpy simplejpeg 'pillow==$*.*'
 	@mv $@.partial $@
+
+# The property tests on examples that no run before had.
+explore: $(VENV)/develop
+	HYPOTHESIS_PROFILE=explore $(BIN)/pytest -m "not slow" tests
 
 clean:
 	rm -rf $(VENV) .cache

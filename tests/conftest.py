@@ -1,12 +1,19 @@
 """Pictures and models that the tests share."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import settings
 from PIL import Image, ImageDraw
+
+# The same examples in every run, so that a change is red because of itself; `make explore` draws others.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore", max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 ROOT = Path(__file__).parent.parent
 DEMO_PICTURES = ROOT / ".cache" / "demo" / "pictures"

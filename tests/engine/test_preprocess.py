@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -31,6 +31,8 @@ GOLDEN_SHA256 = "d6cb6d5f39af13f74e11bda0d93b308f6c2fa4c4c8e3f37c58fc25e478c4237
     seed=st.integers(0, 2**32 - 1),
 )
 def test_equals_the_definition(height, width, color, fit, target, channels, seed):
+    left, top, right, bottom = pad_box((width, height), (target[1], target[0]))
+    assume(fit != "pad" or (right - left) * (bottom - top) < 10_000_000)  # a long strip, padded, is huge
     shape = (height, width) if channels == 1 else (height, width, 3)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     assert np.array_equal(preprocess(pixels, *target, color, fit), define(pixels, *target, color, fit))
