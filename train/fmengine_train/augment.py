@@ -59,6 +59,13 @@ def _chosen(count: int, share: float, generator: Generator, like: Tensor) -> Ten
     return (torch.rand(count, generator=generator) < share).nonzero().flatten().to(like.device)
 
 
+def _axes(levels: Tensor, low: float) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a batch's pictures as coordinates from `low` to 1, to be broadcast."""
+    height, width = levels.shape[2:]
+    y = torch.linspace(low, 1, height, device=levels.device).view(1, 1, -1, 1)
+    return y, torch.linspace(low, 1, width, device=levels.device).view(1, 1, 1, -1)
+
+
 def _warp(levels: Tensor, generator: Generator, strength: float) -> Tensor:
     """Flip, turn by ±25°, scale by 0.75 to 1.3, stretch by ±12 %, shear and shift."""
     count = len(levels)
@@ -113,13 +120,11 @@ def _mask_oval(levels: Tensor, generator: Generator, share: float) -> Tensor:
     part = _chosen(len(levels), share, generator, levels)
     if not len(part):
         return levels
-    height, width = levels.shape[2:]
+    y, x = _axes(levels, -1)
 
     def draw(low: float, high: float) -> Tensor:
         return _uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
 
-    y = torch.linspace(-1, 1, height, device=levels.device).view(1, 1, -1, 1)
-    x = torch.linspace(-1, 1, width, device=levels.device).view(1, 1, 1, -1)
     radius = ((x - draw(-0.1, 0.1)) / draw(0.6, 1.0)) ** 2 + ((y - draw(-0.1, 0.1)) / draw(0.8, 1.15)) ** 2
     background = draw(-128, 255).clamp_(min=0)  # black in one of three
     levels[part] = torch.where(radius > 1, background, levels[part])
@@ -131,13 +136,11 @@ def _erase(levels: Tensor, generator: Generator, share: float) -> Tensor:
     part = _chosen(len(levels), share, generator, levels)
     if not len(part):
         return levels
-    height, width = levels.shape[2:]
+    y, x = _axes(levels, 0)
 
     def draw(low: float, high: float) -> Tensor:
         return _uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
 
-    y = torch.linspace(0, 1, height, device=levels.device).view(1, 1, -1, 1)
-    x = torch.linspace(0, 1, width, device=levels.device).view(1, 1, 1, -1)
     inside = ((x - draw(0, 1)).abs() < draw(0.05, 0.225)) & ((y - draw(0, 1)).abs() < draw(0.05, 0.225))
     levels[part] = torch.where(inside, draw(0, 255), levels[part])
     return levels

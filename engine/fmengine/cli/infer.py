@@ -17,7 +17,6 @@ from ..backends import BACKENDS
 from ..engine import Engine
 from ..errors import FmengineError, OutputError
 from ..output import OutputFile, state_of, temporary_of
-from ..report import write_report
 from ..rows import Row, to_row, to_text
 from ..sources import expand, walk
 
@@ -111,6 +110,8 @@ def infer(
         rows = _rows(engine, _unfinished(paths, file.finished) if file else paths)
         counts, kept = _consume(rows, file, as_json=as_json, keep=report is not None)
         if report is not None:
+            from ..report import write_report  # a few milliseconds that most runs need not pay
+
             write_report(report, file.rows() if file else kept, engine.spec, engine.backend.describe())
         _summarise(counts, file, report)
     if counts["error"] or (file and file.failed):
