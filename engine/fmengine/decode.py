@@ -15,7 +15,7 @@ import stat
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import simplejpeg
@@ -24,8 +24,34 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from .errors import Kind, SourceError
 from .preprocess import Color, Pixels
 
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray[Any, Any] | Image.Image
+
+class DeviceMemory(Protocol):
+    """An array that another library holds: over DLPack, in a GPU's memory or the host's."""
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
+class CudaArray(Protocol):
+    """An array in a GPU's memory, over Numba's protocol."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+Source = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | np.ndarray[Any, Any]
+    | Image.Image
+    | DeviceMemory
+    | CudaArray
+)
 Channels = Literal["rgb", "bgr"]
+DLPACK_CPU = 1  # DLPack's kDLCPU
 
 # Never opened: EPS runs Ghostscript, MPEG has no decoder, and the others are stubs that need a handler.
 REFUSED_FORMATS = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"})
@@ -69,11 +95,26 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
             return decode_bytes(bytes(source), color, limits)  # a view may have gaps, or any shape
         case str() | os.PathLike():
             return decode_bytes(read_file(source, limits), color, limits)
+    if on_gpu(source):
+        raise SourceError(
+            Kind.UNSUPPORTED,
+            "the picture lies in a GPU's memory; open the engine with backend='tensorrt', or give a NumPy array",
+        )
+    if hasattr(source, "__dlpack_device__"):
+        return _from_array(np.from_dlpack(cast(Any, source)), limits, channels)
     raise SourceError(
         Kind.UNSUPPORTED,
         f"cannot take a {type(source).__name__} as a picture; give a path, encoded bytes, a NumPy array "
         "or a PIL image",
     )
+
+
+def on_gpu(source: object) -> bool:
+    """Whether a source lies in a GPU's memory."""
+    if isinstance(source, np.ndarray):
+        return False
+    device = getattr(source, "__dlpack_device__", None)
+    return hasattr(source, "__cuda_array_interface__") or (device is not None and device()[0] != DLPACK_CPU)
 
 
 def read_file(path: str | os.PathLike[str], limits: Limits) -> bytes:

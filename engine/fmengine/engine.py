@@ -7,20 +7,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 import numpy as np
 from PIL import Image
 
-from .backends import Attempt, Backend, Options, open_backend
-from .decode import Channels, Limits, Source, decode
+from .backends import Attempt, Backend, Options, PictureBackend, open_backend
+from .decode import Channels, Limits, Source, decode, on_gpu
 from .errors import FmengineError, Kind, SourceError
 from .model_file import ModelFile, ModelSpec
 from .prediction import UNSURE, Failure, Prediction
 from .preprocess import Pixels, preprocess
 
+if TYPE_CHECKING:
+    from .gpu.pictures import Picture
+
 # Batches decoded ahead of the one that is computed: bounds the memory of `predict_many`.
 BATCHES_AHEAD = 2
+MAX_HELD = 8 * 1024 * 1024  # bytes of one decoded picture that waits in them
 
 
 class Engine:
@@ -113,7 +117,7 @@ class Engine:
         Raises:
             SourceError: if the picture cannot be read, with the kind of what went wrong.
         """
-        return self._answer([source], self.prepare(source, channels=channels)[np.newaxis])[0]
+        return self._answer([source], [self._decode(source, channels)])[0]
 
     def predict_many(
         self, sources: Iterable[Source], *, batch_size: int | None = None, channels: Channels = "rgb"
@@ -161,39 +165,76 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _stream(self, sources: Iterator[Source], size: int, channels: Channels) -> Iterator[Prediction | Failure]:
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="fmengine-decode")
-        try:
-            batches: deque[list[tuple[Source, Future[Pixels | Failure]]]] = deque()
-            while batch := [
-                (source, pool.submit(self._prepare_or_fail, source, channels)) for source in islice(sources, size)
-            ]:
-                batches.append(batch)
-                if len(batches) > BATCHES_AHEAD:
-                    yield from self._finish(batches.popleft())
-            while batches:
-                yield from self._finish(batches.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _prepare_or_fail(self, source: Source, channels: Channels) -> Pixels | Failure:
-        try:
+    def _decode(self, source: Source, channels: Channels) -> "Picture":
+        """What the backend is given: a picture, or the network's input where it does not preprocess."""
+        if not isinstance(self.backend, PictureBackend):
             return self.prepare(source, channels=channels)
+        if on_gpu(source):
+            return self.backend.admit(source, channels)
+        try:
+            return decode(source, self.spec.color, self.limits, channels)
+        except MemoryError as error:
+            raise SourceError(Kind.TOO_LARGE, f"too large to decode: {error}") from error
+
+    def _stream(self, sources: Iterator[Source], size: int, channels: Channels) -> Iterator[Prediction | Failure]:
+        lanes = self.backend.lanes if isinstance(self.backend, PictureBackend) else 1
+        decoding = ThreadPoolExecutor(self._workers, thread_name_prefix="fmengine-decode")
+        answering = ThreadPoolExecutor(lanes, thread_name_prefix="fmengine-answer")
+        try:
+            batches: deque[Future[list[Prediction | Failure]]] = deque()
+            while batch := [
+                (source, decoding.submit(self._decode_or_fail, source, channels))
+                for source in islice(sources, size)
+            ]:
+                batches.append(answering.submit(self._finish, batch))
+                if len(batches) >= BATCHES_AHEAD + lanes:
+                    yield from batches.popleft().result()
+            while batches:
+                yield from batches.popleft().result()
+        finally:
+            for pool in (decoding, answering):  # what runs is waited for, what waits is dropped
+                pool.shutdown(cancel_futures=True)
+
+    def _decode_or_fail(self, source: Source, channels: Channels) -> "Picture | Failure":
+        try:
+            picture = self._decode(source, channels)
+            if isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD:
+                # The same bits, and a batch of photographs does not fill the memory before it is uploaded.
+                return np.ascontiguousarray(self.prepare(picture).transpose(1, 2, 0))
+            return picture
         except SourceError as error:
             return Failure(error.kind, error.message, source)
 
-    def _finish(self, batch: list[tuple[Source, "Future[Pixels | Failure]"]]) -> Iterator[Prediction | Failure]:
+    def _finish(self, batch: list[tuple[Source, "Future[Picture | Failure]"]]) -> list[Prediction | Failure]:
         outcomes = [(source, future.result()) for source, future in batch]
         good = [(source, outcome) for source, outcome in outcomes if not isinstance(outcome, Failure)]
-        answers = iter(self._answer([s for s, _ in good], np.stack([p for _, p in good])) if good else ())
-        for _, outcome in outcomes:
-            yield outcome if isinstance(outcome, Failure) else next(answers)
+        answers = iter(self._answer_or_fail(good) if good else ())
+        return [outcome if isinstance(outcome, Failure) else next(answers) for _, outcome in outcomes]
 
-    def _answer(self, sources: list[Source], images: Pixels) -> list[Prediction]:
+    def _answer_or_fail(
+        self, good: "list[tuple[Source, Picture]]"
+    ) -> "list[Prediction] | list[Prediction | Failure]":
+        """A batch's answers; one by one where a single picture is too much for the backend."""
+        try:
+            return self._answer(*map(list, zip(*good, strict=True)))
+        except SourceError:
+            return [self._answer_one_or_fail(source, picture) for source, picture in good]
+
+    def _answer_one_or_fail(self, source: Source, picture: "Picture") -> Prediction | Failure:
+        try:
+            return self._answer([source], [picture])[0]
+        except SourceError as error:
+            return Failure(error.kind, error.message, source)
+
+    def _answer(self, sources: list[Source], pictures: "list[Picture]") -> list[Prediction]:
         self._check_open()
+        if isinstance(self.backend, PictureBackend):
+            outputs = self.backend.run_pictures(pictures)
+        else:
+            outputs = self.backend.run(np.stack(cast("list[Pixels]", pictures)))
         labels = self.spec.labels
         answers = []
-        for source, row in zip(sources, self.backend.run(images).probabilities.tolist(), strict=True):
+        for source, row in zip(sources, outputs.probabilities.tolist(), strict=True):
             best = max(range(len(labels)), key=row.__getitem__)
             label = labels[best] if row[best] >= self.unsure_below else UNSURE
             answers.append(Prediction(label, row[best], dict(zip(labels, row, strict=True)), source))

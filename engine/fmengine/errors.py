@@ -24,8 +24,18 @@ class OutputError(FmengineError):
     """A result cannot be written, or must not be overwritten."""
 
 
-class UnavailableError(FmengineError):
+class BackendError(FmengineError):
+    """A backend cannot answer on this machine. `auto` takes another; one asked for by name is this error."""
+
+
+class UnavailableError(BackendError):
     """This machine lacks what was asked for: a library, a device, a driver."""
+
+    exit_code = 4
+
+
+class DeviceError(BackendError):
+    """A GPU failed at work, or has no room for it."""
 
     exit_code = 4
 

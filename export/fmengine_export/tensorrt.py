@@ -3,14 +3,13 @@
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from fmengine.errors import OutputError
-from fmengine.gpu.builder import BuildOptions, Library, Timings, build_engine, engine_key, load_library
+from fmengine.gpu.builder import BuildOptions, Library, build_engine, engine_key, load_library, timings_on
 from fmengine.gpu.cache import Cache, pack, write_file
-from fmengine.gpu.device import Gpu, describe_gpu, on_gpu
+from fmengine.gpu.device import describe_gpu, on_gpu
 from fmengine.model_file import ModelFile
 
 FORMS: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -45,19 +44,11 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, folder: Pa
             bar.total, bar.n = total, done
             bar.refresh()
 
+    timings = timings_on(library, gpu, Cache()) if gpu else None
     with bar, on_gpu(device) if form == "tensorrt" else nullcontext():
-        engine = build_engine(library, model, options, progress=progress, timings=_timings(library, gpu))
+        engine = build_engine(library, model, options, progress=progress, timings=timings)
     try:
         write_file(target, pack(engine_key(library, model, options, gpu), engine))
     except OSError as error:
         raise OutputError(f"cannot write {target} ({len(engine):,} bytes): {error.strerror}") from error
     return target
-
-
-def _timings(library: Any, gpu: Gpu | None) -> Timings | None:
-    """What builds on this GPU learn of its kernels, kept from one to the next; TensorRT-RTX times nothing."""
-    if gpu is None:
-        return None
-    key = {"library": f"{library.__name__} {library.__version__}", "gpu": str(gpu)}
-    cache = Cache()
-    return Timings(cache.load("timings", key) or b"", lambda learned: cache.store("timings", key, learned))

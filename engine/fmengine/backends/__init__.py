@@ -7,17 +7,26 @@ providers name what a library was compiled with, not what runs.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FmengineError, ModelError, UnavailableError
+from ..decode import Channels
+from ..errors import BackendError, FmengineError, ModelError, UnavailableError
 from ..model_file import ModelFile, Precision, load_model_file, resolve
 from ..preprocess import Pixels
 
+if TYPE_CHECKING:
+    from ..gpu.pictures import DevicePicture, Picture
+
 # In the order in which `auto` tries them.
-BACKENDS = {"onnxruntime": "fmengine.backends.onnxruntime:OnnxRuntimeBackend"}
+BACKENDS = {
+    "tensorrt": "fmengine.backends.tensorrt:TensorRtBackend",
+    "tensorrt-rtx": "fmengine.backends.tensorrt:TensorRtRtxBackend",
+    "onnxruntime-cuda": "fmengine.backends.onnxruntime_cuda:OnnxRuntimeCudaBackend",
+    "onnxruntime": "fmengine.backends.onnxruntime:OnnxRuntimeBackend",
+}
 
 
 class Outputs(NamedTuple):
@@ -40,11 +49,15 @@ class Options:
         device: index of the GPU; CPU backends take no notice.
         max_batch: the largest batch that will be asked for.
         threads: of the network on a CPU; 0 lets the library decide.
+        streams: batches under way at once on a GPU, so that one's copies overlap another's work.
+        graphs: whether a GPU's network is launched as a CUDA graph where its batch size allows it.
     """
 
     device: int = 0
     max_batch: int = 64
     threads: int = 0
+    streams: int = 2
+    graphs: bool = True
 
 
 class Backend(Protocol):
@@ -71,11 +84,33 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class PictureBackend(Backend, Protocol):
+    """A backend that preprocesses too, where the network is: it is given decoded pictures of any sizes."""
+
+    @property
+    def lanes(self) -> int:
+        """Batches that it works on at once, for as many threads."""
+        ...
+
+    def admit(self, source: object, channels: Channels) -> "DevicePicture":
+        """Take a picture that is in its memory. Raises SourceError for one that it cannot read there."""
+        ...
+
+    def run_pictures(self, pictures: "Sequence[Picture]") -> Outputs:
+        """Preprocess and run. Raises SourceError if there is no room for one of them alone."""
+        ...
+
+
 class Attempt(NamedTuple):
     """One backend that was tried. `reason` is empty if it works."""
 
     name: str
     reason: str
+
+
+class PrecisionError(BackendError, ModelError):
+    """This backend does not run a model file of this precision; another may."""
 
 
 def open_backend(name: str, model: str | None, options: Options) -> tuple[Backend, ModelFile, Sequence[Attempt]]:
@@ -99,12 +134,14 @@ def open_backend(name: str, model: str | None, options: Options) -> tuple[Backen
     for candidate in BACKENDS if name == "auto" else (name,):
         try:
             backend, file = _open(candidate, model, options)
-        except UnavailableError as error:
+        except BackendError as error:
+            if name != "auto":
+                raise
             attempts.append(Attempt(candidate, str(error)))
         else:
             return backend, file, [*attempts, Attempt(candidate, "")]
     reasons = "; ".join(f"{attempt.name}: {attempt.reason}" for attempt in attempts)
-    raise UnavailableError(f"no backend works on this machine: {reasons}" if name == "auto" else reasons)
+    raise UnavailableError(f"no backend works on this machine: {reasons}")
 
 
 def _open(name: str, model: str | None, options: Options) -> tuple[Backend, ModelFile]:
@@ -112,7 +149,7 @@ def _open(name: str, model: str | None, options: Options) -> tuple[Backend, Mode
     kind: type[Backend] = getattr(import_module(module), attribute)
     file = load_model_file(resolve(model, kind.precisions))
     if file.spec.precision not in kind.precisions:
-        raise ModelError(
+        raise PrecisionError(
             f"{file.path} is {file.spec.precision}, which {name} does not run; "
             f"it needs {' or '.join(kind.precisions)}"
         )

@@ -35,7 +35,7 @@ class OnnxRuntimeBackend:
             raise ModelError(f"ONNX Runtime refuses {model.path}: {error}") from error
         if (active := self._session.get_providers()) != [PROVIDER]:
             raise UnavailableError(f"ONNX Runtime runs on {active} instead of {PROVIDER}")
-        _check_signature(model, self._session)
+        check_signature(model, self._session)
         self._version = onnxruntime.__version__
         self._threads = options.threads
 
@@ -59,7 +59,7 @@ class OnnxRuntimeBackend:
         del self._session
 
 
-def _check_signature(model: ModelFile, session: "onnxruntime.InferenceSession") -> None:  # type: ignore[name-defined]  # noqa: F821
+def check_signature(model: ModelFile, session: "onnxruntime.InferenceSession") -> None:  # type: ignore[name-defined]  # noqa: F821
     """The graph must be what its metadata say."""
     spec = model.spec
     inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}

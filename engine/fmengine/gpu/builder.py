@@ -16,8 +16,9 @@ from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args
 
 from .. import __version__
-from ..errors import FmengineError, ModelError, UnavailableError
+from ..errors import BackendError, ModelError, UnavailableError
 from ..model_file import ModelFile
+from .cache import Cache
 from .device import Gpu
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
@@ -31,7 +32,7 @@ OLDEST = {"tensorrt": (10, 12), "tensorrt_rtx": (1, 7)}
 NEWEST_MAJOR = {"tensorrt": 11, "tensorrt_rtx": 1}
 
 
-class BuildError(FmengineError):
+class BuildError(BackendError):
     """TensorRT does not build an engine from this model with these options."""
 
     exit_code = 1
@@ -92,6 +93,14 @@ class Timings(NamedTuple):
     keep: Callable[[bytes], None]
 
 
+def timings_on(library: Any, gpu: Gpu, cache: Cache) -> Timings | None:
+    """What builds on a GPU learn of its kernels, kept from one to the next; TensorRT-RTX times nothing."""
+    if _is_rtx(library):
+        return None
+    key = {"library": f"{library.__name__} {library.__version__}", "gpu": str(gpu)}
+    return Timings(cache.load("timings", key) or b"", lambda learned: cache.store("timings", key, learned))
+
+
 def load_library(name: Library) -> Any:
     """Import TensorRT or TensorRT-RTX.
 
@@ -142,11 +151,11 @@ def build_engine(
             f"{model.path} is {spec.precision}; TensorRT is given the FP16 file (its parser takes no uint8 Q/DQ): "
             f"use {spec.name}.fp16.onnx, or export it with --precision fp16"
         )
-    logger = _logger(library)
+    logger = make_logger(library)
     try:
         builder = library.Builder(logger)
     except Exception as error:  # pybind's TypeError where the library cannot start
-        raise UnavailableError(f"{library.__name__} does not start: {error}. {_words(logger)}") from error
+        raise UnavailableError(f"{library.__name__} does not start: {error}. {words_of(logger)}") from error
     network = _some(builder.create_network(_strongly_typed(library)), "create a network", logger)
     _parse(library, network, model, logger)
     check_types(library, network)
@@ -200,7 +209,7 @@ def _parse(library: Any, network: Any, model: ModelFile, logger: Any) -> None:
     parser = library.OnnxParser(network, logger)
     if not parser.parse(model.data):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or _words(logger)
+        told = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or words_of(logger)
         raise ModelError(f"{library.__name__} cannot read {model.path}: {told}")
 
 
@@ -210,7 +219,7 @@ def _begin_timings(config: Any, known: bytes, logger: Any) -> None:
         cache = _some(config.create_timing_cache(content), "create a timing cache", logger)
         if config.set_timing_cache(cache, ignore_mismatch=False):
             return
-    raise BuildError(f"TensorRT refuses an empty timing cache. {_words(logger)}")
+    raise BuildError(f"TensorRT refuses an empty timing cache. {words_of(logger)}")
 
 
 def _add_profiles(builder: Any, config: Any, model: ModelFile, profiles: Sequence[Profile], logger: Any) -> None:
@@ -221,7 +230,7 @@ def _add_profiles(builder: Any, config: Any, model: ModelFile, profiles: Sequenc
         sizes = (profile.least, profile.best, profile.most)
         made.set_shape("images", *(model.spec.input_shape(size) for size in sizes))
         if config.add_optimization_profile(made) < 0:
-            raise BuildError(f"TensorRT refuses a profile of {sizes} pictures. {_words(logger)}")
+            raise BuildError(f"TensorRT refuses a profile of {sizes} pictures. {words_of(logger)}")
 
 
 def _set_targets(library: Any, config: Any, capabilities: Sequence[str], logger: Any) -> None:
@@ -241,7 +250,7 @@ def _set_targets(library: Any, config: Any, capabilities: Sequence[str], logger:
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
         if not config.set_compute_capability(known[capability], index):
-            raise BuildError(f"TensorRT-RTX refuses compute capability {capability}. {_words(logger)}")
+            raise BuildError(f"TensorRT-RTX refuses compute capability {capability}. {words_of(logger)}")
 
 
 def _number(name: str) -> str:
@@ -259,11 +268,11 @@ def _strongly_typed(library: Any) -> int:
 
 def _some(value: Any, what: str, logger: Any) -> Any:
     if value is None:
-        raise BuildError(f"TensorRT cannot {what}. {_words(logger)}")
+        raise BuildError(f"TensorRT cannot {what}. {words_of(logger)}")
     return value
 
 
-def _logger(library: Any) -> Any:
+def make_logger(library: Any) -> Any:
     """A logger that keeps what TensorRT says, instead of printing it."""
 
     class Logger(library.ILogger):  # type: ignore[misc]
@@ -278,7 +287,7 @@ def _logger(library: Any) -> Any:
     return Logger()
 
 
-def _words(logger: Any) -> str:
+def words_of(logger: Any) -> str:
     """The last things that TensorRT said."""
     return "It says: " + "; ".join(logger.words[-3:]) if logger.words else "It does not say why"
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import FmengineError
+from ..errors import BackendError, FmengineError
 
 Key = Mapping[str, str]
 
@@ -26,7 +26,7 @@ MAX_MANIFEST = 64 * 1024  # bytes
 log = logging.getLogger(__name__)
 
 
-class CacheError(FmengineError):
+class CacheError(BackendError):
     """The cache folder, or a file in it, cannot be used or trusted."""
 
 

@@ -32,8 +32,8 @@ def describe_gpu(index: int) -> Gpu:
     Raises:
         UnavailableError: without a driver, or without a GPU of that index.
     """
-    driver = _driver()
-    device = _device(driver, index)
+    driver = start_driver()
+    device = find_device(driver, index)
     (name,) = _call(driver, driver.cuDeviceGetName(128, device), "name the GPU")
     attributes = driver.CUdevice_attribute
     major, minor, multiprocessors = (
@@ -56,8 +56,8 @@ def on_gpu(index: int) -> Iterator[None]:
     Raises:
         UnavailableError: as for `describe_gpu`.
     """
-    driver = _driver()
-    device = _device(driver, index)
+    driver = start_driver()
+    device = find_device(driver, index)
     (context,) = _call(driver, driver.cuDevicePrimaryCtxRetain(device), "use the GPU")
     try:
         _call(driver, driver.cuCtxPushCurrent(context), "use the GPU")
@@ -69,8 +69,12 @@ def on_gpu(index: int) -> Iterator[None]:
         driver.cuDevicePrimaryCtxRelease(device)
 
 
-def _driver() -> Any:
-    """CUDA's driver API, started."""
+def start_driver() -> Any:
+    """CUDA's driver API, started: the module `cuda.bindings.driver`.
+
+    Raises:
+        UnavailableError: without the bindings, or a driver that starts.
+    """
     try:
         from cuda.bindings import driver
     except ImportError as error:
@@ -88,7 +92,12 @@ def _driver() -> Any:
     return driver
 
 
-def _device(driver: Any, index: int) -> Any:
+def find_device(driver: Any, index: int) -> Any:
+    """The driver's handle of a GPU.
+
+    Raises:
+        UnavailableError: if there is none of that index.
+    """
     (count,) = _call(driver, driver.cuDeviceGetCount(), "count the GPUs")
     if not 0 <= index < count:
         raise UnavailableError(f"no GPU {index}: this machine has {count}, numbered from 0")

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..backends import Outputs
-from ..errors import FmengineError
+from ..errors import BackendError
 from ..model_file import ModelSpec
 from ..preprocess import Pixels, preprocess
 from .builder import Profile
@@ -22,7 +22,7 @@ PROBABILITY = 0.01
 Run = Callable[[Pixels], Outputs]
 
 
-class GateError(FmengineError):
+class GateError(BackendError):
     """An engine does not answer as the CPU does: it must not answer at all."""
 
     exit_code = 1
@@ -62,6 +62,33 @@ def check_engine(profiles: Sequence[tuple[Profile, Run]], reference: Run, spec: 
     return passed
 
 
+def check_kernel(
+    run: Callable[[Sequence[Pixels]], Pixels], spec: ModelSpec, *, pictures: int = 64, seed: int = SEED
+) -> None:
+    """Hold the preprocessing kernel against its definition, in batches of up to 16 pictures.
+
+    Args:
+        run: preprocesses a batch on the GPU.
+        spec: of the model.
+        pictures: how many, of 1 to 300 pixels a side, gray and in colour.
+        seed: another one draws others.
+
+    Raises:
+        GateError: at the first pixel that differs.
+    """
+    rng = np.random.default_rng(seed)
+    for start in range(0, pictures, 16):
+        batch = [_random_picture(rng) for _ in range(min(16, pictures - start))]
+        found = run(batch)
+        for index, picture in enumerate(batch):
+            expected = preprocess(picture, spec.height, spec.width, spec.color, spec.fit)
+            if wrong := int((found[index] != expected).sum()):
+                raise GateError(
+                    f"the preprocessing kernel is refused: {wrong} levels of picture {start + index} (seed {seed}, "
+                    f"{picture.shape}) differ from the definition; expected none. Update the driver, report it"
+                )
+
+
 def batch_sizes(profile: Profile) -> list[int]:
     """The least, an odd one between, and the most that a profile takes."""
     odd = (profile.least + profile.most) // 2 | 1
@@ -83,6 +110,12 @@ def gate_images(spec: ModelSpec) -> Pixels:
     portrait = resources.files(__package__).joinpath("portrait.png").read_bytes()
     pictures.append(np.asarray(Image.open(BytesIO(portrait)).convert("RGB")))
     return np.stack([preprocess(p, spec.height, spec.width, spec.color, spec.fit) for p in pictures])
+
+
+def _random_picture(rng: np.random.Generator) -> Pixels:
+    """Uniform noise, on which every wrong weight shows."""
+    height, width = (int(side) for side in np.exp(rng.uniform(0, np.log(300), 2)).round())
+    return rng.integers(0, 256, (height, width) if rng.random() < 0.5 else (height, width, 3), np.uint8)
 
 
 def _largest(

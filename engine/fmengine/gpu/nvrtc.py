@@ -8,7 +8,7 @@ import hashlib
 from importlib import resources
 from typing import Any
 
-from ..errors import FmengineError, UnavailableError
+from ..errors import BackendError, UnavailableError
 from .cache import Cache
 
 SOURCE = "preprocess.cu"
@@ -16,7 +16,7 @@ SOURCE = "preprocess.cu"
 OPTIONS = ("--fmad=false", "--std=c++17")
 
 
-class KernelError(FmengineError):
+class KernelError(BackendError):
     """The kernel does not compile: a bug of ours, or a compiler that we do not know."""
 
 

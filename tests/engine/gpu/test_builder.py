@@ -46,7 +46,7 @@ def node(graph: onnx.GraphProto, output: str) -> onnx.NodeProto:
 
 
 def parsed(model: ModelFile) -> object:
-    logger = builder._logger(rtx)
+    logger = builder.make_logger(rtx)
     network = rtx.Builder(logger).create_network(builder._strongly_typed(rtx))
     builder._parse(rtx, network, model, logger)
     return network

@@ -1,0 +1,105 @@
+"""ONNX Runtime's CUDA provider, for GPUs without TensorRT: on the stream, and in the memory, of fmengine's kernel."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import DeviceError, ModelError, UnavailableError
+from ..gpu.backend import GpuBackend
+from ..gpu.builder import Profile
+from ..model_file import ModelFile, Precision
+from . import Options
+from .onnxruntime import check_signature
+
+PROVIDER = "CUDAExecutionProvider"
+INSTALL = "pip install 'fmengine[gpu]' (never beside onnxruntime: they overwrite each other's files)"
+
+
+class OnnxRuntimeCudaBackend(GpuBackend):
+    """See `GpuBackend`."""
+
+    name: ClassVar[str] = "onnxruntime-cuda"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32")
+
+    def __init__(self, model: ModelFile, options: Options) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UnavailableError(
+                f"ONNX Runtime cannot be imported ({error}); install it with: {INSTALL}"
+            ) from error
+        if PROVIDER not in onnxruntime.get_available_providers():
+            raise UnavailableError(
+                f"onnxruntime {onnxruntime.__version__} is installed without the CUDA provider; uninstall it, then: "
+                f"{INSTALL}"
+            )
+        self._library = onnxruntime
+        super().__init__(model, options)
+
+    def _network(self, model: ModelFile, options: Options) -> "CudaNetwork":
+        return CudaNetwork(self._library, model, options)
+
+    def _library_version(self) -> str:
+        return f"onnxruntime {self._library.__version__}, {PROVIDER}"
+
+
+class CudaNetwork:
+    """The model file, and a session of it for each stream."""
+
+    def __init__(self, library: Any, model: ModelFile, options: Options) -> None:
+        self._library, self._model, self._device = library, model, options.device
+        self.profiles = (Profile(1, options.max_batch, options.max_batch),)
+
+    def execution(self, profile: int, addresses: dict[str, int], stream: Any) -> "CudaExecution":
+        """A session that works on a stream and reads and writes at these addresses.
+
+        Raises:
+            UnavailableError: if the CUDA provider is not really active: ONNX Runtime falls back to the CPU silently.
+            ModelError: if ONNX Runtime refuses the model.
+        """
+        settings = self._library.SessionOptions()
+        settings.log_severity_level = 3  # errors only
+        provider = (PROVIDER, {"device_id": str(self._device), "user_compute_stream": str(stream.handle)})
+        try:
+            session = self._library.InferenceSession(self._model.data, settings, providers=[provider])
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            raise ModelError(f"ONNX Runtime refuses {self._model.path}: {error}") from error
+        if (active := session.get_providers())[:1] != [PROVIDER]:
+            raise UnavailableError(
+                f"ONNX Runtime runs on {', '.join(active)} instead of {PROVIDER}: its CUDA libraries do not load; "
+                "it needs CUDA and cuDNN of the versions that it was built for"
+            )
+        check_signature(self._model, session)
+        return CudaExecution(self._library, session, self._model, self._device, addresses)
+
+    def close(self) -> None:
+        """Sessions are their executions'."""
+
+
+class CudaExecution:
+    """One session, bound to memory on the GPU."""
+
+    def __init__(
+        self, library: Any, session: Any, model: ModelFile, device: int, addresses: dict[str, int]
+    ) -> None:
+        self._session, self._spec, self._device, self._addresses = session, model.spec, device, addresses
+        # The slot waits for its stream, once for all that it enqueued.
+        self._run = library.RunOptions()
+        self._run.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def enqueue(self, batch: int, stream: Any) -> None:
+        """Put a run over `batch` pictures into the stream that the session was made with."""
+        binding = self._session.io_binding()
+        shape = self._spec.input_shape(batch)
+        binding.bind_input("images", "cuda", self._device, np.uint8, shape, self._addresses["images"])
+        for name in ("logits", "probabilities"):
+            rows = (batch, len(self._spec.labels))
+            binding.bind_output(name, "cuda", self._device, np.float32, rows, self._addresses[name])
+        try:
+            self._session.run_with_iobinding(binding, self._run)
+        except Exception as error:
+            raise DeviceError(f"ONNX Runtime cannot run a batch of {batch} on the GPU: {error}") from error
+
+    def free(self) -> None:
+        """Give the session's memory back."""
+        self._session = None

@@ -1,0 +1,139 @@
+"""What every backend on a GPU has in common: a context, the kernel, and a pool of slots around its network."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Self
+
+from ..backends import Options, Outputs
+from ..decode import Channels
+from ..errors import Kind, ModelError, SourceError
+from ..model_file import ModelFile, Precision
+from ..preprocess import Pixels
+from .cache import Cache
+from .context import Context
+from .device import describe_gpu
+from .memory import NoRoomError
+from .pictures import DevicePicture, Picture, device_picture
+from .pool import Pool, make_slots
+from .preprocessor import Kernels
+from .slot import Networkable, Slot, Stages, Stopwatch
+
+
+class GpuBackend:
+    """See `fmengine.backends.PictureBackend`. A subclass says which network runs.
+
+    Attributes:
+        gpu: that it runs on.
+        context: its primary context.
+    """
+
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[Precision, ...]]
+
+    def __init__(self, model: ModelFile, options: Options) -> None:
+        self.spec = model.spec
+        self.gpu = describe_gpu(options.device)
+        self.context = Context(options.device)
+        opened: list[Callable[[], None]] = []  # what must be given back, in the order of its making
+        # Also at exit, for whoever does not close; so it must hold no reference to this object.
+        self._close = weakref.finalize(self, _release, self.context, opened)
+        try:
+            with self.context.use():
+                kernels = Kernels(self.context, Cache())
+                opened.append(kernels.free)
+                network = self._network(model, options)
+                opened.append(network.close)
+                slots = make_slots(
+                    lambda: Slot(self.context, network, kernels, self.spec, graphs=options.graphs), options.streams
+                )
+                self.pool = Pool(slots, max(profile.most for profile in network.profiles))
+                opened.append(self.pool.close)
+                self.pool.with_slot(lambda slot: self._approve(slot, network))
+                self._graphs = _describe_graphs(slots[0]) if options.graphs else "off"
+                self._lanes = len(slots)
+        except BaseException:
+            self._close()
+            raise
+
+    @classmethod
+    def open(cls, model: ModelFile, options: Options) -> Self:
+        return cls(model, options)
+
+    @property
+    def lanes(self) -> int:
+        return self._lanes
+
+    def run(self, images: Pixels) -> Outputs:
+        """Run uint8 `[N, C, H, W]`, any N from 1.
+
+        Raises:
+            ModelError: for images of another type or shape.
+            DeviceError: if the GPU fails, or has no room for one picture.
+        """
+        expected = self.spec.input_shape(len(images))
+        if images.dtype != "uint8" or images.shape != expected or not len(images):
+            raise ModelError(f"images of {images.dtype} {images.shape}; expected uint8 {expected}, N from 1")
+        with self.context.use():
+            return self.pool.run(images)
+
+    def admit(self, source: object, channels: Channels) -> DevicePicture:
+        with self.context.use():
+            return device_picture(source, self.context, channels)
+
+    def run_pictures(self, pictures: Sequence[Picture]) -> Outputs:
+        try:
+            with self.context.use():
+                return self.pool.run(pictures)
+        except NoRoomError as error:
+            raise SourceError(Kind.TOO_LARGE, str(error)) from error
+
+    def time_stages(self, batch: Pixels | Sequence[Picture]) -> tuple[Outputs, Stages]:
+        """Run a batch of at most `max_batch` and say what each stage of it took on the GPU."""
+        with self.context.use():
+            stopwatch = Stopwatch(self.context.cuda)
+
+            def work(slot: Slot) -> Outputs:
+                slot.submit(batch, stopwatch)
+                return slot.collect()
+
+            return self.pool.with_slot(work), stopwatch.stages()
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "backend": self.name,
+            "library": self._library_version(),
+            "device": f"GPU {self.context.index}, {self.gpu.name}",
+            "driver": self.gpu.driver,
+            "streams": str(self._lanes),
+            "cuda graphs": self._graphs,
+        }
+
+    def close(self) -> None:
+        """Wait for what runs, and give everything back. Closing twice is no error."""
+        self._close()
+
+    def _network(self, model: ModelFile, options: Options) -> Networkable:
+        """The network, loaded onto the GPU."""
+        raise NotImplementedError
+
+    def _approve(self, slot: Slot, network: Networkable) -> None:
+        """See that its answers are right before it may give any."""
+
+    def _library_version(self) -> str:
+        raise NotImplementedError
+
+
+def _describe_graphs(slot: Slot) -> str:
+    if slot.refusal:
+        return f"none: {slot.refusal}"
+    return f"batches of {', '.join(map(str, slot.graphs))}" if slot.graphs else "none"
+
+
+def _release(context: Context, opened: list[Callable[[], None]]) -> None:
+    """Give back what is open, last first."""
+
+    def release() -> None:
+        while opened:
+            opened.pop()()
+
+    context.close(release)

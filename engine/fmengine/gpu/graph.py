@@ -1,0 +1,59 @@
+"""A CUDA graph: work captured from a stream once, and launched again as one."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import DeviceError
+
+
+class CaptureError(DeviceError):
+    """This work cannot be captured; it runs without a graph."""
+
+
+class Graph:
+    """Captured work. It holds the addresses and shapes that it was captured with, for good."""
+
+    def __init__(self, driver: Any, stream: int, enqueue: Callable[[], None]) -> None:
+        """Capture what `enqueue` puts into a stream.
+
+        Args:
+            driver: the module `cuda.bindings.driver`.
+            stream: handle of a stream with nothing in flight.
+            enqueue: called once; must have run outside a capture before.
+
+        Raises:
+            CaptureError: if the work cannot be captured. The stream is usable as before.
+        """
+        self._driver = driver
+        self._executable: Any = None
+        # Thread-local: what other threads allocate meanwhile is no business of this capture.
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call(driver.cuStreamBeginCapture(stream, mode), "begin a capture")
+        try:
+            enqueue()
+        except BaseException:  # a stream in capture is good for nothing else
+            status, graph = driver.cuStreamEndCapture(stream)
+            if status == driver.CUresult.CUDA_SUCCESS:
+                driver.cuGraphDestroy(graph)
+            raise
+        (graph,) = self._call(driver.cuStreamEndCapture(stream), "capture the network")
+        try:
+            (self._executable,) = self._call(driver.cuGraphInstantiate(graph, 0), "instantiate the graph")
+        finally:
+            driver.cuGraphDestroy(graph)
+
+    def launch(self, stream: int) -> None:
+        """Put the captured work into a stream."""
+        self._call(self._driver.cuGraphLaunch(self._executable, stream), "launch the graph")
+
+    def free(self) -> None:
+        """Give everything back. Freeing twice is no error."""
+        if self._executable is not None:
+            self._driver.cuGraphExecDestroy(self._executable)
+            self._executable = None
+
+    def _call(self, answer: Any, what: str) -> tuple[Any, ...]:
+        status, *results = answer
+        if status != self._driver.CUresult.CUDA_SUCCESS:
+            raise CaptureError(f"CUDA cannot {what}: {status.name}")
+        return tuple(results)

@@ -1,0 +1,73 @@
+"""Memory of a GPU and pinned memory of the host, allocated as it is needed and freed by name."""
+
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DeviceError
+from .context import Context
+
+ALIGNMENT = 256  # bytes; TensorRT wants it of a tensor's address, and coalesced reads gain by it
+
+
+class NoRoomError(DeviceError):
+    """The GPU or the host has no room for a buffer. A smaller batch may fit."""
+
+
+def aligned(size: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Buffer:
+    """Bytes on the GPU, and as many pinned on the host where asked for. They grow, and lose what they held.
+
+    Attributes:
+        address: on the GPU; 0 while empty.
+        host: the pinned bytes, uint8 `[size]`; empty without them.
+        size: bytes.
+    """
+
+    def __init__(self, context: Context, size: int = 0, *, pinned: bool = False) -> None:
+        self._context = context
+        self._pinned = pinned
+        self._memory: Any = None
+        self.host: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self.address = 0
+        self.size = 0
+        self.reserve(size)
+
+    def reserve(self, size: int) -> None:
+        """Hold at least `size` bytes; nothing in flight may use the buffer.
+
+        Raises:
+            NoRoomError: with what was needed and what was free. The buffer is empty then.
+        """
+        if size <= self.size:
+            return
+        self.free()
+        size = max(aligned(size), 1 << (size - 1).bit_length())  # so that growth is rare
+        try:
+            self._memory = self._context.cuda.mem_alloc(size)
+            if self._pinned:
+                self.host = self._context.cuda.pagelocked_empty(size, np.uint8)
+        except self._context.cuda.MemoryError as error:
+            self.free()
+            free, total = self._context.free_memory()
+            raise NoRoomError(
+                f"GPU {self._context.index} has no room: {size:,} bytes are needed"
+                f"{', and as many pinned in host memory' if self._pinned else ''}; {free:,} of its {total:,} are "
+                "free. Choose a smaller batch, or free memory on it"
+            ) from error
+        self.address, self.size = int(self._memory), size
+
+    def free(self) -> None:
+        """Give everything back. Freeing twice is no error."""
+        memory, pinned = self._memory, self.host
+        self._memory, self.host = None, np.empty(0, np.uint8)
+        self.address = self.size = 0
+        if memory is not None:
+            memory.free()
+        if pinned.size:
+            cast(Any, pinned.base).free()

@@ -1,0 +1,154 @@
+"""Slots, lent to whoever runs a batch: from several threads at once, and several to one large batch."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+import numpy as np
+
+from ..backends import Outputs
+from ..errors import FmengineError
+from ..preprocess import Pixels
+from .memory import NoRoomError
+from .pictures import Picture
+from .preprocessor import host_bytes
+from .slot import Slot
+
+# Bytes of pixels in one upload: enough that copying is efficient, few enough that slots stay small. One larger
+# picture still goes, alone.
+UPLOAD = 64 * 1024 * 1024
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Batch = Pixels | Sequence[Picture]
+
+
+class Pool:
+    """The slots of one engine. Use it within the context."""
+
+    def __init__(self, slots: Sequence[Slot], most: int) -> None:
+        self._free: SimpleQueue[Slot | None] = SimpleQueue()
+        self._count = len(slots)
+        self._most = most
+        for slot in slots:
+            self._free.put(slot)
+
+    def run(self, batch: Batch) -> Outputs:
+        """Answer for a batch of any size, in parts that fit, as many under way as slots are free.
+
+        Raises:
+            NoRoomError: if there is no room for one picture alone.
+        """
+        parts = deque(split(batch, self._most))
+        flying: deque[Slot] = deque()
+        answers: list[Outputs] = []
+        try:
+            while parts or flying:
+                # Waiting for a slot only while holding none, two threads never wait for each other.
+                slot = self._take(wait=not flying) if parts else None
+                if slot is None:
+                    answers.append(self._collect(flying))
+                    continue
+                part = parts.popleft()
+                try:
+                    slot.submit(part)
+                except NoRoomError:
+                    self._free.put(slot)
+                    if len(part) == 1:
+                        raise
+                    middle = len(part) // 2
+                    parts.extendleft((part[middle:], part[:middle]))
+                except BaseException:
+                    self._free.put(slot)
+                    raise
+                else:
+                    flying.append(slot)
+        finally:
+            self._abandon(flying)
+        return Outputs(*(np.concatenate(rows) for rows in zip(*answers, strict=True)))
+
+    def with_slot(self, work: Callable[[Slot], T]) -> T:
+        """Do something else with a slot."""
+        slot = self._take(wait=True)
+        assert slot is not None  # it was waited for
+        try:
+            return work(slot)
+        except BaseException:
+            slot.wait()
+            raise
+        finally:
+            self._free.put(slot)
+
+    def close(self) -> None:
+        """Free the slots, each as soon as its batch is done; whoever waits for one gets an error."""
+        for _ in range(self._count):
+            slot = self._free.get()
+            if slot is None:  # closed already
+                self._free.put(None)
+                return
+            slot.free()
+        self._free.put(None)
+
+    def _take(self, *, wait: bool) -> Slot | None:
+        """A free slot; None where there is none and `wait` is false."""
+        try:
+            slot = self._free.get(block=wait)
+        except Empty:
+            return None
+        if slot is None:
+            self._free.put(None)
+            raise FmengineError("this engine is closed; load another with Engine.load()")
+        return slot
+
+    def _collect(self, flying: deque[Slot]) -> Outputs:
+        slot = flying[0]
+        outputs = slot.collect()
+        flying.popleft()
+        self._free.put(slot)
+        return outputs
+
+    def _abandon(self, flying: deque[Slot]) -> None:
+        """After an error: slots go back when nothing of theirs is in flight."""
+        for slot in flying:
+            with suppress(Exception):  # the error that is on its way already says what went wrong
+                slot.wait()
+            self._free.put(slot)
+
+
+def make_slots(make: Callable[[], Slot], count: int) -> list[Slot]:
+    """As many slots as were asked for, or as there is room for.
+
+    Raises:
+        NoRoomError: if there is no room for one.
+    """
+    slots: list[Slot] = []
+    try:
+        while len(slots) < count:
+            slots.append(make())
+    except BaseException as error:
+        if isinstance(error, NoRoomError) and slots:
+            log.warning("%s streams instead of %s: %s", len(slots), count, error)
+            return slots
+        for slot in slots:
+            slot.free()
+        raise
+    return slots
+
+
+def split(batch: Batch, most: int) -> list[Batch]:
+    """Cut a batch into parts of at most `most` pictures and about `UPLOAD` bytes, in order."""
+    if isinstance(batch, np.ndarray):
+        return [batch[start : start + most] for start in range(0, len(batch), most)]
+    parts: list[Batch] = []
+    start = size = 0
+    for index, picture in enumerate(batch):
+        more = host_bytes(picture)
+        if index > start and (index - start == most or size + more > UPLOAD):
+            parts.append(batch[start:index])
+            start, size = index, 0
+        size += more
+    parts.append(batch[start:])
+    return parts

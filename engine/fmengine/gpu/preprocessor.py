@@ -1,0 +1,142 @@
+"""Pictures of any sizes to the network's input, on one stream of a GPU."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeviceError
+from ..model_file import ModelSpec
+from ..preprocess import Pixels
+from .cache import Cache
+from .context import Context
+from .device import describe_gpu
+from .memory import Buffer, aligned
+from .nvrtc import load_cubin
+from .pictures import DevicePicture, Picture
+from .plan import PICTURE, Geometry, Plan, fit_box
+
+KERNELS = ("tabulate", "squeeze_gray", "squeeze_rgb", "stack")
+
+
+class Kernels:
+    """The loaded kernels of preprocess.cu, for any stream. Make it within the context."""
+
+    def __init__(self, context: Context, cache: Cache | None = None) -> None:
+        cubin = load_cubin(describe_gpu(context.index).compute_capability, cache)
+        self._module = context.cuda.module_from_buffer(cubin)
+        self.functions = {name: self._module.get_function(name) for name in KERNELS}
+
+    def free(self) -> None:
+        """Unload them."""
+        self.functions = {}
+        self._module = None
+
+
+class Preprocessor:
+    """One batch at a time on one stream: a copy of descriptors and pixels, then three launches.
+
+    Its buffers are used again as soon as the stream has done with them, and not before: whoever submits waits.
+    """
+
+    def __init__(self, context: Context, kernels: Kernels, spec: ModelSpec, stream: Any) -> None:
+        self._context, self._kernels, self._spec, self._stream = context, kernels, spec, stream
+        self._upload = Buffer(context, pinned=True)
+        self._scratch = Buffer(context)
+        self._arrival = _event(context)
+        self._alive: list[object] = []
+
+    def stage(self, pictures: Sequence[Picture]) -> Plan:
+        """Put the pixels of a batch that are not there yet on their way to the GPU.
+
+        Raises:
+            NoRoomError: if the batch does not fit.
+        """
+        spec = self._spec
+        head = aligned(len(pictures) * PICTURE.itemsize)
+        offsets, end = [], head
+        for picture in pictures:
+            offsets.append(end)
+            end += 0 if isinstance(picture, DevicePicture) else picture.size
+        self._upload.reserve(end)
+        geometries = [self._geometry(picture, offset) for picture, offset in zip(pictures, offsets, strict=True)]
+        plan = Plan.make(geometries, spec.channels, spec.height, spec.width)
+        self._scratch.reserve(aligned(plan.tables_size) + plan.workspace_size)
+        host = self._upload.host
+        host[: plan.pictures.nbytes] = plan.pictures.view(np.uint8)
+        for picture, offset in zip(pictures, offsets, strict=True):
+            if not isinstance(picture, DevicePicture):
+                host[offset : offset + picture.size].reshape(picture.shape)[...] = picture
+        self._context.cuda.memcpy_htod_async(self._upload.address, host[:end], self._stream)
+        return plan
+
+    def launch(self, pictures: Sequence[Picture], plan: Plan, images: int) -> None:
+        """Preprocess a staged batch into the device address `images`."""
+        stream = self._stream
+        self._alive = [
+            picture.order(stream.handle, self._arrival)
+            for picture in pictures
+            if isinstance(picture, DevicePicture)
+        ]
+        workspace = self._scratch.address + aligned(plan.tables_size)
+        addresses = (self._upload.address, self._upload.address, self._scratch.address, workspace, images)
+        for launch in plan.launches(*addresses):
+            kernel = self._kernels.functions[launch.kernel]
+            kernel(*launch.arguments, grid=(launch.grid, 1), block=(*launch.block, 1), stream=stream)
+
+    def copy(self, images: Pixels, address: int) -> None:
+        """Upload pictures that are preprocessed already to the device address `address`.
+
+        Raises:
+            NoRoomError: if they do not fit.
+        """
+        self._upload.reserve(images.nbytes)
+        host = self._upload.host[: images.nbytes]
+        host.reshape(images.shape)[...] = images
+        self._context.cuda.memcpy_htod_async(address, host, self._stream)
+
+    def done(self) -> None:
+        """The stream has done with the batch: let go of what it read."""
+        self._alive = []
+
+    def free(self) -> None:
+        """Give everything back; nothing may be in flight."""
+        self._upload.free()
+        self._scratch.free()
+        if self._arrival is not None:
+            self._context.runtime.cuEventDestroy(self._arrival)
+            self._arrival = None
+        self.done()
+
+    def _geometry(self, picture: Picture, offset: int) -> Geometry:
+        """Where a picture lies, in bytes from the uploaded buffer's address."""
+        spec = self._spec
+        if isinstance(picture, DevicePicture):
+            height, width, channels, bgr = picture.height, picture.width, picture.channels, picture.bgr
+            offset, stride = picture.address - self._upload.address, picture.stride
+        else:
+            height, width, channels = (*picture.shape, 1)[:3]
+            bgr, stride = False, width * channels
+        box = fit_box(height, width, (spec.height, spec.width), spec.fit)
+        return Geometry(offset, height, width, stride, channels, bgr, box)
+
+
+def host_bytes(picture: Picture) -> int:
+    """Bytes of a picture that must be uploaded."""
+    return 0 if isinstance(picture, DevicePicture) else int(picture.size)
+
+
+def _event(context: Context) -> Any:
+    """An event that foreign streams can record, which pycuda's own take no handle of."""
+    driver = context.runtime
+    status, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise DeviceError(f"CUDA cannot make an event: {status.name}")
+    return event
+
+
+def read_back(context: Context, address: int, shape: tuple[int, ...]) -> Pixels:
+    """A copy of device memory, once everything before on its stream is done."""
+    pixels = np.empty(shape, np.uint8)
+    context.cuda.memcpy_dtoh(pixels, address)
+    return pixels
