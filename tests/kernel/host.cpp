@@ -16,6 +16,23 @@ static void run(void (*kernel)(A...), bool barriers, unsigned grid, unsigned x, 
     cuda_host::launch(grid, x, y, barriers, [=] { call(kernel, arguments, std::index_sequence_for<A...>{}); });
 }
 
+template <class... A>
+static int sizes(void (*)(A...), size_t* sizes) {
+    ((*sizes++ = sizeof(A)), ...);
+    return sizeof...(A);
+}
+
+// The sizes of a kernel's arguments, and how many there are; -1 where there is no such kernel.
+extern "C" int sizes_of(const char* name, size_t* found) {
+#define SIZES_OF(kernel) \
+    if (!strcmp(name, #kernel)) return sizes(kernel, found);
+    SIZES_OF(tabulate)
+    SIZES_OF(squeeze_gray)
+    SIZES_OF(squeeze_rgb)
+    SIZES_OF(stack)
+    return -1;
+}
+
 extern "C" int launch(const char* name, unsigned grid, unsigned x, unsigned y, void** arguments) {
 #define KERNEL_NAMED(kernel, barriers) \
     if (!strcmp(name, #kernel)) return run(kernel, barriers, grid, x, y, arguments), 0;

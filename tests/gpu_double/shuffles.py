@@ -1,0 +1,84 @@
+"""The labels and probabilities of the CPU, over the test double, in many orders of what is not ordered.
+
+    python -m tests.gpu_double.shuffles [SEEDS] [PICTURES]
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fmengine import Engine, Prediction
+from fmengine.model_file import resolve
+from fmengine.preprocess import Pixels
+
+from . import driver
+
+DEMO = Path(__file__).parents[2] / ".cache" / "demo" / "pictures"
+FP16 = resolve(None, ("fp16",))
+NEAR = 1e-6  # between the CPU's answers and those of the same library behind the double
+
+
+@cache
+def pictures(count: int) -> list[Pixels]:
+    """Pictures of many sizes, gray and in colour: cut and scaled out of real ones, and noise."""
+    rng = np.random.default_rng(7)
+    real = [Image.open(path) for path in sorted(DEMO.iterdir())[:40]] if DEMO.is_dir() else []
+    made: list[Pixels] = []
+    for index in range(count):
+        height, width = (int(side) for side in np.exp(rng.uniform(np.log(8), np.log(160), 2)).round())
+        if real and index % 4:
+            size = (width, height)
+            picture = real[index % len(real)].convert("L" if index % 3 else "RGB").resize(size)
+            made.append(np.asarray(picture))
+        else:
+            shape = (height, width) if index % 3 else (height, width, 3)
+            made.append(rng.integers(0, 256, shape, np.uint8))
+    return made
+
+
+@cache
+def expected(count: int) -> list[Prediction]:
+    """The CPU's answers for `pictures(count)`."""
+    with Engine.load(FP16, "onnxruntime", threads=1) as engine:
+        return [answer for answer in engine.predict_many(pictures(count)) if isinstance(answer, Prediction)]
+
+
+def check(answers: Sequence[object], count: int) -> None:
+    """Hold answers for `pictures(count)` against the CPU's."""
+    wanted = expected(count)
+    assert len(answers) == len(wanted), f"{len(answers)} answers for {len(wanted)} pictures"
+    for index, (answer, right) in enumerate(zip(answers, wanted, strict=True)):
+        assert isinstance(answer, Prediction), f"picture {index}: {answer}"
+        assert answer.label == right.label, f"picture {index}: {answer}, on the CPU {right}"
+        difference = abs(answer.confidence - right.confidence)
+        assert difference <= NEAR, f"picture {index}: {answer}, on the CPU {right}"
+
+
+def shuffle(seed: int, count: int, backend: str = "tensorrt") -> None:
+    """One order: every picture through `predict_many`, the bare network, and `predict`."""
+    print(f"seed {seed}")
+    driver.shuffle(seed)
+    before = driver.live()
+    with Engine.load(FP16, backend, max_batch=16) as engine:
+        check(list(engine.predict_many(pictures(count), batch_size=16 if seed % 2 else 5)), count)
+        some = min(count, 50)
+        images = np.stack([engine.prepare(picture) for picture in pictures(count)[:some]])
+        rows = engine.backend.run(images).probabilities  # four parts, several under way at once
+        np.testing.assert_allclose(rows.max(axis=1), [answer.confidence for answer in expected(count)[:some]], atol=NEAR)
+        check([engine.predict(picture) for picture in pictures(count)[:3]], 3)
+    assert driver.live() == before, f"left over: {driver.live()}"
+    assert not driver.count("faults"), "the driver was misused"
+    assert not driver.count("copies of pageable memory"), "a copy from or to memory that is not pinned"
+
+
+def main(seeds: int, count: int) -> None:
+    for seed in range(seeds):
+        shuffle(seed, count)
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:]))

@@ -1,0 +1,269 @@
+"""A test double of TensorRT's Python API: ONNX Runtime on the CPU behind TensorRT's own method names.
+
+It takes work as TensorRT does: an engine's context has a profile, a shape and addresses, and enqueues on a
+stream. It holds TensorRT's rules: a shape outside the profile is refused, a context must have run a shape before
+a capture, and a graph whose context was reshaped afterwards answers with NaN.
+"""
+
+import ctypes
+import json
+import sys
+from enum import IntEnum
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from . import driver
+
+ILLEGAL_ADDRESS = 700
+FIRST_LINE = b"an engine of the test double\n"
+faults: dict[str, Any] = {}  # `deserialize`, `context`, `run`: what fails; `skew`: added to the probabilities
+
+
+class Severity(IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+
+
+class ILogger:
+    INTERNAL_ERROR, ERROR, WARNING = Severity
+
+    def __init__(self) -> None:
+        pass
+
+    def log(self, severity: Severity, message: str) -> None:
+        raise NotImplementedError
+
+
+class IProgressMonitor:
+    def __init__(self) -> None:
+        pass
+
+
+class DataType(IntEnum):
+    FLOAT = 0
+    HALF = 1
+    UINT8 = 5
+
+
+class LayerType(IntEnum):
+    CONVOLUTION = 0
+    MATRIX_MULTIPLY = 1
+
+
+class TensorIOMode(IntEnum):
+    INPUT = 1
+    OUTPUT = 2
+
+
+class NetworkDefinitionCreationFlag(IntEnum):
+    STRONGLY_TYPED = 1
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, list[list[int]]] = {}
+
+    def set_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
+        self.shapes[name] = [list(shape) for shape in shapes]
+
+
+class Config:
+    def __init__(self) -> None:
+        self.profiles: list[Profile] = []
+        self.builder_optimization_level = 3
+        self.num_compute_capabilities = 0
+
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
+
+    def create_timing_cache(self, content: bytes) -> Any:
+        return SimpleNamespace(serialize=lambda: content or b"timings")
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self.cache
+
+    def set_compute_capability(self, capability: Any, index: int) -> bool:
+        return True
+
+
+class NetworkDefinition:
+    """One layer, in half precision: what the builder looks at. The model is its ONNX."""
+
+    num_layers = 1
+
+    def __init__(self) -> None:
+        self.onnx = b""
+
+    def get_layer(self, index: int) -> Any:
+        output = SimpleNamespace(dtype=DataType.HALF)
+        return SimpleNamespace(type=LayerType.CONVOLUTION, name="conv", num_outputs=1, get_output=lambda i: output)
+
+
+class OnnxParser:
+    def __init__(self, network: NetworkDefinition, logger: ILogger) -> None:
+        self.network = network
+
+    def parse(self, data: bytes) -> bool:
+        self.network.onnx = data
+        return True
+
+
+class Builder:
+    builds = 0
+
+    def __init__(self, logger: ILogger) -> None:
+        pass
+
+    def create_network(self, flags: int) -> NetworkDefinition:
+        return NetworkDefinition()
+
+    def create_builder_config(self) -> Config:
+        return Config()
+
+    def create_optimization_profile(self) -> Profile:
+        return Profile()
+
+    def build_serialized_network(self, network: NetworkDefinition, config: Config) -> bytes:
+        Builder.builds += 1
+        shapes = [profile.shapes["images"] for profile in config.profiles]
+        return FIRST_LINE + json.dumps(shapes).encode() + b"\n" + network.onnx
+
+
+class Runtime:
+    def __init__(self, logger: ILogger) -> None:
+        self.logger = logger
+
+    def deserialize_cuda_engine(self, engine: bytes) -> "CudaEngine | None":
+        if not engine.startswith(FIRST_LINE) or faults.pop("deserialize", False):
+            self.logger.log(Severity.ERROR, "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed")
+            return None
+        shapes, onnx = engine[len(FIRST_LINE) :].split(b"\n", 1)
+        return CudaEngine(onnx, json.loads(shapes), self.logger)
+
+
+class CudaEngine:
+    device_memory_size_v2 = 1 << 20
+
+    def __init__(self, onnx: bytes, shapes: list[list[list[int]]], logger: ILogger) -> None:
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(onnx, settings, providers=["CPUExecutionProvider"])
+        self.shapes, self.logger = shapes, logger
+        self.num_optimization_profiles = len(shapes)
+        self.names = ["images", "logits", "probabilities"]
+        self.num_io_tensors = len(self.names)
+        self.labels = int(self.session.get_outputs()[0].shape[1])
+        self.known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name == "images" else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType.UINT8 if name == "images" else DataType.FLOAT
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return [-1, *self.shapes[0][0][1:]] if name == "images" else [-1, self.labels]
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
+        return self.shapes[profile]
+
+    def create_execution_context(self) -> "ExecutionContext | None":
+        if faults.get("context"):
+            self.logger.log(Severity.ERROR, "out of memory")
+            return None
+        return ExecutionContext(self)
+
+    def answer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each picture is run once: its answer does not depend on its batch."""
+        keys = [image.tobytes() for image in images]
+        if new := [index for index, key in enumerate(keys) if key not in self.known]:
+            logits, probabilities = self.session.run(["logits", "probabilities"], {"images": images[new]})
+            self.known.update(zip((keys[i] for i in new), zip(logits, probabilities, strict=True), strict=True))
+        rows = [self.known[key] for key in keys]
+        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+
+
+class ExecutionContext:
+    def __init__(self, engine: CudaEngine) -> None:
+        self.engine = engine
+        self.profile = 0
+        self.batch = 0
+        self.addresses: dict[str, int] = {}
+        self.changes = 0  # of shape, profile or addresses
+        self.ran_at = -1  # the number of changes when it last ran
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.profile = profile
+        self.changes += 1
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        least, _, most = self.engine.shapes[self.profile]
+        if tuple(shape[1:]) != tuple(least[1:]) or not least[0] <= shape[0] <= most[0]:
+            return False
+        self.batch = shape[0]
+        self.changes += 1
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        if address % 256:
+            self.engine.logger.log(Severity.ERROR, f"{name} is not aligned")
+            return False
+        self.addresses[name] = address
+        self.changes += 1
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if faults.get("run") or not self.batch or set(self.addresses) != set(self.engine.names):
+            self.engine.logger.log(Severity.ERROR, "the context is not ready to run")
+            return False
+        captured = driver.captures(stream)
+        if captured and self.ran_at != self.changes:
+            self.engine.logger.log(Severity.ERROR, "a capture of shapes that have not run before")
+            return False
+        batch, addresses, changes = self.batch, dict(self.addresses), self.changes
+        self.ran_at = changes
+        # A graph is tied to the shape and the addresses that its context had when it was captured.
+        return driver.enqueue(stream, lambda: self.run(batch, addresses, captured and changes != self.changes)) == 0
+
+    def run(self, batch: int, addresses: dict[str, int], poisoned: bool) -> int:
+        """What the GPU would do, when the stream comes to it. The result is a CUresult."""
+        shape = (batch, *self.engine.shapes[0][0][1:])
+        sizes = {"images": int(np.prod(shape)), "logits": 4 * batch * self.engine.labels}
+        sizes["probabilities"] = sizes["logits"]
+        if not all(driver.holds(addresses[name], size) for name, size in sizes.items()):
+            return ILLEGAL_ADDRESS
+        images = np.frombuffer(_memory(addresses["images"], sizes["images"]), np.uint8).reshape(shape)
+        outputs = self.engine.answer(images.copy())
+        for name, rows in zip(("logits", "probabilities"), outputs, strict=True):
+            there = np.frombuffer(_memory(addresses[name], sizes[name]), np.float32).reshape(rows.shape)
+            there[...] = np.nan if poisoned else rows + faults.get("skew", 0)
+        return 0
+
+
+def _memory(address: int, size: int) -> Any:
+    return (ctypes.c_char * size).from_address(address)
+
+
+def install(name: str = "tensorrt", version: str = "11.4.0.106") -> ModuleType:
+    """Stand in for the library in this process."""
+    module = ModuleType(name)
+    module.__dict__.update({key: value for key, value in globals().items() if isinstance(value, type)})
+    module.__version__ = version  # type: ignore[attr-defined]
+    module.ComputeCapability = SimpleNamespace(  # type: ignore[attr-defined]
+        __members__={"SM86": 86, "SM89": 89}
+    )
+    sys.modules[name] = module
+    return module
