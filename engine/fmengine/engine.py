@@ -198,9 +198,10 @@ class Engine:
     def _decode_or_fail(self, source: Source, channels: Channels) -> "Picture | Failure":
         try:
             picture = self._decode(source, channels)
-            if isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD:
+            too_large = isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD
+            if too_large and isinstance(self.backend, PictureBackend):
                 # The same bits, and a batch of photographs does not fill the memory before it is uploaded.
-                return np.ascontiguousarray(self.prepare(picture).transpose(1, 2, 0))
+                return np.ascontiguousarray(self.prepare(cast("Pixels", picture)).transpose(1, 2, 0))
             return picture
         except SourceError as error:
             return Failure(error.kind, error.message, source)

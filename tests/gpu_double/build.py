@@ -39,9 +39,15 @@ def build_pycuda(library: Path, folder: Path) -> Path:
     if not (wheels := list(folder.glob("pycuda-*.whl"))):
         home = library.with_name("home")
         home.mkdir(exist_ok=True)
-        # What pycuda's setup.py reads. Random numbers on the GPU are not needed, and their headers are another wheel.
-        settings = f'CUDA_ROOT = ""\nCUDA_ENABLE_CURAND = False\nCUDA_INC_DIR = ["{HEADERS}"]\nCXXFLAGS = ["-O0", "-g0", "-w"]\n'
-        (home / ".aksetup-defaults.py").write_text(settings, encoding="utf-8")
+        # What pycuda's setup.py reads. Random numbers are not needed, and their headers are another wheel's.
+        settings = {
+            "CUDA_ROOT": "",
+            "CUDA_INC_DIR": [str(HEADERS)],
+            "CUDA_ENABLE_CURAND": False,
+            "CXXFLAGS": ["-O0", "-g0", "-w"],  # half the time
+        }
+        text = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
+        (home / ".aksetup-defaults.py").write_text(text, encoding="utf-8")
         link = library.with_name("libcuda.so")
         link.unlink(missing_ok=True)
         link.symlink_to(library.name)
@@ -54,7 +60,7 @@ def build_pycuda(library: Path, folder: Path) -> Path:
 
 
 def _stubs() -> str:
-    """Every function of the driver as a weak one that is not supported: what the double defines takes its place."""
+    """Every function of the driver, weak and not supported: what the double defines takes its place."""
     includes = "#include <cuda.h>\n#include <cudaProfiler.h>\n"
     command = ["g++", "-E", "-x", "c++", "-I", str(HEADERS), "-"]
     text = subprocess.run(command, input=includes, check=True, capture_output=True, text=True).stdout

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.host import compile_kernel
-
+from ..kernel.host import compile_kernel
+from . import driver
 from .build import HEADERS, build_double
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / ".cache" / "gpu_double"
-INSIDE = "GPU_DOUBLE_KERNELS" in os.environ
+INSIDE = driver.FOUND
 TIMEOUT = 240  # seconds
 
 

@@ -1,6 +1,6 @@
 """The labels and probabilities of the CPU, over the test double, in many orders of what is not ordered.
 
-    python -m tests.gpu_double.shuffles [SEEDS] [PICTURES]
+python -m tests.gpu_double.shuffles [SEEDS] [PICTURES]
 """
 
 import sys
@@ -68,7 +68,9 @@ def shuffle(seed: int, count: int, backend: str = "tensorrt") -> None:
         some = min(count, 50)
         images = np.stack([engine.prepare(picture) for picture in pictures(count)[:some]])
         rows = engine.backend.run(images).probabilities  # four parts, several under way at once
-        np.testing.assert_allclose(rows.max(axis=1), [answer.confidence for answer in expected(count)[:some]], atol=NEAR)
+        np.testing.assert_allclose(
+            rows.max(axis=1), [answer.confidence for answer in expected(count)[:some]], atol=NEAR
+        )
         check([engine.predict(picture) for picture in pictures(count)[:3]], 3)
     assert driver.live() == before, f"left over: {driver.live()}"
     assert not driver.count("faults"), "the driver was misused"

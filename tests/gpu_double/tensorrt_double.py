@@ -144,7 +144,9 @@ class Runtime:
 
     def deserialize_cuda_engine(self, engine: bytes) -> "CudaEngine | None":
         if not engine.startswith(FIRST_LINE) or faults.pop("deserialize", False):
-            self.logger.log(Severity.ERROR, "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed")
+            self.logger.log(
+                Severity.ERROR, "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed"
+            )
             return None
         shapes, onnx = engine[len(FIRST_LINE) :].split(b"\n", 1)
         return CudaEngine(onnx, json.loads(shapes), self.logger)
@@ -234,12 +236,14 @@ class ExecutionContext:
             self.engine.logger.log(Severity.ERROR, "a capture of shapes that have not run before")
             return False
         batch, addresses, changes = self.batch, dict(self.addresses), self.changes
-        self.ran_at = changes
         # A graph is tied to the shape and the addresses that its context had when it was captured.
-        return driver.enqueue(stream, lambda: self.run(batch, addresses, captured and changes != self.changes)) == 0
+        call = lambda: self.run(batch, addresses, changes, captured)  # noqa: E731
+        return driver.enqueue(stream, call) == 0
 
-    def run(self, batch: int, addresses: dict[str, int], poisoned: bool) -> int:
+    def run(self, batch: int, addresses: dict[str, int], changes: int, captured: bool) -> int:
         """What the GPU would do, when the stream comes to it. The result is a CUresult."""
+        poisoned = captured and changes != self.changes
+        self.ran_at = changes
         shape = (batch, *self.engine.shapes[0][0][1:])
         sizes = {"images": int(np.prod(shape)), "logits": 4 * batch * self.engine.labels}
         sizes["probabilities"] = sizes["logits"]

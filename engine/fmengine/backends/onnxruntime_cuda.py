@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider, for GPUs without TensorRT: on the stream, and in the memory, of fmengine's kernel."""
+"""ONNX Runtime's CUDA provider, for GPUs without TensorRT: on the kernel's stream and memory."""
 
 from typing import Any, ClassVar
 
@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import DeviceError, ModelError, UnavailableError
 from ..gpu.backend import GpuBackend
 from ..gpu.builder import Profile
+from ..gpu.slot import Executable
 from ..model_file import ModelFile, Precision
 from . import Options
 from .onnxruntime import check_signature
@@ -30,8 +31,8 @@ class OnnxRuntimeCudaBackend(GpuBackend):
             ) from error
         if PROVIDER not in onnxruntime.get_available_providers():
             raise UnavailableError(
-                f"onnxruntime {onnxruntime.__version__} is installed without the CUDA provider; uninstall it, then: "
-                f"{INSTALL}"
+                f"onnxruntime {onnxruntime.__version__} is installed without the CUDA provider; uninstall it, "
+                f"then: {INSTALL}"
             )
         self._library = onnxruntime
         super().__init__(model, options)
@@ -48,13 +49,13 @@ class CudaNetwork:
 
     def __init__(self, library: Any, model: ModelFile, options: Options) -> None:
         self._library, self._model, self._device = library, model, options.device
-        self.profiles = (Profile(1, options.max_batch, options.max_batch),)
+        self.profiles: tuple[Profile, ...] = (Profile(1, options.max_batch, options.max_batch),)
 
-    def execution(self, profile: int, addresses: dict[str, int], stream: Any) -> "CudaExecution":
+    def execution(self, profile: int, addresses: dict[str, int], stream: Any) -> Executable:
         """A session that works on a stream and reads and writes at these addresses.
 
         Raises:
-            UnavailableError: if the CUDA provider is not really active: ONNX Runtime falls back to the CPU silently.
+            UnavailableError: if the CUDA provider is not really active; ONNX Runtime falls back silently.
             ModelError: if ONNX Runtime refuses the model.
         """
         settings = self._library.SessionOptions()

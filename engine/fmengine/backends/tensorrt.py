@@ -43,9 +43,8 @@ class TensorRtBackend(GpuBackend):
         super().__init__(model, options)
 
     def describe(self) -> dict[str, str]:
-        return super().describe() | {
-            "gate": f"probabilities within {max(p.largest for p in self.passed):.2g} of the CPU's, in every profile"
-        }
+        worst = max(passed.largest for passed in self.passed)
+        return super().describe() | {"gate": f"probabilities within {worst:.2g} of the CPU's, in every profile"}
 
     def _build_options(self, options: Options) -> BuildOptions:
         return BuildOptions.for_batch(options.max_batch)

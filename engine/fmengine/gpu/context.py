@@ -5,13 +5,15 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import DeviceError, UnavailableError
+from ..errors import DeviceError, FmengineError, UnavailableError
 from .device import find_device, start_driver
 
+CLOSED = "this engine is closed; load another with Engine.load()"
 log = logging.getLogger(__name__)
 INSTALL = "pip install 'fmengine[gpu]' (pycuda is built from source: it needs a C++ compiler and CUDA's headers)"
 
@@ -32,11 +34,15 @@ class Context:
         self.cuda = load_pycuda()
         try:
             self.cuda.init()
+            _check_versions(self.cuda)
             self._context = self.cuda.Device(index).retain_primary_context()
         except self.cuda.Error as error:
             raise UnavailableError(f"CUDA cannot use GPU {index}: {error}; see `nvidia-smi`") from error
         self._process = os.getpid()
         self._failure = ""
+        self._closed = False
+        self._users = 0
+        self._idle = threading.Condition()
 
     @contextmanager
     def use(self) -> Iterator[None]:
@@ -44,8 +50,11 @@ class Context:
 
         Raises:
             DeviceError: if the GPU fails meanwhile, or did before: its answers can no longer be trusted.
+            FmengineError: if the context is closed.
         """
-        self._check()
+        with self._idle:
+            self._check()
+            self._users += 1
         try:
             self._context.push()
             try:
@@ -54,6 +63,10 @@ class Context:
                 self._context.pop()
         except self.cuda.Error as error:
             raise self.fail(f"GPU {self.index} failed: {error}") from error
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
 
     def fail(self, message: str) -> DeviceError:
         """Note that this context is lost, and make the error that says so."""
@@ -76,14 +89,25 @@ class Context:
         """
         if os.getpid() != self._process:
             return  # a forked child: CUDA is its parent's
+        self._closed = True
         self._context.push()
         try:
             release()
         except (self.cuda.Error, DeviceError) as error:  # of a GPU that failed; its memory goes with the context
             log.debug("not given back: %s", error)
-        # pycuda releases a primary context only where it is current, and leaves it on the driver's stack.
+        with self._idle:  # pycuda takes a context that is given back from under who still uses it
+            self._idle.wait_for(lambda: not self._users)
+        self._detach()
+
+    def _detach(self) -> None:
+        """Release the context, which is current: pycuda does so nowhere else, and leaves it on the driver's
+        stack, below the one that was current before."""
+        handle = self._context.handle
         self._context.detach()
-        self.runtime.cuCtxPopCurrent()
+        _, before = self.runtime.cuCtxPopCurrent()
+        if int(before) != handle:
+            self.runtime.cuCtxPopCurrent()
+            self.runtime.cuCtxPushCurrent(before)
 
     def _check(self) -> None:
         if os.getpid() != self._process:
@@ -92,6 +116,8 @@ class Context:
                 "does not survive a fork. Load the engine in the child, and start it with multiprocessing's "
                 "`spawn`"
             )
+        if self._closed:
+            raise FmengineError(CLOSED)
         if self._failure:
             raise DeviceError(self._failure)
 
@@ -107,3 +133,14 @@ def load_pycuda() -> Any:
     except ImportError as error:  # also a symbol that this driver lacks
         raise UnavailableError(f"pycuda cannot be imported ({error}); install it with: {INSTALL}") from error
     return pycuda.driver
+
+
+def _check_versions(cuda: Any) -> None:
+    """A pycuda that was built for a newer CUDA than the driver speaks fails later, and says less."""
+    built, speaks = cuda.get_version(), cuda.get_driver_version()
+    if built[0] > speaks // 1000:
+        raise UnavailableError(
+            f"pycuda was built for CUDA {built[0]}.{built[1]}, and this driver speaks CUDA {speaks // 1000}."
+            f"{speaks % 1000 // 10}: update the driver, or build pycuda again with the headers of CUDA "
+            f"{speaks // 1000}: pip install --no-cache-dir --force-reinstall pycuda"
+        )

@@ -84,9 +84,13 @@ def start_driver() -> Any:
     try:
         (status,) = driver.cuInit(0)
     except Exception as error:  # without a driver the bindings raise an exception of their loader's own
-        raise UnavailableError(
-            "no NVIDIA driver: libcuda.so.1 is not on this machine; see `nvidia-smi`"
-        ) from error
+        missing = type(error).__name__ == "DynamicLibNotFoundError"
+        what = (
+            "no NVIDIA driver: libcuda.so.1 is not on this machine"
+            if missing
+            else f"the NVIDIA driver fails: {error}"
+        )
+        raise UnavailableError(f"{what}; see `nvidia-smi`") from error
     if status != driver.CUresult.CUDA_SUCCESS:
         raise UnavailableError(f"the NVIDIA driver does not start: {status.name}; see `nvidia-smi`")
     return driver

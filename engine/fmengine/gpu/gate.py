@@ -84,8 +84,8 @@ def check_kernel(
             expected = preprocess(picture, spec.height, spec.width, spec.color, spec.fit)
             if wrong := int((found[index] != expected).sum()):
                 raise GateError(
-                    f"the preprocessing kernel is refused: {wrong} levels of picture {start + index} (seed {seed}, "
-                    f"{picture.shape}) differ from the definition; expected none. Update the driver, report it"
+                    f"the preprocessing kernel is refused: {wrong} levels of picture {start + index} (seed "
+                    f"{seed}, {picture.shape}) differ from the definition; expected none. Update the driver, report it"
                 )
 
 

@@ -135,7 +135,7 @@ def _from_interface(interface: dict[str, Any]) -> _Layout:
     )
 
 
-class _Tensor(ctypes.Structure):
+class Tensor(ctypes.Structure):
     """DLPack's `DLTensor`, which every version of a managed tensor holds."""
 
     _fields_ = (
@@ -156,7 +156,7 @@ def _from_dlpack(capsule: Any) -> _Layout:
     """Read an unversioned capsule and leave it unused, so that it deletes itself."""
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    tensor = _Tensor.from_address(get(capsule, b"dltensor"))
+    tensor = Tensor.from_address(get(capsule, b"dltensor"))
     if tensor.device_type != CUDA_DEVICE:
         raise _refused(f"DLPack names device type {tensor.device_type}; expected {CUDA_DEVICE}, CUDA")
     code = "iufOb?c"[tensor.code] if tensor.code < 7 else "?"

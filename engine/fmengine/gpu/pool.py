@@ -12,6 +12,7 @@ import numpy as np
 from ..backends import Outputs
 from ..errors import FmengineError
 from ..preprocess import Pixels
+from .context import CLOSED
 from .memory import NoRoomError
 from .pictures import Picture
 from .preprocessor import host_bytes
@@ -100,7 +101,7 @@ class Pool:
             return None
         if slot is None:
             self._free.put(None)
-            raise FmengineError("this engine is closed; load another with Engine.load()")
+            raise FmengineError(CLOSED)
         return slot
 
     def _collect(self, flying: deque[Slot]) -> Outputs:

@@ -86,6 +86,7 @@ class Slot:
         self._most = max(profile.most for profile in network.profiles)
         self._batch = 0
         self._freed: list[Callable[[], None]] = []
+        self._preprocessor: Any = None
         try:
             # A stream that does not wait for the default one, where other libraries may be at work.
             self.stream = cuda.Stream(context.runtime.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
@@ -168,7 +169,7 @@ class Slot:
         while self._freed:
             self._freed.pop()()
         self._executions, self.graphs = [], {}
-        del self._finished, self.stream, self._preprocessor  # destroyed here, where the context is current
+        self._finished = self.stream = self._preprocessor = None  # destroyed here, where the context is current
 
     def _bring(self, batch: Pixels | Sequence[Picture], mark: Mark) -> None:
         """Fill the network's input."""

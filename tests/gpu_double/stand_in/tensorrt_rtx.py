@@ -2,4 +2,4 @@
 
 from tests.gpu_double import tensorrt_double
 
-tensorrt_double.install(__name__)
+tensorrt_double.install(__name__, "1.7.1.116")

@@ -1,0 +1,337 @@
+"""The GPU backends over the test double: the real pycuda, the real kernel compiled for the CPU, real threads."""
+
+import gc
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from fmengine import Engine, Failure, FmengineError, SourceError
+from fmengine.backends import Options
+from fmengine.errors import BackendError, DeviceError, ModelError, UnavailableError
+from fmengine.model_file import load_model_file
+
+from . import driver, shuffles
+
+if driver.FOUND:
+    from fmengine.backends.tensorrt import TensorRtBackend
+
+    from . import tensorrt_double
+
+FILE = load_model_file(shuffles.FP16)
+
+
+def load(**options) -> Engine:
+    return Engine.load(shuffles.FP16, "tensorrt", **({"max_batch": 16} | options))
+
+
+@contextmanager
+def backend(**options):
+    opened = TensorRtBackend.open(FILE, Options(**({"max_batch": 16} | options)))
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    if driver.FOUND:
+        gc.collect()
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, FILE.spec.input_shape(count), np.uint8)
+
+
+# Answers
+
+
+@pytest.mark.slow
+def test_500_pictures_have_the_cpus_answers_in_20_orders():
+    shuffles.main(seeds=20, count=500)
+
+
+@pytest.mark.parametrize("name", ["tensorrt-rtx", "onnxruntime-cuda"])
+def test_the_other_backends_have_the_cpus_answers_too(name, monkeypatch):
+    if name == "onnxruntime-cuda":
+        from . import onnxruntime_double
+
+        onnxruntime_double.install(monkeypatch)
+    for seed in range(3):
+        shuffles.shuffle(seed, 100, name)
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3, 4])
+@pytest.mark.parametrize("graphs", [True, False])
+def test_streams_and_graphs_change_no_bit(streams, graphs):
+    batch = images(40)
+    with backend() as usual, backend(streams=streams, graphs=graphs) as other:
+        for left, right in zip(usual.run(batch), other.run(batch), strict=True):
+            np.testing.assert_array_equal(left, right)
+        assert other.lanes == streams
+        assert other.describe()["cuda graphs"] == ("batches of 1, 16" if graphs else "off")
+
+
+def test_graphs_are_launched_for_captured_batches_alone():
+    with backend() as opened:
+        before = driver.count("graph launches")
+        for size, more in ((1, 1), (16, 1), (15, 0), (33, 3)):  # 33: two of 16, and one
+            opened.run(images(size))
+            assert driver.count("graph launches") == before + more, size
+            before += more
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 100])
+def test_no_batch_is_truncated(size):
+    with backend() as opened:
+        logits, probabilities = opened.run(images(size))
+        assert logits.shape == probabilities.shape == (size, 2)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_a_picture_has_one_answer_in_any_batch():
+    batch = images(40)
+    with backend() as opened:
+        whole = opened.run(batch).probabilities
+        parts = [opened.run(batch[index : index + 1]).probabilities for index in range(40)]
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_threads_share_an_engine():
+    with load() as engine, ThreadPoolExecutor(8) as threads:
+        wanted = shuffles.expected(100)
+        rounds = [threads.submit(lambda: list(engine.predict_many(shuffles.pictures(100)))) for _ in range(6)]
+        singles = [threads.submit(engine.predict, picture) for picture in shuffles.pictures(100)]
+        for answers in rounds:
+            shuffles.check(answers.result(), 100)
+        assert [answer.result().label for answer in singles] == [answer.label for answer in wanted]
+
+
+def test_engines_and_gpus_live_side_by_side():
+    with load() as first, load() as second, load(device=1) as other:
+        for _ in range(3):
+            for engine in (first, other, second):
+                shuffles.check(list(engine.predict_many(shuffles.pictures(30))), 30)
+        assert "GPU 1, test double 1" in other.backend.describe()["device"]
+        first.close()
+        shuffles.check(list(second.predict_many(shuffles.pictures(30))), 30)
+
+
+def test_stages_are_timed():
+    with backend() as opened:
+        outputs, stages = opened.time_stages(shuffles.pictures(10))
+        np.testing.assert_array_equal(outputs.logits, opened.run_pictures(shuffles.pictures(10)).logits)
+        assert all(stage > 0 for stage in stages)
+
+
+def test_a_picture_that_cannot_be_read_takes_no_other_with_it():
+    mixed = [*shuffles.pictures(10)[:5], b"no picture", *shuffles.pictures(10)[5:], np.zeros((0, 3), np.uint8)]
+    with load() as engine:
+        answers = list(engine.predict_many(mixed))
+        assert [answer.kind for answer in answers if isinstance(answer, Failure)] == ["not_an_image", "empty"]
+        shuffles.check([answer for answer in answers if not isinstance(answer, Failure)], 10)
+
+
+def test_large_pictures_wait_small(monkeypatch):
+    """What would fill the host's memory is preprocessed by the CPU, to the same bits."""
+    monkeypatch.setattr("fmengine.engine.MAX_HELD", 1000)
+    with load() as engine:
+        shuffles.check(list(engine.predict_many(shuffles.pictures(60))), 60)
+
+
+# The engine file
+
+
+def test_an_engine_is_built_and_held_against_the_cpu_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMENGINE_CACHE", str(tmp_path))
+    with backend() as opened:
+        largest = max(passed.largest for passed in opened.passed)
+    assert [(p.profile, p.batch) for p in opened.passed] == [(0, 1), (1, 1), (1, 9), (1, 16)]
+    assert largest < 1e-6
+    runs = driver.count("operations")
+    with backend():
+        pass
+    assert tensorrt_double.Builder.builds == 1
+    assert driver.count("operations") - runs < 100  # the gate alone runs over a thousand
+
+
+def test_an_engine_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMENGINE_CACHE", str(tmp_path))
+    monkeypatch.setitem(tensorrt_double.faults, "skew", np.float32([0.02, -0.02]))
+    with pytest.raises(BackendError, match=r"the engine is refused\. profile 0, batches of 1: picture 0"):
+        load()
+    with Engine.load(shuffles.FP16) as engine:  # `auto` goes on, and says why
+        assert engine.backend.name == "onnxruntime"
+        assert "the engine is refused" in engine.attempts[0].reason
+
+
+def test_an_engine_that_does_not_load_is_built_again(monkeypatch, caplog):
+    with backend():
+        pass
+    monkeypatch.setitem(tensorrt_double.faults, "deserialize", True)  # once
+    with backend() as opened:
+        assert len(opened.run(images(3)).logits) == 3
+    assert "building the engine again: tensorrt 11.4.0.106 does not load this engine" in caplog.text
+
+
+# Bad input
+
+
+def test_a_closed_engine_says_so():
+    engine = load()
+    raw = engine.backend
+    engine.close()
+    engine.close()
+    for use in (lambda: engine.predict(shuffles.pictures(1)[0]), lambda: raw.run(images(1))):
+        with pytest.raises(FmengineError, match=r"this engine is closed; load another with Engine.load\(\)"):
+            use()
+
+
+def test_closing_waits_for_what_runs():
+    opened = TensorRtBackend.open(FILE, Options(max_batch=16))
+    outcomes = []
+
+    def work() -> None:
+        try:
+            while True:
+                outcomes.append(len(opened.run(images(40)).logits))
+        except FmengineError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while len(outcomes) < 4:
+        pass
+    opened.close()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert set(outcomes) == {40, "this engine is closed; load another with Engine.load()"}
+
+
+def test_an_engine_that_nobody_closes_gives_back_what_it_holds():
+    engine = load()
+    engine.predict(shuffles.pictures(1)[0])
+    del engine
+    gc.collect()
+    assert not driver.live()
+
+
+def test_an_engine_does_not_survive_a_fork():
+    with load() as engine:
+        ours, theirs = multiprocessing.Pipe()
+        if (child := os.fork()) == 0:
+            try:
+                engine.predict(shuffles.pictures(1)[0])
+            except DeviceError as error:
+                theirs.send(str(error))
+            try:
+                load()
+            except UnavailableError as error:
+                theirs.send(str(error))
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert "used after a fork" in ours.recv()
+        assert "the NVIDIA driver does not start: CUDA_ERROR_NOT_INITIALIZED" in ours.recv()
+        shuffles.check([engine.predict(shuffles.pictures(1)[0])], 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros((1, 1, 8, 8), np.uint8), r"\(1, 1, 8, 8\); expected uint8 \(1, 1, 112, 112\)"),
+        (np.zeros((0, 1, 112, 112), np.uint8), "N from 1"),
+        (np.zeros((1, 1, 112, 112), np.float32), "images of float32"),
+    ],
+)
+def test_images_of_another_type_or_shape_are_refused(wrong, message):
+    with backend() as opened:
+        with pytest.raises(ModelError, match=message):
+            opened.run(wrong)
+        assert len(opened.run(images(2)).logits) == 2
+
+
+def test_a_picture_that_does_not_fit_fails_alone():
+    driver.set_fault("memory", 6 << 20)
+    strip = np.zeros((9, 700_000), np.uint8)
+    with load() as engine:
+        some = shuffles.pictures(10)
+        answers = list(engine.predict_many([*some[:5], strip, *some[5:]], batch_size=11))
+        assert isinstance(answers[5], Failure)
+        assert answers[5].kind == "too_large"
+        assert "8,388,608 bytes are needed" in answers[5].message
+        shuffles.check(answers[:5] + answers[6:], 10)
+        with pytest.raises(SourceError, match=r"GPU 0 has no room: .* bytes are needed"):
+            engine.predict(strip)
+
+
+def test_a_batch_that_does_not_fit_is_cut_smaller(monkeypatch):
+    """24 MB at once do not fit; 12 do."""
+    pictures = [np.full((1024, 1024), level, np.uint8) for level in range(0, 240, 10)]
+    with load(max_batch=32) as engine:
+        wanted = [engine.predict(picture).probabilities for picture in pictures]
+    driver.set_fault("memory", 24 << 20)
+    with load(max_batch=32) as engine:
+        answers = list(engine.predict_many(pictures, batch_size=24))
+        assert [answer.probabilities for answer in answers] == wanted
+
+
+def test_fewer_streams_where_there_is_no_room_for_all(caplog):
+    with backend(streams=1):
+        made = driver.count("allocations made")
+    driver.set_fault("fail allocations from", 2 * made + 4)
+    with backend(streams=64) as opened:
+        driver.set_fault("fail allocations from", 0)
+        assert opened.lanes < 64
+        assert f"{opened.lanes} streams instead of 64: GPU 0 has no room" in caplog.text
+        assert len(opened.run(images(40)).logits) == 40
+
+
+# Machines
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        ("init=100", "the NVIDIA driver does not start: CUDA_ERROR_NO_DEVICE; see `nvidia-smi`"),
+        ("devices=0", "the NVIDIA driver does not start: CUDA_ERROR_NO_DEVICE; see `nvidia-smi`"),
+        ("init=803", "the NVIDIA driver does not start: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH; see `nvidia-smi`"),
+        (
+            "driver=12040",
+            "pycuda was built for CUDA 13.0, and this driver speaks CUDA 12.4: update the driver, or build pycuda "
+            "again with the headers of CUDA 12: pip install --no-cache-dir --force-reinstall pycuda",
+        ),
+        ("devices=1", "no GPU 1: this machine has 1, numbered from 0"),
+    ],
+)
+def test_a_machine_that_lacks_something_is_told(machine, message, monkeypatch):
+    import subprocess
+    import sys
+
+    code = (
+        "from fmengine import Engine, FmengineError\n"
+        "try: Engine.load(backend='tensorrt', device=1)\n"
+        "except FmengineError as error: print(error.exit_code, error)\n"
+        "print(Engine.load(device=1).attempts[0])"
+    )
+    monkeypatch.setenv("GPU_DOUBLE", machine)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    told, attempt = done.stdout.splitlines()
+    assert told == f"4 {message}"
+    assert attempt == f"Attempt(name='tensorrt', reason={message!r})"
+
+
+def test_a_pycuda_for_another_driver_is_told(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(UnavailableError, match=r"pycuda cannot be imported .*pip install 'fmengine\[gpu\]'"):
+        load()
+    assert not driver.live()
