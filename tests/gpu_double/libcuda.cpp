@@ -74,11 +74,13 @@ struct CUstream_st {
 struct CUevent_st {
     CUcontext context = nullptr;
     bool timing = true;
-    long recorded = 0, completed = 0;   // how many times
+    std::shared_ptr<bool> last;         // whether the latest record is done
     double time = 0;                    // milliseconds of a clock that counts work
 };
 
-struct CUmod_st {};
+struct CUmod_st {
+    CUcontext context = nullptr;
+};
 
 struct CUfunc_st {
     std::string name;
@@ -370,6 +372,7 @@ void destroy(CUcontext context) {
     lost(d.memory, [&](auto& entry) { return entry.second.context == context; });
     lost(d.pinned, [&](auto& entry) { return entry.second.context == context; });
     lost(d.streams, [&](CUstream stream) { return stream->context == context; });
+    lost(d.modules, [&](CUmodule module) { return module->context == context; });
     lost(d.events, [&](CUevent event) { return event->context == context; });
     d.defaults[context->device].queue.clear();
     context->failure = CUDA_SUCCESS;
@@ -558,6 +561,7 @@ CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute, CUdev
 CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t size, CUstream stream) {
     SERVE();
     if (!holds(to, size)) return complain(CUDA_ERROR_INVALID_VALUE, "copied past device memory");
+    d.counts["bytes uploaded"] += (long)size;
     Op op;
     op.run = copy(pointer(to), from, size);
     if (!is_pinned(from, size)) {  // the driver stages it before it returns
@@ -623,10 +627,11 @@ CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
     SERVE();
     if (!d.events.count(event)) return CUDA_ERROR_INVALID_HANDLE;
     if (resolve(stream) && resolve(stream)->capture) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
-    const long number = event->recorded;
+    if (!event->last) return CUDA_SUCCESS;
+    // For the record that is the latest now, whatever is recorded afterwards.
     Op op;
     op.run = [] { return CUDA_SUCCESS; };
-    op.ready = [=] { return event->completed >= number; };
+    op.ready = [done = event->last] { return *done; };
     return enqueue(lock, stream, std::move(op));
 }
 
@@ -646,11 +651,11 @@ CUresult cuEventDestroy(CUevent event) {
 
 CUresult cuEventRecord(CUevent event, CUstream stream) {
     SERVE();
-    if (!d.events.count(event)) return CUDA_ERROR_INVALID_HANDLE;
-    const long number = ++event->recorded;
+    if (!d.events.count(event) || !resolve(stream)) return CUDA_ERROR_INVALID_HANDLE;
+    auto done = event->last = std::make_shared<bool>(false);
     Op op;
     op.run = [=] {
-        event->completed = std::max(event->completed, number);
+        *done = true;
         event->time = driver().clock;
         return CUDA_SUCCESS;
     };
@@ -659,20 +664,20 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
 
 CUresult cuEventQuery(CUevent event) {
     SERVE();
-    return event->completed >= event->recorded ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    return !event->last || *event->last ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
 CUresult cuEventSynchronize(CUevent event) {
     SERVE();
     if (!d.events.count(event)) return CUDA_ERROR_INVALID_HANDLE;
-    const long number = event->recorded;
-    return run_until(lock, event->context, [=] { return event->completed >= number && !driver().executing; });
+    auto done = event->last;
+    return run_until(lock, event->context, [=] { return (!done || *done) && !driver().executing; });
 }
 
 CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
     SERVE();
-    if (!start->timing || !end->timing || !start->recorded || !end->recorded) return CUDA_ERROR_INVALID_HANDLE;
-    if (start->completed < start->recorded || end->completed < end->recorded) return CUDA_ERROR_NOT_READY;
+    if (!start->timing || !end->timing || !start->last || !end->last) return CUDA_ERROR_INVALID_HANDLE;
+    if (!*start->last || !*end->last) return CUDA_ERROR_NOT_READY;
     *milliseconds = (float)(end->time - start->time);
     return CUDA_SUCCESS;
 }
@@ -728,12 +733,12 @@ CUresult cuGraphLaunch(CUgraphExec executable, CUstream stream) {
 }
 
 CUresult cuGraphDestroy(CUgraph graph) {
-    SERVE();
+    SERVE(false);
     return d.graphs.erase(graph) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
 CUresult cuGraphExecDestroy(CUgraphExec executable) {
-    SERVE();
+    SERVE(false);
     return d.executables.erase(executable) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
@@ -752,7 +757,7 @@ CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned, CUjit
     const int minor = current()->device ? 89 : 86;
     const int built = header->e_flags >> 8 & 0xFF ? header->e_flags >> 8 & 0xFF : header->e_flags & 0xFF;
     if (built / 10 != minor / 10 || built > minor) return CUDA_ERROR_NO_BINARY_FOR_GPU;
-    *module = new CUmod_st;
+    *module = new CUmod_st{current()};
     d.modules.insert(*module);
     return CUDA_SUCCESS;
 }
@@ -831,8 +836,9 @@ CUresult cuGetErrorName(CUresult, const char** name) {
 
 CUresult cuGetProcAddress(const char* name, void** function, int, cuuint64_t, CUdriverProcAddressQueryResult* found) {
     *function = nullptr;
-    for (const char* version : {"_v4", "_v3", "_v2", "WithFlags", ""})
-        if (!*function) *function = dlsym(RTLD_DEFAULT, (std::string(name) + version).c_str());
+    const std::string plain = strcmp(name, "cuGraphInstantiate") ? name : "cuGraphInstantiateWithFlags";
+    for (const char* version : {"_v4", "_v3", "_v2", ""})
+        if (!*function) *function = dlsym(RTLD_DEFAULT, (plain + version).c_str());
     if (found) *found = *function ? CU_GET_PROC_ADDRESS_SUCCESS : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     return *function ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
 }

@@ -168,6 +168,8 @@ def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
     expected = (batch, len(file.spec.labels))
     try:
         outputs = backend.run(np.zeros(file.spec.input_shape(batch), dtype=np.uint8))
+    except BackendError:  # of the machine, not of the model
+        raise
     except Exception as error:  # every library has its own
         raise ModelError(
             f"{file.path} does not run on {backend.name} with a batch of {batch}; "

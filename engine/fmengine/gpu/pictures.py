@@ -117,9 +117,11 @@ def _after(context: Context, source: object, producer: int | None) -> Callable[[
     def order(stream: int, event: Any) -> object:
         if producer is not None:
             driver = context.runtime
-            for (status,) in (driver.cuEventRecord(event, producer), driver.cuStreamWaitEvent(stream, event, 0)):
-                if status != driver.CUresult.CUDA_SUCCESS:
-                    raise _refused(f"cannot wait for stream {producer:#x} of the picture: {status.name}")
+            (status,) = driver.cuEventRecord(event, producer)
+            if status == driver.CUresult.CUDA_SUCCESS:
+                (status,) = driver.cuStreamWaitEvent(stream, event, 0)
+            if status != driver.CUresult.CUDA_SUCCESS:
+                raise _refused(f"cannot wait for stream {producer:#x} of the picture: {status.name}")
         return source
 
     return order
