@@ -83,7 +83,7 @@ class TensorRtBackend(GpuBackend):
         self.passed = [Passed(*row) for row in json.loads(record)]
 
     def _pass_gate(self, slot: Slot, network: Networkable) -> list[Passed]:
-        check_kernel(slot.preprocess, self.spec)
+        check_kernel(slot.preprocess, self.spec, min(16, slot.most))
         reference = OnnxRuntimeBackend.open(self._model, Options())
         try:
             return check_engine(

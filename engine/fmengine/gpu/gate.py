@@ -63,29 +63,29 @@ def check_engine(profiles: Sequence[tuple[Profile, Run]], reference: Run, spec: 
 
 
 def check_kernel(
-    run: Callable[[Sequence[Pixels]], Pixels], spec: ModelSpec, *, pictures: int = 64, seed: int = SEED
+    run: Callable[[Sequence[Pixels]], Pixels], spec: ModelSpec, batch: int, *, pictures: int = 64, seed: int = SEED
 ) -> None:
-    """Hold the preprocessing kernel against its definition, in batches of up to 16 pictures.
+    """Hold the preprocessing kernel against its definition.
 
     Args:
         run: preprocesses a batch on the GPU.
         spec: of the model.
-        pictures: how many, of 1 to 300 pixels a side, gray and in colour.
+        batch: pictures at once.
+        pictures: how many in all, of 1 to 300 pixels a side, gray and in colour.
         seed: another one draws others.
 
     Raises:
         GateError: at the first pixel that differs.
     """
     rng = np.random.default_rng(seed)
-    for start in range(0, pictures, 16):
-        batch = [_random_picture(rng) for _ in range(min(16, pictures - start))]
-        found = run(batch)
-        for index, picture in enumerate(batch):
+    for start in range(0, pictures, batch):
+        drawn = [_random_picture(rng) for _ in range(min(batch, pictures - start))]
+        for index, (picture, found) in enumerate(zip(drawn, run(drawn), strict=True)):
             expected = preprocess(picture, spec.height, spec.width, spec.color, spec.fit)
-            if wrong := int((found[index] != expected).sum()):
+            if wrong := int((found != expected).sum()):
                 raise GateError(
-                    f"the preprocessing kernel is refused: {wrong} levels of picture {start + index} (seed "
-                    f"{seed}, {picture.shape}) differ from the definition; expected none. Update the driver, report it"
+                    f"the preprocessing kernel is refused: {wrong} levels of picture {start + index} (seed {seed}, "
+                    f"shape {picture.shape}) differ from the definition. Update the driver, and report it"
                 )
 
 

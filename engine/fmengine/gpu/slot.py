@@ -74,6 +74,7 @@ class Slot:
     """Make, use and free it within the context.
 
     Attributes:
+        most: the largest batch.
         graphs: the batch sizes that run as a CUDA graph.
         refusal: why they could not be captured, or nothing.
     """
@@ -83,7 +84,7 @@ class Slot:
     ) -> None:
         cuda = context.cuda
         self._context, self._network, self._spec = context, network, spec
-        self._most = max(profile.most for profile in network.profiles)
+        self.most = max(profile.most for profile in network.profiles)
         self._batch = 0
         self._freed: list[Callable[[], None]] = []
         self._preprocessor: Any = None
@@ -91,9 +92,9 @@ class Slot:
             # A stream that does not wait for the default one, where other libraries may be at work.
             self.stream = cuda.Stream(context.runtime.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
             self._finished = cuda.Event(cuda.event_flags.DISABLE_TIMING)
-            self._images = self._owned(Buffer(context, int(np.prod(spec.input_shape(self._most)))))
+            self._images = self._owned(Buffer(context, int(np.prod(spec.input_shape(self.most)))))
             # Logits, then probabilities, each as large as the largest batch's: graphs hold their addresses.
-            self._probabilities_at = aligned(self._most * len(spec.labels) * FLOAT)
+            self._probabilities_at = aligned(self.most * len(spec.labels) * FLOAT)
             self._answers = self._owned(Buffer(context, 2 * self._probabilities_at, pinned=True))
             self._preprocessor = self._owned(Preprocessor(context, kernels, spec, self.stream))
             self._addresses = {
@@ -152,10 +153,9 @@ class Slot:
 
     def preprocess(self, pictures: Sequence[Picture]) -> Pixels:
         """Preprocess a batch alone, and read the network's input back, uint8 `[N, C, H, W]`."""
-        plan = self._preprocessor.stage(pictures)
-        self._preprocessor.launch(pictures, plan, self._images.address)
+        self._bring(pictures, no_mark)
         self.wait()
-        return read_back(self._context, self._images.address, plan.shape)
+        return read_back(self._context, self._images.address, self._spec.input_shape(len(pictures)))
 
     def run_profile(self, profile: int, images: Pixels) -> Outputs:
         """Run preprocessed images through one profile, whichever would be chosen for them, without a graph."""
@@ -173,6 +173,8 @@ class Slot:
 
     def _bring(self, batch: Pixels | Sequence[Picture], mark: Mark) -> None:
         """Fill the network's input."""
+        if not 1 <= len(batch) <= self.most:
+            raise ValueError(f"a batch of {len(batch)}; this slot takes 1 to {self.most}")
         if isinstance(batch, np.ndarray):
             self._preprocessor.copy(batch, self._images.address)
             mark("upload", self.stream)
