@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,10 +18,26 @@ LIBRARIES = (
     "simplejpeg",
     "onnxruntime",
     "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "pycuda",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
     "torch",
     "onnx",
     "safetensors",
 )
+# What `nvidia-smi` is asked, and how it is shown.
+SMI = {
+    "name": "",
+    "memory.total": "memory",
+    "compute_cap": "compute capability",
+    "driver_version": "driver",
+    "pcie.link.gen.current": "PCIe generation",
+    "pcie.link.width.current": "lanes",
+    "clocks.sm": "SM clock",
+    "clocks.max.sm": "of at most",
+}
 # What speeds an INT8 network up, in the order of their arrival.
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 
@@ -41,12 +58,12 @@ class Diagnosis:
     chosen: bool
 
 
-def diagnose() -> list[Diagnosis]:
+def diagnose(device: int = 0) -> list[Diagnosis]:
     """Open every backend with the shipped model, in the order in which `auto` tries them."""
     diagnoses: list[Diagnosis] = []
     for name in BACKENDS:
         try:
-            backend, file, _ = open_backend(name, None, Options(max_batch=1))
+            backend, file, _ = open_backend(name, None, Options(device=device))
         except FmengineError as error:
             diagnoses.append(Diagnosis(name, False, str(error), False))
             continue
@@ -64,6 +81,7 @@ def environment() -> dict[str, str]:
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": platform.platform(),
         **_cpu(),
+        **_gpus(),
         "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
     }
     for library in LIBRARIES:
@@ -88,6 +106,23 @@ def problems(facts: dict[str, str]) -> list[str]:
 def as_document(facts: dict[str, str], diagnoses: list[Diagnosis]) -> dict[str, Any]:
     """Everything, for `--json`."""
     return {"environment": facts, "backends": [asdict(d) for d in diagnoses], "problems": problems(facts)}
+
+
+def _gpus() -> dict[str, str]:
+    """What NVIDIA's own tool, which comes with the driver, says of each GPU."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"gpu": f"none that we know of: nvidia-smi does not run ({type(error).__name__})"}
+    if done.returncode:
+        return {"gpu": " ".join((done.stdout + done.stderr).split())}
+    return {
+        f"gpu {index}": ", ".join(
+            f"{label} {value.strip()}".strip() for label, value in zip(SMI.values(), line.split(","), strict=False)
+        )
+        for index, line in enumerate(done.stdout.splitlines())
+    }
 
 
 def _cpu() -> dict[str, str]:

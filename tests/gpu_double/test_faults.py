@@ -159,12 +159,15 @@ def test_a_lost_device_is_told_and_gives_no_label(operations):
         pass  # the gate is passed
     driver.set_fault("lose device after", driver.count("operations") + operations)
     given = []
-    with pytest.raises(DeviceError, match=r"GPU 0 failed: .*unspecified launch failure.*new process"):
+
+    def use_it() -> None:
         with Engine.load(shuffles.FP16, "tensorrt", max_batch=16) as engine:
             for _ in range(50):
-                for answer in engine.predict_many(shuffles.pictures(40), batch_size=8):
-                    assert not isinstance(answer, Failure)
-                    given.append(answer)
+                given.extend(engine.predict_many(shuffles.pictures(40), batch_size=8))
+
+    with pytest.raises(DeviceError, match=r"GPU 0 failed: .*unspecified launch failure.*new process"):
+        use_it()
+    assert not [answer for answer in given if isinstance(answer, Failure)]
     for index, answer in enumerate(given):
         assert answer.label == shuffles.expected(40)[index % 40].label
     assert not driver.live()

@@ -168,7 +168,7 @@ def test_a_tensor_on_the_host_is_read_like_an_array(engine):
 
 def test_the_cpu_says_that_it_cannot_read_a_gpu(engine):
     source = array("interface", engine, shuffles.pictures(1)[0])
-    with Engine.load(shuffles.FP16, "onnxruntime", threads=1) as cpu:
-        with pytest.raises(SourceError, match="lies in a GPU's memory; open the engine with backend='tensorrt'"):
-            cpu.predict(source)
+    cpu = Engine.load(shuffles.FP16, "onnxruntime", threads=1)
+    with pytest.raises(SourceError, match="lies in a GPU's memory; open the engine with backend='tensorrt'"):
+        cpu.predict(source)
     source.free()

@@ -62,6 +62,7 @@ def _threshold(context: click.Context, option: click.Parameter, value: str) -> f
     help="Answer `unsure` under this confidence, 0 to 1; `recommended` takes the model's own.  [default: never]",
 )
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
+@click.option("--device", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")
 @click.option(
     "--batch-size",
     type=click.IntRange(1, 4096),
@@ -83,6 +84,7 @@ def infer(
     model: str | None,
     unsure_below: float | Literal["recommended"],
     backend: str,
+    device: int,
     batch_size: int,
     threads: int,
 ) -> None:
@@ -99,7 +101,9 @@ def infer(
         _check_report(report, replace=overwrite or resume)
     paths = _first_or_error(_without(_paths(sources, folders), _written(output, report)), folders)
     with ExitStack() as stack:
-        engine = Engine.load(model, backend, max_batch=batch_size, threads=threads, unsure_below=unsure_below)
+        engine = Engine.load(
+            model, backend, device=device, max_batch=batch_size, threads=threads, unsure_below=unsure_below
+        )
         stack.enter_context(engine)
         file = None
         if output is not None:

@@ -63,7 +63,12 @@ def check_engine(profiles: Sequence[tuple[Profile, Run]], reference: Run, spec: 
 
 
 def check_kernel(
-    run: Callable[[Sequence[Pixels]], Pixels], spec: ModelSpec, batch: int, *, pictures: int = 64, seed: int = SEED
+    run: Callable[[Sequence[Pixels]], Pixels],
+    spec: ModelSpec,
+    batch: int,
+    *,
+    pictures: int = 64,
+    seed: int = SEED,
 ) -> None:
     """Hold the preprocessing kernel against its definition.
 
@@ -79,13 +84,13 @@ def check_kernel(
     """
     rng = np.random.default_rng(seed)
     for start in range(0, pictures, batch):
-        drawn = [_random_picture(rng) for _ in range(min(batch, pictures - start))]
+        drawn = [random_picture(rng) for _ in range(min(batch, pictures - start))]
         for index, (picture, found) in enumerate(zip(drawn, run(drawn), strict=True)):
             expected = preprocess(picture, spec.height, spec.width, spec.color, spec.fit)
             if wrong := int((found != expected).sum()):
                 raise GateError(
-                    f"the preprocessing kernel is refused: {wrong} levels of picture {start + index} (seed {seed}, "
-                    f"shape {picture.shape}) differ from the definition. Update the driver, and report it"
+                    f"the preprocessing kernel is refused: {wrong} levels of picture {start + index} (seed "
+                    f"{seed}, shape {picture.shape}) differ from the definition. Update the driver, and report it"
                 )
 
 
@@ -112,7 +117,7 @@ def gate_images(spec: ModelSpec) -> Pixels:
     return np.stack([preprocess(p, spec.height, spec.width, spec.color, spec.fit) for p in pictures])
 
 
-def _random_picture(rng: np.random.Generator) -> Pixels:
+def random_picture(rng: np.random.Generator) -> Pixels:
     """Uniform noise, on which every wrong weight shows."""
     height, width = (int(side) for side in np.exp(rng.uniform(0, np.log(300), 2)).round())
     return rng.integers(0, 256, (height, width) if rng.random() < 0.5 else (height, width, 3), np.uint8)

@@ -106,6 +106,7 @@ class Preprocessor:
         if self._arrival is not None:
             self._context.runtime.cuEventDestroy(self._arrival)
             self._arrival = None
+        self._stream = None
         self.done()
 
     def _geometry(self, picture: Picture, offset: int) -> Geometry:

@@ -74,6 +74,7 @@ class Slot:
     """Make, use and free it within the context.
 
     Attributes:
+        network: that it runs.
         most: the largest batch.
         graphs: the batch sizes that run as a CUDA graph.
         refusal: why they could not be captured, or nothing.
@@ -83,7 +84,7 @@ class Slot:
         self, context: Context, network: Networkable, kernels: Kernels, spec: ModelSpec, *, graphs: bool
     ) -> None:
         cuda = context.cuda
-        self._context, self._network, self._spec = context, network, spec
+        self._context, self.network, self._spec = context, network, spec
         self.most = max(profile.most for profile in network.profiles)
         self._batch = 0
         self._freed: list[Callable[[], None]] = []
@@ -192,7 +193,7 @@ class Slot:
 
     def _execution(self, count: int) -> Executable:
         """On the narrowest profile that takes the batch."""
-        profiles = self._network.profiles
+        profiles = self.network.profiles
         fitting = [index for index, profile in enumerate(profiles) if profile.least <= count <= profile.most]
         return self._executions[min(fitting, key=lambda index: profiles[index].most)]
 
@@ -207,9 +208,9 @@ class Slot:
 
         Preprocessing and copies stay outside: their shapes vary with the pictures.
         """
-        for index, profile in enumerate(self._network.profiles):
+        for index, profile in enumerate(self.network.profiles):
             count = profile.most
-            execution = self._owned(self._network.execution(index, self._addresses, self.stream))
+            execution = self._owned(self.network.execution(index, self._addresses, self.stream))
             execution.enqueue(count, self.stream)  # TensorRT must have run a shape before it is captured
             self.stream.synchronize()
             try:
