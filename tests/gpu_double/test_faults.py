@@ -7,19 +7,22 @@ from fmengine.errors import DeviceError
 
 from . import driver, mutants, shuffles
 
+DOWNLOAD = (
+    "        self._context.cuda.memcpy_dtoh_async(self._answers.host[:used], self._answers.address, self.stream)\n"
+)
+RECORD = "        self._finished.record(self.stream)\n"
+
 # What is changed, and where: waits, copies, buffers, descriptors, launches.
 MUTANTS = {
     "a dropped wait before the answers": ("gpu/slot.py", "        self._finished.synchronize()\n", ""),
     "the answers marked finished before they are copied": (
         "gpu/slot.py",
-        "        self._context.cuda.memcpy_dtoh_async(self._answers.host[:used], self._answers.address, self.stream)\n"
-        "        self._finished.record(self.stream)\n",
-        "        self._finished.record(self.stream)\n"
-        "        self._context.cuda.memcpy_dtoh_async(self._answers.host[:used], self._answers.address, self.stream)\n",
+        DOWNLOAD + RECORD,
+        RECORD + DOWNLOAD,
     ),
     "a dropped copy of the answers": (
         "gpu/slot.py",
-        "        self._context.cuda.memcpy_dtoh_async(self._answers.host[:used], self._answers.address, self.stream)\n",
+        DOWNLOAD,
         "",
     ),
     "a short copy of the answers": ("gpu/slot.py", "self._answers.host[:used]", "self._answers.host[: used - 4]"),

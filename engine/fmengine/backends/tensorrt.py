@@ -7,6 +7,7 @@ against the CPU's answers before it may give any.
 import hashlib
 import json
 import logging
+from functools import partial
 from typing import ClassVar
 
 from ..gpu.backend import GpuBackend
@@ -87,10 +88,7 @@ class TensorRtBackend(GpuBackend):
         reference = OnnxRuntimeBackend.open(self._model, Options())
         try:
             return check_engine(
-                [
-                    (profile, lambda images, index=index: slot.run_profile(index, images))  # type: ignore[misc]
-                    for index, profile in enumerate(network.profiles)
-                ],
+                [(profile, partial(slot.run_profile, index)) for index, profile in enumerate(network.profiles)],
                 reference.run,
                 self.spec,
             )

@@ -51,6 +51,8 @@ def doctor(
     pictures: int,
 ) -> None:
     """Show the machine, its libraries, which backends work and why not, and what `auto` takes."""
+    if verify:
+        _check_backend(backend)
     facts, diagnoses = environment(), diagnose(device)
     document = as_document(facts, diagnoses)
     if not as_json:
@@ -84,12 +86,16 @@ def _show(facts: dict[str, str], diagnoses: list[Diagnosis]) -> None:
         click.echo(f"problem: {problem}")
 
 
-def _verify(backend: str, model: str | None, device: int, pictures: int, soak: float) -> dict[str, Any]:
-    from ..gpu.verify import GPU_BACKENDS, Effort, Proof, summarise
-    from ..gpu.verify import verify as run
+def _check_backend(backend: str) -> None:
+    from ..gpu.verify import GPU_BACKENDS
 
     if backend not in ("auto", *GPU_BACKENDS):
         raise click.UsageError(f"{backend} runs on the CPU; --verify proves {', '.join(GPU_BACKENDS)}")
+
+
+def _verify(backend: str, model: str | None, device: int, pictures: int, soak: float) -> dict[str, Any]:
+    from ..gpu.verify import GPU_BACKENDS, Effort, Proof, summarise
+    from ..gpu.verify import verify as run
 
     def tell(proof: Proof) -> None:
         click.echo(f"{proof.verdict:8} {proof.name} ({proof.seconds} s): {proof.detail}", err=True)

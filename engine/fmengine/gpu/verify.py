@@ -96,6 +96,149 @@ def verify(
             f"preprocessing kernel under compute-sanitizer {tool}",
             partial(_sanitize, tool, device, effort.sanitized),
         )
+    chosen = _Chosen(name, model, device)
+    prove("engine against the CPU, in every profile", lambda: _parity(chosen))
+    prove("one answer in any batch", lambda: _composition(chosen))
+    prove("CUDA graphs on and off", lambda: _graphs(chosen))
+    prove("1 to 4 streams", lambda: _streams(chosen))
+    prove(f"soak of {effort.soak:g} seconds", lambda: _soak(chosen, effort.soak))
+    return proofs
+
+
+def summarise(proofs: Sequence[Proof]) -> Literal["passed", "failed", "incomplete"]:
+    """Of all proofs together."""
+    verdicts = {proof.verdict for proof in proofs}
+    if "failed" in verdicts:
+        return "failed"
+    return "incomplete" if "not run" in verdicts or not proofs else "passed"
+
+
+def _outcome(run: Callable[[], str]) -> tuple[Verdict, str]:
+    try:
+        return "passed", run()
+    except NotRun as reason:
+        return "not run", str(reason)
+    except (GateError, DeviceError, AssertionError) as error:
+        return "failed", str(error)
+    except BackendError as error:  # the machine lacks something
+        return "not run", str(error)
+
+
+class _Chosen:
+    """The backend under proof, opened with what each proof asks for."""
+
+    def __init__(self, name: str, model: str | None, device: int) -> None:
+        self.names = GPU_BACKENDS if name == "auto" else (name,)
+        self.model, self.device = model, device
+
+    @contextmanager
+    def open(self, *, streams: int = 2, graphs: bool = True) -> Iterator[tuple[GpuBackend, ModelFile]]:
+        """The first that this machine has. Raises NotRun if it has none."""
+        options = Options(device=self.device, max_batch=MOST, streams=streams, graphs=graphs)
+        reasons = []
+        for name in self.names:
+            try:
+                backend, file, _ = open_backend(name, self.model, options)
+            except (GateError, DeviceError):
+                raise
+            except BackendError as error:
+                reasons.append(f"{name}: {error}")
+                continue
+            assert isinstance(backend, GpuBackend)
+            try:
+                yield backend, file
+            finally:
+                backend.close()
+            return
+        raise NotRun("; ".join(reasons))
+
+
+def _kernel(device: int, model: str | None, pictures: int) -> str:
+    """Without any network: the kernel, its buffers and its stream alone."""
+    spec = load_model_file(resolve(model, ("fp16", "fp32", "int8"))).spec
+    context = Context(device)
+    opened: list[Callable[[], None]] = []
+
+    def release() -> None:
+        while opened:
+            opened.pop()()
+
+    try:
+        with context.use():
+            check_kernel(_alone(context, spec, opened), spec, MOST, pictures=pictures, seed=SEED)
+    finally:
+        context.close(release)
+    return f"{pictures:,} random pictures of 1 to 300 pixels a side, no level differs"
+
+
+def _alone(
+    context: Context, spec: ModelSpec, opened: list[Callable[[], None]]
+) -> Callable[[Sequence[Pixels]], Pixels]:
+    """A preprocessor on a stream of its own; what must be given back is added to `opened`."""
+    kernels = Kernels(context)
+    opened.append(kernels.free)
+    streams = [context.cuda.Stream(context.runtime.CUstream_flags.CU_STREAM_NON_BLOCKING.value)]
+    opened.append(streams.clear)
+    preprocessor = Preprocessor(context, kernels, spec, streams[0])
+    opened.append(preprocessor.free)
+    images = Buffer(context, int(np.prod(spec.input_shape(MOST))))
+    opened.append(images.free)
+
+    def run(batch: Sequence[Pixels]) -> Pixels:
+        preprocessor.launch(batch, preprocessor.stage(batch), images.address)
+        streams[0].synchronize()
+        return read_back(context, images.address, spec.input_shape(len(batch)))
+
+    return run
+
+
+def _sanitize(tool: str, device: int, pictures: int) -> str:
+    """The same in a process under one of compute-sanitizer's tools."""
+    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=_toolkit())
+    if found is None:
+        raise NotRun("compute-sanitizer is not installed; it comes with the CUDA toolkit")
+    Context(device).close(lambda: None)  # without a GPU, say that
+    command = [found, "--tool", tool, "--error-exitcode", "9"]
+    command += [sys.executable, "-m", __name__, str(device), str(pictures)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise AssertionError(f"exit status {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+    return f"{pictures} pictures, no finding"
+
+
+def _toolkit() -> str:
+    return str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")
+
+
+def _parity(chosen: _Chosen) -> str:
+    with chosen.open() as (backend, file):
+        reference = OnnxRuntimeBackend.open(file, Options())
+
+        def check(slot: Slot) -> str:
+            profiles = [
+                (profile, partial(slot.run_profile, index)) for index, profile in enumerate(slot.network.profiles)
+            ]
+            passed = check_engine(profiles, reference.run, file.spec)
+            rows = ", ".join(f"profile {p.profile} batch {p.batch}: {p.largest:.2g}" for p in passed)
+            return f"{backend.name}: largest difference of a probability, {rows}"
+
+        with backend.context.use():
+            return backend.pool.with_slot(check)
+
+
+def _composition(chosen: _Chosen) -> str:
+    with chosen.open() as (backend, file):
+        images = gate_images(file.spec)
+        whole = backend.run(images).probabilities
+        largest = 0.0
+        for size in (1, 2, 7, 33):
+            parts = [backend.run(images[start : start + size]) for start in range(0, len(images), size)]
+            found = np.concatenate([part.probabilities for part in parts])
+            _same_labels(found, whole, f"batches of {size}")
+            largest = max(largest, float(np.abs(found - whole).max()))
+        return (
+            f"{len(images)} pictures in batches of 1, 2, 7, 33 and {MOST}: the same labels, {largest:.2g} at most"
+        )
 
 
 def _graphs(chosen: _Chosen) -> str:
