@@ -11,6 +11,7 @@ DEMO := .cache/demo
 CASES ?= 20000
 SEED ?= 7
 PILLOWS := 11 12 13
+CUDA_HEADERS := .cache/cuda
 TENSORRTS := .cache/tensorrt/10.12.0.36 .cache/tensorrt/11.4.0.106
 
 help:
@@ -57,7 +58,18 @@ lint: $(VENV)/develop
 	@$(PIP) --target $@.partial --no-deps --upgrade tensorrt_cu12_bindings==$*
 	@mv $@.partial $@
 
-test: lint $(DEMO)/pictures $(TENSORRTS)
+# NVIDIA's headers, from its wheels; with them pycuda is built over the test double of the driver (a minute).
+$(CUDA_HEADERS): constraints.txt | $(VENV)/runtime
+	@rm -rf $@ $@.partial
+	@$(PIP) --target $@.partial --no-deps nvidia-cuda-runtime nvidia-cuda-profiler-api
+	@mv $@.partial $@ && touch $@
+
+$(VENV)/pycuda: $(VENV)/develop $(CUDA_HEADERS)
+	@echo "building pycuda over the test double of the driver …"
+	@$(PIP) "$$($(BIN)/python -m tests.gpu_double.build .cache/gpu_double)"
+	@touch $@
+
+test: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda
 	$(BIN)/pytest
 
 # Where g++ is, no GPU is needed: the kernel is compiled for the CPU.

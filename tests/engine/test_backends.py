@@ -35,7 +35,10 @@ def test_an_unknown_backend_lists_the_alternatives():
 def test_auto_takes_the_first_that_works_and_keeps_the_reasons():
     with Engine.load() as engine:
         assert engine.backend.name == "onnxruntime"
-        assert engine.attempts == (Attempt("broken", "no such device"), Attempt("onnxruntime", ""))
+        assert engine.attempts[0] == Attempt("broken", "no such device")
+        assert engine.attempts[-1] == Attempt("onnxruntime", "")
+        assert [attempt.name for attempt in engine.attempts] == ["broken", *list(backends.BACKENDS)[1:]]
+        assert all(attempt.reason for attempt in engine.attempts[:-1])
 
 
 @pytest.mark.usefixtures("with_broken_first")
@@ -60,7 +63,7 @@ def test_a_file_of_a_precision_that_the_backend_lacks_is_refused(monkeypatch):
     monkeypatch.setattr(OnnxRuntimeBackend, "precisions", ("fp32",))
     path = backends.resolve(None, ("int8",))
     with pytest.raises(ModelError, match="is int8, which onnxruntime does not run; it needs fp32"):
-        Engine.load(path)
+        Engine.load(path, "onnxruntime")
 
 
 def test_a_model_that_takes_no_such_batch_is_refused(monkeypatch):

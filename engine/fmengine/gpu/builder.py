@@ -24,8 +24,7 @@ from .device import Gpu
 Library = Literal["tensorrt", "tensorrt_rtx"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 INSTALL = {
-    # Its libraries come from NVIDIA's own package index, so that it can be in no extra.
-    "tensorrt": "pip install tensorrt cuda-bindings",
+    "tensorrt": "pip install 'fmengine[gpu]'",
     "tensorrt_rtx": "pip install 'fmengine[rtx]'",
 }
 OLDEST = {"tensorrt": (10, 12), "tensorrt_rtx": (1, 7)}

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..backends import Options, Outputs, open_backend
 from ..backends.onnxruntime import OnnxRuntimeBackend
-from ..errors import BackendError, DeviceError, FmengineError
+from ..errors import BackendError, DeviceError
 from ..model_file import ModelFile, ModelSpec, load_model_file, resolve
 from ..preprocess import Pixels
 from .backend import GpuBackend

@@ -241,7 +241,7 @@ def test_a_missing_library_is_told_with_the_command(monkeypatch: pytest.MonkeyPa
         raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
     monkeypatch.setattr(builder, "import_module", missing)
-    with pytest.raises(UnavailableError, match=r"libnvinfer.so.11.*pip install tensorrt cuda-bindings"):
+    with pytest.raises(UnavailableError, match=r"libnvinfer.so.11.*pip install 'fmengine\[gpu\]'"):
         load_library("tensorrt")
 
 

@@ -1,4 +1,4 @@
-"""Every name of TensorRT's API that the builder uses exists in the real bindings of 10.12 and 11.4.
+"""Every name of TensorRT's API that builder and runtime use exists in the real bindings of 10.12 and 11.4.
 
 The bindings import with empty libraries in place of TensorRT's own, which only NVIDIA's index has. This is
 about names alone.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.gpu import builder
+from fmengine.gpu import builder, network
 
 pytestmark = pytest.mark.timeout(60)
 BINDINGS = Path(__file__).parents[3] / ".cache" / "tensorrt"
@@ -28,6 +28,9 @@ CLASSES = {
     "tensor": "ITensor",
     "made": "IOptimizationProfile",
     "learned": "ITimingCache",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
 }
 # In TensorRT-RTX alone; the builder asks which it has.
 RTX_ONLY = {
@@ -39,12 +42,16 @@ RTX_ONLY = {
 
 def names_used() -> set[str]:
     """`Class.attribute` for the variables above, and dotted names below `library`."""
-    tree = ast.parse(Path(builder.__file__).read_text(encoding="utf-8"))
+    nodes = [
+        node
+        for module in (builder, network)
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8")))
+    ]
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Attribute):
-            root, *rest = ast.unparse(node).split(".")
-            if root == "library" and not rest[0].startswith("__"):
+            root, *rest = ast.unparse(node).removeprefix("self._").split(".")
+            if rest and root in ("library", "trt") and not rest[0].startswith("__"):
                 found.add(".".join(part for part in rest if part.isidentifier()))
             elif root in CLASSES and len(rest) == 1 and rest[0].isidentifier():
                 found.add(f"{CLASSES[root]}.{rest[0]}")
