@@ -139,7 +139,7 @@ def decode_bytes(data: bytes, color: Color, limits: Limits) -> Pixels:
     if not data:
         raise SourceError(Kind.EMPTY, "the file is empty; expected an encoded picture")
     _check_bytes(len(data), limits)
-    if data[:3] == b"\xff\xd8\xff" and (pixels := _plain_jpeg(data, color, limits)) is not None:
+    if (pixels := _plain_jpeg(data, color, limits)) is not None:
         return pixels
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
@@ -153,18 +153,39 @@ def decode_bytes(data: bytes, color: Color, limits: Limits) -> Pixels:
         return _guarded(image, color, limits)
 
 
+def is_plain_jpeg(data: bytes, limits: Limits) -> bool:
+    """Whether the header is that of a gray or YCbCr JPEG.
+
+    Raises:
+        SourceError: if it is over the limits.
+    """
+    if data[:3] != b"\xff\xd8\xff":
+        return False
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    if colorspace not in ("Gray", "YCbCr"):
+        return False
+    _check_bytes(len(data), limits)
+    _check_pixels(width, height, limits)
+    return True
+
+
+def may_be_turned(data: bytes) -> bool:
+    """Whether a JPEG may name an orientation: in its Exif block, or as text in its XMP block."""
+    return b"Exif\0\0" in data or b"tiff:Orientation" in data
+
+
 def _plain_jpeg(data: bytes, color: Color, limits: Limits) -> Pixels | None:
     """Decode by libjpeg-turbo, or None where Pillow must decide: unusual colours, or any warning."""
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in ("Gray", "YCbCr"):
+        if not is_plain_jpeg(data, limits):
             return None
-        _check_pixels(width, height, limits)
         pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if color == "gray" else "RGB", strict=True)
     except ValueError:
         return None
-    # The tag stands in the Exif block, or as text in the XMP block; Pillow reads either.
-    if b"Exif\0\0" in data or b"tiff:Orientation" in data:
+    if may_be_turned(data):
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from .backends import Attempt, Backend, Options, PictureBackend, open_backend
-from .decode import Channels, Limits, Source, decode, on_gpu
-from .errors import FmengineError, Kind, SourceError
+from .decode import Channels, Limits, Source, decode, is_plain_jpeg, may_be_turned, on_gpu, read_file
+from .errors import FmengineError, Kind, SourceError, UnavailableError
 from .model_file import ModelFile, ModelSpec
 from .prediction import UNSURE, Failure, Prediction
 from .preprocess import Pixels, preprocess
@@ -69,6 +69,7 @@ class Engine:
         workers: int = 0,
         limits: Limits | None = None,
         unsure_below: float | Literal["recommended"] = 0.0,
+        jpeg: Literal["cpu", "gpu"] = "cpu",
     ) -> Self:
         """Load a model and warm it up.
 
@@ -83,6 +84,7 @@ class Engine:
             limits: what a picture may cost before it is refused.
             unsure_below: the label is `unsure` where the confidence is less; `recommended` takes the
                 threshold that the model file names, 0 answers always.
+            jpeg: where JPEG files are decoded. A GPU's pixels may differ from the CPU's by some levels.
 
         Raises:
             ModelError: for a model file that cannot be used.
@@ -94,8 +96,15 @@ class Engine:
             )
         if unsure_below != "recommended" and not 0 <= unsure_below <= 1:
             raise ValueError(f"unsure_below {unsure_below}; expected a confidence from 0 to 1, or 'recommended'")
-        options = Options(device=device, max_batch=max_batch, threads=threads)
+        if jpeg not in ("cpu", "gpu"):
+            raise ValueError(f"jpeg {jpeg!r}; expected 'cpu' or 'gpu'")
+        options = Options(device=device, max_batch=max_batch, threads=threads, jpeg=jpeg)
         opened, file, attempts = open_backend(backend, None if model is None else str(model), options)
+        if jpeg == "gpu" and not isinstance(opened, PictureBackend):
+            opened.close()
+            raise UnavailableError(
+                f"{opened.name} decodes no JPEG on a GPU: leave jpeg at 'cpu', or see fmengine doctor"
+            )
         return cls(
             opened,
             file,
@@ -171,7 +180,13 @@ class Engine:
             return self.prepare(source, channels=channels)
         if on_gpu(source):
             return self.backend.admit(source, channels)
+        if isinstance(source, str | os.PathLike):
+            source = read_file(source, self.limits)
         try:
+            if isinstance(source, bytes) and is_plain_jpeg(source, self.limits) and not may_be_turned(source):
+                picture = self.backend.decode_jpeg(source)
+                if picture is not None:
+                    return picture
             return decode(source, self.spec.color, self.limits, channels)
         except MemoryError as error:
             raise SourceError(Kind.TOO_LARGE, f"too large to decode: {error}") from error

@@ -7,7 +7,7 @@ providers name what a library was compiled with, not what runs.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,7 @@ class Options:
         max_batch: the largest batch that will be asked for.
         threads: of the network on a CPU; 0 lets the library decide.
         streams: batches under way at once on a GPU, so that one's copies overlap another's work.
+        jpeg: where JPEG files are decoded, `cpu` or `gpu`.
         graphs: whether a GPU's network is launched as a CUDA graph where its batch size allows it.
     """
 
@@ -57,6 +58,7 @@ class Options:
     max_batch: int = 64
     threads: int = 0
     streams: int = 2
+    jpeg: Literal["cpu", "gpu"] = "cpu"
     graphs: bool = True
 
 
@@ -95,6 +97,10 @@ class PictureBackend(Backend, Protocol):
 
     def admit(self, source: object, channels: Channels) -> "DevicePicture":
         """Take a picture that is in its memory. Raises SourceError for one that it cannot read there."""
+        ...
+
+    def decode_jpeg(self, data: bytes) -> "DevicePicture | None":
+        """Decode a plain JPEG where the network is, if that was asked for and is possible."""
         ...
 
     def run_pictures(self, pictures: "Sequence[Picture]") -> Outputs:

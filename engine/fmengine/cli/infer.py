@@ -62,6 +62,13 @@ def _threshold(context: click.Context, option: click.Parameter, value: str) -> f
     help="Answer `unsure` under this confidence, 0 to 1; `recommended` takes the model's own.  [default: never]",
 )
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
+@click.option(
+    "--jpeg",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Where JPEG files are decoded; a GPU's pixels may differ by some levels.",
+)
 @click.option("--device", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")
 @click.option(
     "--batch-size",
@@ -84,6 +91,7 @@ def infer(
     model: str | None,
     unsure_below: float | Literal["recommended"],
     backend: str,
+    jpeg: Literal["cpu", "gpu"],
     device: int,
     batch_size: int,
     threads: int,
@@ -102,7 +110,13 @@ def infer(
     paths = _first_or_error(_without(_paths(sources, folders), _written(output, report)), folders)
     with ExitStack() as stack:
         engine = Engine.load(
-            model, backend, device=device, max_batch=batch_size, threads=threads, unsure_below=unsure_below
+            model,
+            backend,
+            device=device,
+            max_batch=batch_size,
+            threads=threads,
+            unsure_below=unsure_below,
+            jpeg=jpeg,
         )
         stack.enter_context(engine)
         file = None

@@ -12,6 +12,7 @@ from ..preprocess import Pixels
 from .cache import Cache
 from .context import Context
 from .device import describe_gpu
+from .jpeg import JpegDecoder
 from .memory import NoRoomError
 from .pictures import DevicePicture, Picture, device_picture
 from .pool import Pool, make_slots
@@ -41,6 +42,9 @@ class GpuBackend:
             with self.context.use():
                 kernels = Kernels(self.context, Cache())
                 opened.append(kernels.free)
+                self._jpeg = JpegDecoder(self.context, self.spec.color) if options.jpeg == "gpu" else None
+                if self._jpeg is not None:
+                    opened.append(self._jpeg.free)
                 network = self._network(model, options)
                 opened.append(network.close)
                 slots = make_slots(
@@ -80,6 +84,13 @@ class GpuBackend:
         with self.context.use():
             return device_picture(source, self.context, channels)
 
+    def decode_jpeg(self, data: bytes) -> DevicePicture | None:
+        if self._jpeg is None:
+            return None
+        with self.context.use():
+            image = self._jpeg.decode(data)
+            return None if image is None else device_picture(image, self.context, "rgb")
+
     def run_pictures(self, pictures: Sequence[Picture]) -> Outputs:
         try:
             with self.context.use():
@@ -106,6 +117,7 @@ class GpuBackend:
             "driver": self.gpu.driver,
             "streams": str(self._lanes),
             "cuda graphs": self._graphs,
+            "jpeg": "gpu" if self._jpeg else "cpu",
         }
 
     def close(self) -> None:

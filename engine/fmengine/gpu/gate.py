@@ -101,7 +101,12 @@ def batch_sizes(profile: Profile) -> list[int]:
 
 
 def gate_images(spec: ModelSpec) -> Pixels:
-    """256 seeded pictures and a portrait, preprocessed, uint8 `[257, C, H, W]`.
+    """`gate_pictures`, preprocessed, uint8 `[257, C, H, W]`."""
+    return np.stack([preprocess(p, spec.height, spec.width, spec.color, spec.fit) for p in gate_pictures()])
+
+
+def gate_pictures() -> list[Pixels]:
+    """256 seeded pictures and a portrait, uint8 `[H, W, 3]`.
 
     The seeded ones are noise at a random coarseness and contrast: together they drive every layer through its
     range, which faces alone would not.
@@ -114,7 +119,7 @@ def gate_images(spec: ModelSpec) -> Pixels:
         pictures.append(levels.clip(0, 255).astype(np.uint8))
     portrait = resources.files(__package__).joinpath("portrait.png").read_bytes()
     pictures.append(np.asarray(Image.open(BytesIO(portrait)).convert("RGB")))
-    return np.stack([preprocess(p, spec.height, spec.width, spec.color, spec.fit) for p in pictures])
+    return pictures
 
 
 def random_picture(rng: np.random.Generator) -> Pixels:

@@ -3,6 +3,7 @@
 Each is passed, failed, or not run with the reason; a report with one that was not run never says that all is well.
 """
 
+import io
 import os
 import shutil
 import subprocess
@@ -17,15 +18,17 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ..backends import Options, Outputs, open_backend
 from ..backends.onnxruntime import OnnxRuntimeBackend
+from ..decode import Limits, decode_bytes
 from ..errors import BackendError, DeviceError
 from ..model_file import ModelFile, ModelSpec, load_model_file, resolve
 from ..preprocess import Pixels
 from .backend import GpuBackend
 from .context import Context
-from .gate import GateError, check_engine, check_kernel, gate_images, random_picture
+from .gate import GateError, check_engine, check_kernel, gate_images, gate_pictures, random_picture
 from .memory import Buffer
 from .preprocessor import Kernels, Preprocessor, read_back
 from .slot import Slot
@@ -101,6 +104,7 @@ def verify(
     prove("one answer in any batch", lambda: _composition(chosen))
     prove("CUDA graphs on and off", lambda: _graphs(chosen))
     prove("1 to 4 streams", lambda: _streams(chosen))
+    prove("JPEG files decoded on the GPU", lambda: _jpeg(chosen))
     prove(f"soak of {effort.soak:g} seconds", lambda: _soak(chosen, effort.soak))
     return proofs
 
@@ -132,9 +136,11 @@ class _Chosen:
         self.model, self.device = model, device
 
     @contextmanager
-    def open(self, *, streams: int = 2, graphs: bool = True) -> Iterator[tuple[GpuBackend, ModelFile]]:
+    def open(
+        self, *, streams: int = 2, graphs: bool = True, jpeg: Literal["cpu", "gpu"] = "cpu"
+    ) -> Iterator[tuple[GpuBackend, ModelFile]]:
         """The first that this machine has. Raises NotRun if it has none."""
-        options = Options(device=self.device, max_batch=MOST, streams=streams, graphs=graphs)
+        options = Options(device=self.device, max_batch=MOST, streams=streams, graphs=graphs, jpeg=jpeg)
         reasons = []
         for name in self.names:
             try:
@@ -262,6 +268,33 @@ def _streams(chosen: _Chosen) -> str:
                 rounds = list(threads.map(backend.run_pictures, [pictures] * streams))
             answers += rounds
     return _same_bits(answers)
+
+
+def _jpeg(chosen: _Chosen) -> str:
+    """How far the GPU's decoder is from the CPU's: no difference is promised, no label may flip."""
+    files = jpeg_files()
+    with chosen.open(jpeg="gpu") as (backend, file):
+        spec, limits = file.spec, Limits()
+        pictures = [backend.decode_jpeg(data) for data in files]
+        if refused := sum(picture is None for picture in pictures):
+            raise NotRun(f"nvImageCodec decodes {len(files) - refused} of {len(files)} files")
+        found = backend.run_pictures([picture for picture in pictures if picture is not None])
+        expected = backend.run_pictures([decode_bytes(data, spec.color, limits) for data in files])
+        _same_labels(found.probabilities, expected.probabilities, "JPEG files")
+        same = int((found.logits == expected.logits).all(axis=1).sum())
+        largest = float(np.abs(found.probabilities - expected.probabilities).max())
+        return f"{len(files)} files: {same} have the same bits, no label flips, {largest:.2g} at most"
+
+
+def jpeg_files() -> list[bytes]:
+    """The portrait and noise as JPEG files of many qualities, sizes and chroma samplings."""
+    files = []
+    for index, picture in enumerate(gate_pictures()[-64:]):
+        image = Image.fromarray(picture).resize((40 + 3 * index, 50 + 2 * index))
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=30 + index, subsampling=index % 3)
+        files.append(file.getvalue())
+    return files
 
 
 def _soak(chosen: _Chosen, seconds: float) -> str:
