@@ -101,7 +101,11 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
             "the picture lies in a GPU's memory; open the engine with backend='tensorrt', or give a NumPy array",
         )
     if hasattr(source, "__dlpack_device__"):
-        return _from_array(np.from_dlpack(cast(Any, source)), limits, channels)
+        try:
+            array = np.from_dlpack(cast(Any, source))
+        except Exception as error:  # of the library that holds it, such as for a tensor that needs gradients
+            raise SourceError(Kind.UNSUPPORTED, f"its library does not hand the picture over: {error}") from error
+        return _from_array(array, limits, channels)
     raise SourceError(
         Kind.UNSUPPORTED,
         f"cannot take a {type(source).__name__} as a picture; give a path, encoded bytes, a NumPy array "
@@ -111,10 +115,12 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
 
 def on_gpu(source: object) -> bool:
     """Whether a source lies in a GPU's memory."""
-    if isinstance(source, np.ndarray):
+    if isinstance(source, np.ndarray | str | bytes):
         return False
     device = getattr(source, "__dlpack_device__", None)
-    return hasattr(source, "__cuda_array_interface__") or (device is not None and device()[0] != DLPACK_CPU)
+    if device is not None:
+        return bool(device()[0] != DLPACK_CPU)
+    return hasattr(source, "__cuda_array_interface__")
 
 
 def read_file(path: str | os.PathLike[str], limits: Limits) -> bytes:

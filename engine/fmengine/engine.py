@@ -197,10 +197,7 @@ class Engine:
         answering = ThreadPoolExecutor(lanes, thread_name_prefix="fmengine-answer")
         try:
             batches: deque[Future[list[Prediction | Failure]]] = deque()
-            while batch := [
-                (source, decoding.submit(self._decode_or_fail, source, channels))
-                for source in islice(sources, size)
-            ]:
+            for batch in self._batches(sources, size, channels, decoding):
                 batches.append(answering.submit(self._finish, batch))
                 if len(batches) >= BATCHES_AHEAD + lanes:
                     yield from batches.popleft().result()
@@ -209,6 +206,21 @@ class Engine:
         finally:
             for pool in (decoding, answering):  # what runs is waited for, what waits is dropped
                 pool.shutdown(cancel_futures=True)
+
+    def _batches(
+        self, sources: Iterator[Source], size: int, channels: Channels, decoding: ThreadPoolExecutor
+    ) -> "Iterator[list[tuple[Source, Future[Picture | Failure]]]]":
+        """Sources, and their pictures to come. What is on a GPU is admitted in this thread, which made it."""
+        while batch := list(islice(sources, size)):
+            pictures = []
+            for source in batch:
+                if isinstance(self.backend, PictureBackend) and on_gpu(source):
+                    picture: Future[Picture | Failure] = Future()
+                    picture.set_result(self._decode_or_fail(source, channels))
+                else:
+                    picture = decoding.submit(self._decode_or_fail, source, channels)
+                pictures.append((source, picture))
+            yield pictures
 
     def _decode_or_fail(self, source: Source, channels: Channels) -> "Picture | Failure":
         try:

@@ -28,6 +28,10 @@ class BackendError(FmengineError):
     """A backend cannot answer on this machine. `auto` takes another; one asked for by name is this error."""
 
 
+class RefusedModelError(BackendError, ModelError):
+    """A backend does not run this model file; another may."""
+
+
 class UnavailableError(BackendError):
     """This machine lacks what was asked for: a library, a device, a driver."""
 
@@ -38,6 +42,10 @@ class DeviceError(BackendError):
     """A GPU failed at work, or has no room for it."""
 
     exit_code = 4
+
+
+class NoRoomError(DeviceError):
+    """A GPU, or the host, has no room for a buffer. A smaller batch may fit."""
 
 
 class Kind(StrEnum):

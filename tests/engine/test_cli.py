@@ -304,7 +304,12 @@ def whole(many) -> list[str]:
 def test_interrupted_run_goes_on(many, whole, tmp_path, number):
     output = tmp_path / "x.jsonl"
     arguments = ["infer", "--batch", str(many), "--output", str(output), "--batch-size", "4"]
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, env=environment())
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stderr=subprocess.PIPE,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     while process.poll() is None and not (output.exists() and output.stat().st_size):
         time.sleep(0.002)
     process.send_signal(number)

@@ -16,6 +16,8 @@ DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 class DeviceArray:
     """A picture that a stream of its own writes, late: whoever reads before is wrong."""
 
+    flags = 1  # non-blocking
+
     def __init__(self, context: Context, pixels: np.ndarray, *, padding: int = 0) -> None:
         rows = pixels.reshape(len(pixels), -1)
         padded = np.pad(rows, ((0, 0), (0, padding)))
@@ -25,7 +27,7 @@ class DeviceArray:
             self.memory = cuda.mem_alloc(padded.nbytes)
             self.pinned = cuda.pagelocked_empty(padded.shape, padded.dtype)
             self.pinned[...] = padded
-            self.stream = cuda.Stream(1)  # non-blocking
+            self.stream = cuda.Stream(self.flags)
             cuda.memcpy_htod_async(self.memory, self.pinned, self.stream)
 
     def free(self) -> None:
@@ -51,22 +53,35 @@ class CudaArray(DeviceArray):
         }
 
 
-class DlpackArray(DeviceArray):
-    """Over DLPack. `deleted` counts the capsules that were given back."""
+class LegacyArray(DeviceArray):
+    """Over version 2 of `__cuda_array_interface__`: it names no stream, and means the default one."""
 
-    deleted = 0
-    device = (2, 0)
+    flags = 0  # the default stream waits for it
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        address = (int(self.memory), False)
+        return {
+            "shape": self.shape,
+            "strides": self.strides,
+            "typestr": self.dtype.str,
+            "data": address,
+            "version": 2,
+        }
+
+
+class DlpackArray(DeviceArray):
+    """Over DLPack."""
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.device
+        return (2, self.context.index)
 
     def __dlpack__(self, *, stream: int | None = None) -> Any:
-        if stream != -1:  # make the reader's stream wait
-            driver = self.context.runtime
-            _, event = driver.cuEventCreate(2)
-            driver.cuEventRecord(event, self.stream.handle)
-            driver.cuStreamWaitEvent(stream, event, 0)
-            driver.cuEventDestroy(event)
+        driver = self.context.runtime  # make the reader's stream wait
+        _, event = driver.cuEventCreate(2)
+        driver.cuEventRecord(event, self.stream.handle)
+        driver.cuStreamWaitEvent(stream, event, 0)
+        driver.cuEventDestroy(event)
         return self.capsule(lambda: None)
 
     def capsule(self, deleted: Callable[[], None]) -> Any:
@@ -77,7 +92,7 @@ class DlpackArray(DeviceArray):
         shape = (ctypes.c_int64 * len(self.shape))(*self.shape)
         strides = (ctypes.c_int64 * len(self.shape))(*(stride // item for stride in self.strides))
         code = {"i": 0, "u": 1, "f": 2}[self.dtype.kind]
-        kind, index = self.device
+        kind, index = self.__dlpack_device__()
         tensor = Tensor(int(self.memory), kind, index, len(self.shape), code, 8 * item, 1, shape, strides, 0)
         managed = Managed(tensor, None, DELETER(lambda pointer: deleted()))
         new = ctypes.pythonapi.PyCapsule_New

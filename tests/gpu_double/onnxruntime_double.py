@@ -26,12 +26,13 @@ class Binding:
 
 
 class Session:
-    def __init__(self, model: bytes, settings: Any, providers: list[Any]) -> None:
+    def __init__(self, model: bytes, settings: Any, providers: list[Any], enable_fallback: int = 1) -> None:
         if providers == [CPU]:
             self.stream = None
         else:
             ((name, options),) = providers
             assert name == CUDA
+            assert not enable_fallback
             self.stream = int(options["user_compute_stream"])
         self.session = Real(model, settings, providers=[CPU])
 

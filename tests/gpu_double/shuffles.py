@@ -17,6 +17,9 @@ from fmengine.preprocess import Pixels
 
 from . import driver
 
+if driver.FOUND:
+    from .device_array import CudaArray
+
 DEMO = Path(__file__).parents[2] / ".cache" / "demo" / "pictures"
 FP16 = resolve(None, ("fp16",))
 NEAR = 1e-6  # between the CPU's answers and those of the same library behind the double
@@ -59,7 +62,7 @@ def check(answers: Sequence[object], count: int) -> None:
 
 
 def shuffle(seed: int, count: int, backend: str = "tensorrt") -> None:
-    """One order: every picture through `predict_many`, the bare network, and `predict`."""
+    """One order: every picture through `predict_many`, the bare network, `predict`, and some in device memory."""
     print(f"seed {seed}")
     driver.shuffle(seed)
     before = driver.live()
@@ -72,6 +75,12 @@ def shuffle(seed: int, count: int, backend: str = "tensorrt") -> None:
             rows.max(axis=1), [answer.confidence for answer in expected(count)[:some]], atol=NEAR
         )
         check([engine.predict(picture) for picture in pictures(count)[:3]], 3)
+        if backend == "tensorrt":
+            assert engine.backend.describe()["cuda graphs"] == "batches of 1, 16"
+        there = [CudaArray(engine.backend.context, picture) for picture in pictures(count)[:20]]
+        check(list(engine.predict_many(there, batch_size=3)), len(there))
+        for array in there:
+            array.free()
     assert driver.live() == before, f"left over: {driver.live()}"
     assert not driver.count("faults"), "the driver was misused"
     assert not driver.count("copies of pageable memory"), "a copy from or to memory that is not pinned"

@@ -181,7 +181,10 @@ class CudaEngine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
         return self.shapes[profile]
 
-    def create_execution_context(self) -> "ExecutionContext | None":
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace()
+
+    def create_execution_context(self, settings: Any = None) -> "ExecutionContext | None":
         if faults.get("context"):
             self.logger.log(Severity.ERROR, "out of memory")
             return None
@@ -266,6 +269,9 @@ def install(name: str = "tensorrt", version: str = "11.4.0.106") -> ModuleType:
     module = ModuleType(name)
     module.__dict__.update({key: value for key, value in globals().items() if isinstance(value, type)})
     module.__version__ = version  # type: ignore[attr-defined]
+    if name == "tensorrt_rtx":
+        module.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE=1)  # type: ignore[attr-defined]
+        module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER=1)  # type: ignore[attr-defined]
     module.ComputeCapability = SimpleNamespace(  # type: ignore[attr-defined]
         __members__={"SM86": 86, "SM89": 89}
     )

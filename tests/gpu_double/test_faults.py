@@ -42,11 +42,7 @@ MUTANTS = {
         "self._context.cuda.memcpy_htod_async(self._upload.address, host[:end], self._stream)",
         "self._context.cuda.memcpy_htod_async(self._upload.address, host[:end])",
     ),
-    "answers copied on another stream": (
-        "gpu/slot.py",
-        "self._answers.address, self.stream)\n",
-        "self._answers.address)\n",
-    ),
+    "answers copied on another stream": ("gpu/slot.py", DOWNLOAD, DOWNLOAD.replace(", self.stream", "")),
     "kernels launched on another stream": ("gpu/preprocessor.py", "1), stream=stream)", "1), stream=None)"),
     "a wrong descriptor": (
         "gpu/preprocessor.py",
@@ -72,8 +68,8 @@ MUTANTS = {
     ),
     "a buffer reused in flight": (
         "gpu/pool.py",
-        "                    flying.append(slot)\n",
-        "                    flying.append(slot)\n                    self._free.put(slot)\n",
+        "                flying.append(slot)\n",
+        "                flying.append(slot)\n                self._free.put(slot)\n",
     ),
     "a slot given back before its answers are read": (
         "gpu/pool.py",
@@ -82,14 +78,16 @@ MUTANTS = {
     ),
     "a context reshaped under its graph": (
         "gpu/slot.py",
-        "            execution = self._owned(self._network.execution(index, self._addresses, self.stream))\n",
-        "            execution = self._executions[index]\n",
+        "execution = self._owned(self.network.execution(index, self._addresses, self.stream))",
+        "execution = self._executions[index]",
     ),
     "a capture of what has not run": (
         "gpu/slot.py",
-        "            self.stream.synchronize()\n            try:",
-        "            try:",
+        "            plain = self._read_answers()\n",
+        "            plain = 0\n",
     ),
+    "a picture read before it is written": ("gpu/pictures.py", "self._order(producer, self.handle)", "pass"),
+    "a picture read without waiting": ("gpu/pictures.py", "self._order(self.handle, reader)", "pass"),
     "the network before its input": (
         "gpu/slot.py",
         "            self._bring(batch, mark)\n            self._infer(len(batch))\n",
@@ -112,8 +110,8 @@ MUTANTS = {
     ),
     "pageable memory": (
         "gpu/memory.py",
-        "self._context.cuda.pagelocked_empty(size, np.uint8)",
-        "np.empty(size, np.uint8)",
+        "self._context.cuda.pagelocked_empty(attempt, np.uint8)",
+        "np.empty(attempt, np.uint8)",
     ),
     "a graph that is not given back": (
         "gpu/graph.py",

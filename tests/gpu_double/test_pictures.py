@@ -10,7 +10,7 @@ from fmengine import Engine, Failure, SourceError
 from . import driver, shuffles
 
 if driver.FOUND:
-    from .device_array import CudaArray, DlpackArray
+    from .device_array import CudaArray, DlpackArray, LegacyArray
 
 
 @pytest.fixture
@@ -24,11 +24,12 @@ def engine():
 
 
 def array(kind: str, engine: Engine, pixels: np.ndarray, **options):
-    return {"interface": CudaArray, "dlpack": DlpackArray}[kind](engine.backend.context, pixels, **options)
+    return {"interface": CudaArray, "legacy": LegacyArray, "dlpack": DlpackArray}[kind](
+        engine.backend.context, pixels, **options
+    )
 
 
-@pytest.mark.parametrize("padding", [0, 5])
-@pytest.mark.parametrize("kind", ["interface", "dlpack"])
+@pytest.mark.parametrize(("kind", "padding"), [("interface", 5), ("legacy", 0), ("dlpack", 5)])
 def test_they_have_the_answers_of_arrays_in_20_orders(engine, kind, padding):
     """Every second one is on the GPU, and its stream has not written it when it is given."""
     pixels = shuffles.pictures(60)
@@ -138,6 +139,21 @@ def test_a_stream_that_the_protocol_forbids_is_refused(engine):
     ):
         engine.predict(source)
     source.free()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("requires grad"), BufferError("another GPU"), KeyError("version")])
+def test_a_library_that_does_not_hand_a_picture_over_fails_alone(engine, error):
+    class Tensor:
+        def __dlpack_device__(self):
+            return (2, 0)
+
+        def __dlpack__(self, *, stream):
+            raise error
+
+    answers = list(engine.predict_many([Tensor(), shuffles.pictures(1)[0]]))
+    assert answers[0].kind == "unsupported"
+    assert f"{type(error).__name__}: {error}" in answers[0].message
+    shuffles.check(answers[1:], 1)
 
 
 def test_host_memory_that_claims_to_be_a_gpus_is_refused(engine):

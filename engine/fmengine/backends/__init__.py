@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..decode import Channels
-from ..errors import BackendError, FmengineError, ModelError, UnavailableError
+from ..errors import BackendError, FmengineError, ModelError, RefusedModelError, UnavailableError
 from ..model_file import ModelFile, Precision, load_model_file, resolve
 from ..preprocess import Pixels
 
@@ -115,10 +115,6 @@ class Attempt(NamedTuple):
     reason: str
 
 
-class PrecisionError(BackendError, ModelError):
-    """This backend does not run a model file of this precision; another may."""
-
-
 def open_backend(name: str, model: str | None, options: Options) -> tuple[Backend, ModelFile, Sequence[Attempt]]:
     """Open the backend asked for, or with `auto` the first that works.
 
@@ -155,7 +151,7 @@ def _open(name: str, model: str | None, options: Options) -> tuple[Backend, Mode
     kind: type[Backend] = getattr(import_module(module), attribute)
     file = load_model_file(resolve(model, kind.precisions))
     if file.spec.precision not in kind.precisions:
-        raise PrecisionError(
+        raise RefusedModelError(
             f"{file.path} is {file.spec.precision}, which {name} does not run; "
             f"it needs {' or '.join(kind.precisions)}"
         )

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import DeviceError, ModelError, UnavailableError
+from ..errors import DeviceError, NoRoomError, RefusedModelError, UnavailableError
 from ..gpu.backend import GpuBackend
 from ..gpu.builder import Profile
 from ..gpu.slot import Executable
@@ -49,22 +49,33 @@ class CudaNetwork:
 
     def __init__(self, library: Any, model: ModelFile, options: Options) -> None:
         self._library, self._model, self._device = library, model, options.device
+        # ONNX Runtime allocates memory while it runs, which a capture forbids.
+        self.capturable = False
         self.profiles: tuple[Profile, ...] = (Profile(1, options.max_batch, options.max_batch),)
 
     def execution(self, profile: int, addresses: dict[str, int], stream: Any) -> Executable:
         """A session that works on a stream and reads and writes at these addresses.
 
         Raises:
-            UnavailableError: if the CUDA provider is not really active; ONNX Runtime falls back silently.
-            ModelError: if ONNX Runtime refuses the model.
+            UnavailableError: if the CUDA provider is not really active: ONNX Runtime would fall back silently.
+            NoRoomError: if there is no room for it.
+            RefusedModelError: if ONNX Runtime refuses the model.
         """
         settings = self._library.SessionOptions()
         settings.log_severity_level = 3  # errors only
-        provider = (PROVIDER, {"device_id": str(self._device), "user_compute_stream": str(stream.handle)})
+        provider = {
+            "device_id": str(self._device),
+            "user_compute_stream": str(stream.handle),
+            "use_tf32": "0",  # FP32 is FP32
+            "cudnn_conv_algo_search": "HEURISTIC",  # the same algorithms in every process, and no search
+        }
         try:
-            session = self._library.InferenceSession(self._model.data, settings, providers=[provider])
+            session = self._library.InferenceSession(
+                self._model.data, settings, providers=[(PROVIDER, provider)], enable_fallback=0
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            raise ModelError(f"ONNX Runtime refuses {self._model.path}: {error}") from error
+            kind = NoRoomError if "memory" in str(error).lower() else RefusedModelError
+            raise kind(f"ONNX Runtime cannot run {self._model.path} on the GPU: {error}") from error
         if (active := session.get_providers())[:1] != [PROVIDER]:
             raise UnavailableError(
                 f"ONNX Runtime runs on {', '.join(active)} instead of {PROVIDER}: its CUDA libraries do not load; "

@@ -7,7 +7,6 @@ against the CPU's answers before it may give any.
 import hashlib
 import json
 import logging
-from functools import partial
 from typing import ClassVar
 
 from ..gpu.backend import GpuBackend
@@ -21,9 +20,9 @@ from ..gpu.builder import (
     timings_on,
 )
 from ..gpu.cache import Cache
-from ..gpu.gate import Passed, check_engine, check_kernel
+from ..gpu.gate import Passed, check_engine
 from ..gpu.network import EngineFileError, Network
-from ..gpu.slot import Networkable, Slot
+from ..gpu.slot import Networkable, Slot, ways_through
 from ..model_file import ModelFile, Precision
 from . import Options
 from .onnxruntime import OnnxRuntimeBackend
@@ -45,7 +44,7 @@ class TensorRtBackend(GpuBackend):
 
     def describe(self) -> dict[str, str]:
         worst = max(passed.largest for passed in self.passed)
-        return super().describe() | {"gate": f"probabilities within {worst:.2g} of the CPU's, in every profile"}
+        return super().describe() | {"gate": f"probabilities within {worst:.2g} of the CPU's, every way"}
 
     def _build_options(self, options: Options) -> BuildOptions:
         return BuildOptions.for_batch(options.max_batch)
@@ -68,7 +67,8 @@ class TensorRtBackend(GpuBackend):
             engine = make()
             network = self._deserialise(engine)
             cache.store("engine", key, engine)
-        self._gate_key = {**key, "engine": hashlib.sha256(engine).hexdigest()}
+        graphs = "on" if options.graphs else "off"
+        self._gate_key = {**key, "engine": hashlib.sha256(engine).hexdigest(), "graphs": graphs}
         return network
 
     def _deserialise(self, engine: bytes) -> Network:
@@ -79,21 +79,14 @@ class TensorRtBackend(GpuBackend):
         cache = Cache()
         record = cache.load("gate", self._gate_key)
         if record is None:
-            record = json.dumps(self._pass_gate(slot, network)).encode()
+            reference = OnnxRuntimeBackend.open(self._model, Options())
+            try:
+                passed = check_engine(ways_through(slot), reference.run, self.spec)
+            finally:
+                reference.close()
+            record = json.dumps(passed).encode()
             cache.store("gate", self._gate_key, record)
         self.passed = [Passed(*row) for row in json.loads(record)]
-
-    def _pass_gate(self, slot: Slot, network: Networkable) -> list[Passed]:
-        check_kernel(slot.preprocess, self.spec, min(16, slot.most))
-        reference = OnnxRuntimeBackend.open(self._model, Options())
-        try:
-            return check_engine(
-                [(profile, partial(slot.run_profile, index)) for index, profile in enumerate(network.profiles)],
-                reference.run,
-                self.spec,
-            )
-        finally:
-            reference.close()
 
     def _library_version(self) -> str:
         return f"{self._library.__name__} {self._library.__version__}"

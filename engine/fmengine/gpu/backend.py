@@ -4,17 +4,19 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
+import numpy as np
+
 from ..backends import Options, Outputs
 from ..decode import Channels
-from ..errors import Kind, ModelError, SourceError
+from ..errors import Kind, ModelError, NoRoomError, SourceError
 from ..model_file import ModelFile, Precision
 from ..preprocess import Pixels
 from .cache import Cache
 from .context import Context
 from .device import describe_gpu
+from .gate import check_kernel
 from .jpeg import JpegDecoder
-from .memory import NoRoomError
-from .pictures import DevicePicture, Picture, device_picture
+from .pictures import Arrivals, DevicePicture, Picture, device_picture
 from .pool import Pool, make_slots
 from .preprocessor import Kernels
 from .slot import Networkable, Slot, Stages, Stopwatch
@@ -45,14 +47,19 @@ class GpuBackend:
                 self._jpeg = JpegDecoder(self.context, self.spec.color) if options.jpeg == "gpu" else None
                 if self._jpeg is not None:
                     opened.append(self._jpeg.free)
+                self._arrivals = Arrivals(self.context)
+                opened.append(self._arrivals.free)
                 network = self._network(model, options)
                 opened.append(network.close)
                 slots = make_slots(
-                    lambda: Slot(self.context, network, kernels, self.spec, graphs=options.graphs), options.streams
+                    lambda: Slot(self.context, network, kernels, self._arrivals, self.spec, graphs=options.graphs),
+                    options.streams,
                 )
-                self.pool = Pool(slots, max(profile.most for profile in network.profiles))
+                self.pool = Pool(slots, self.spec)
                 opened.append(self.pool.close)
-                self.pool.with_slot(lambda slot: self._approve(slot, network))
+                self._approve_kernel(slots[0], kernels)
+                self._approve(slots[0], network)
+                _warm_up(slots)
                 self._graphs = _describe_graphs(slots[0]) if options.graphs else "off"
                 self._lanes = len(slots)
         except BaseException:
@@ -82,14 +89,14 @@ class GpuBackend:
 
     def admit(self, source: object, channels: Channels) -> DevicePicture:
         with self.context.use():
-            return device_picture(source, self.context, channels)
+            return device_picture(source, self.context, self._arrivals, channels)
 
     def decode_jpeg(self, data: bytes) -> DevicePicture | None:
         if self._jpeg is None:
             return None
         with self.context.use():
             image = self._jpeg.decode(data)
-            return None if image is None else device_picture(image, self.context, "rgb")
+            return None if image is None else device_picture(image, self.context, self._arrivals, "rgb")
 
     def run_pictures(self, pictures: Sequence[Picture]) -> Outputs:
         try:
@@ -128,11 +135,27 @@ class GpuBackend:
         """The network, loaded onto the GPU."""
         raise NotImplementedError
 
+    def _approve_kernel(self, slot: Slot, kernels: Kernels) -> None:
+        """Hold the compiled kernel against its definition, once for each compiler, driver and GPU."""
+        cache, key = (
+            Cache(),
+            {"kernel": kernels.digest, "gpu": str(self.gpu), "model": str(self.spec.input_shape(1))},
+        )
+        if cache.load("kernel", key) is None:
+            check_kernel(slot.preprocess, self.spec, min(16, slot.most))
+            cache.store("kernel", key, b"bit for bit")
+
     def _approve(self, slot: Slot, network: Networkable) -> None:
         """See that its answers are right before it may give any."""
 
     def _library_version(self) -> str:
         raise NotImplementedError
+
+
+def _warm_up(slots: Sequence[Slot]) -> None:
+    """The driver loads a kernel when it is first launched."""
+    for slot in slots:
+        slot.run([np.zeros((8, 8), np.uint8)])
 
 
 def _describe_graphs(slot: Slot) -> str:

@@ -10,13 +10,14 @@ import hashlib
 import json
 import platform
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args
 
 from .. import __version__
-from ..errors import BackendError, ModelError, UnavailableError
+from ..errors import BackendError, ModelError, RefusedModelError, UnavailableError
 from ..model_file import ModelFile
 from .cache import Cache
 from .device import Gpu
@@ -94,7 +95,7 @@ class Timings(NamedTuple):
 
 def timings_on(library: Any, gpu: Gpu, cache: Cache) -> Timings | None:
     """What builds on a GPU learn of its kernels, kept from one to the next; TensorRT-RTX times nothing."""
-    if _is_rtx(library):
+    if is_rtx(library):
         return None
     key = {"library": f"{library.__name__} {library.__version__}", "gpu": str(gpu)}
     return Timings(cache.load("timings", key) or b"", lambda learned: cache.store("timings", key, learned))
@@ -209,7 +210,7 @@ def _parse(library: Any, network: Any, model: ModelFile, logger: Any) -> None:
     if not parser.parse(model.data):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or words_of(logger)
-        raise ModelError(f"{library.__name__} cannot read {model.path}: {told}")
+        raise RefusedModelError(f"{library.__name__} cannot read {model.path}: {told}")
 
 
 def _begin_timings(config: Any, known: bytes, logger: Any) -> None:
@@ -236,7 +237,7 @@ def _set_targets(library: Any, config: Any, capabilities: Sequence[str], logger:
     """Which GPUs a TensorRT-RTX engine is built for; none leaves it the library's own set."""
     if not capabilities:
         return
-    if not _is_rtx(library):
+    if not is_rtx(library):
         raise BuildError("TensorRT builds on the GPU that it builds for; ahead of time only tensorrt-rtx does")
     known = {
         _number(name): member for name, member in library.ComputeCapability.__members__.items() if "SM" in name
@@ -257,7 +258,7 @@ def _number(name: str) -> str:
     return f"{name[2:-1]}.{name[-1]}"
 
 
-def _is_rtx(library: Any) -> bool:
+def is_rtx(library: Any) -> bool:
     return bool(library.__name__ == "tensorrt_rtx")
 
 
@@ -277,7 +278,7 @@ def make_logger(library: Any) -> Any:
     class Logger(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             library.ILogger.__init__(self)
-            self.words: list[str] = []
+            self.words: deque[str] = deque(maxlen=3)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR, library.ILogger.WARNING):
@@ -288,7 +289,7 @@ def make_logger(library: Any) -> Any:
 
 def words_of(logger: Any) -> str:
     """The last things that TensorRT said."""
-    return "It says: " + "; ".join(logger.words[-3:]) if logger.words else "It does not say why"
+    return "It says: " + "; ".join(logger.words) if logger.words else "It does not say why"
 
 
 def _progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -> Any:

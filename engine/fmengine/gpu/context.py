@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import DeviceError, FmengineError, UnavailableError
+from ..errors import DeviceError, FmengineError, NoRoomError, UnavailableError
 from .device import find_device, start_driver
 
 CLOSED = "this engine is closed; load another with Engine.load()"
+LAST_WAIT = 60.0  # seconds that closing waits for other threads: one that was interrupted may never come
 log = logging.getLogger(__name__)
+_parked: list[object] = []
 INSTALL = "pip install 'fmengine[gpu]' (pycuda is built from source: it needs a C++ compiler and CUDA's headers)"
 
 
@@ -50,10 +52,11 @@ class Context:
 
         Raises:
             DeviceError: if the GPU fails meanwhile, or did before: its answers can no longer be trusted.
+            NoRoomError: if its memory does not suffice.
             FmengineError: if the context is closed.
         """
+        self._check()
         with self._idle:
-            self._check()
             self._users += 1
         try:
             self._context.push()
@@ -61,6 +64,8 @@ class Context:
                 yield
             finally:
                 self._context.pop()
+        except self.cuda.MemoryError as error:  # which passes
+            raise NoRoomError(f"GPU {self.index} has no room: {error}; free memory on it") from error
         except self.cuda.Error as error:
             raise self.fail(f"GPU {self.index} failed: {error}") from error
         finally:
@@ -88,7 +93,9 @@ class Context:
             release: called within it, to free everything that was made in it.
         """
         if os.getpid() != self._process:
-            return  # a forked child: CUDA is its parent's
+            # A forked child: CUDA is its parent's, and even the destructors of what was made must not run.
+            _parked.append((self, release))
+            return
         self._closed = True
         self._context.push()
         try:
@@ -96,7 +103,7 @@ class Context:
         except (self.cuda.Error, DeviceError) as error:  # of a GPU that failed; its memory goes with the context
             log.debug("not given back: %s", error)
         with self._idle:  # pycuda takes a context that is given back from under who still uses it
-            self._idle.wait_for(lambda: not self._users)
+            self._idle.wait_for(lambda: not self._users, LAST_WAIT)
         self._detach()
 
     def _detach(self) -> None:
@@ -104,8 +111,8 @@ class Context:
         stack, below the one that was current before."""
         handle = self._context.handle
         self._context.detach()
-        _, before = self.runtime.cuCtxPopCurrent()
-        if int(before) != handle:
+        status, before = self.runtime.cuCtxPopCurrent()
+        if status == self.runtime.CUresult.CUDA_SUCCESS and int(before) != handle:
             self.runtime.cuCtxPopCurrent()
             self.runtime.cuCtxPushCurrent(before)
 

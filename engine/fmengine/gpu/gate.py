@@ -28,19 +28,33 @@ class GateError(BackendError):
     exit_code = 1
 
 
-class Passed(NamedTuple):
-    """One profile at one batch size, and how far it was off at most."""
+class Way(NamedTuple):
+    """One way through an engine: a profile, or a graph.
 
-    profile: int
+    Attributes:
+        name: for people.
+        profile: the batch sizes that it takes.
+        run: the network, that way.
+    """
+
+    name: str
+    profile: Profile
+    run: Run
+
+
+class Passed(NamedTuple):
+    """One way at one batch size, and how far it was off at most."""
+
+    way: str
     batch: int
     largest: float
 
 
-def check_engine(profiles: Sequence[tuple[Profile, Run]], reference: Run, spec: ModelSpec) -> list[Passed]:
-    """Hold an engine's answers against the CPU's, through every profile, at three batch sizes each.
+def check_engine(ways: Sequence[Way], reference: Run, spec: ModelSpec) -> list[Passed]:
+    """Hold an engine's answers against the CPU's, every way through it, at three batch sizes each.
 
     Args:
-        profiles: what each profile takes, and the network run through it.
+        ways: every profile, and every graph.
         reference: the same weights on the CPU.
         spec: of the model.
 
@@ -53,12 +67,12 @@ def check_engine(profiles: Sequence[tuple[Profile, Run]], reference: Run, spec: 
     images = gate_images(spec)
     expected = reference(images).probabilities
     passed = []
-    for index, (profile, run) in enumerate(profiles):
+    for name, profile, run in ways:
         for batch in batch_sizes(profile):
             # Every batch is full: it begins again with the first picture where the last is passed.
             order = np.arange(-(-len(images) // batch) * batch) % len(images)
             parts = [run(images[rows]).probabilities for rows in order.reshape(-1, batch)]
-            passed.append(Passed(index, batch, _largest(np.concatenate(parts), expected[order], index, batch)))
+            passed.append(Passed(name, batch, _largest(np.concatenate(parts), expected[order], name, batch)))
     return passed
 
 
@@ -129,9 +143,9 @@ def random_picture(rng: np.random.Generator) -> Pixels:
 
 
 def _largest(
-    found: "np.typing.NDArray[np.float32]", expected: "np.typing.NDArray[np.float32]", profile: int, batch: int
+    found: "np.typing.NDArray[np.float32]", expected: "np.typing.NDArray[np.float32]", way: str, batch: int
 ) -> float:
-    where = f"profile {profile}, batches of {batch}"
+    where = f"{way}, batches of {batch}"
     if found.shape != expected.shape:
         raise GateError(f"{where}: {found.shape} answers; expected {expected.shape}")
     # No label can flip within this whose two best are further apart than twice as much.

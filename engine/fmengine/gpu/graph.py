@@ -31,10 +31,12 @@ class Graph:
         self._call(driver.cuStreamBeginCapture(stream, mode), "begin a capture")
         try:
             enqueue()
-        except BaseException:  # a stream in capture is good for nothing else
+        except BaseException as error:  # a stream in capture is good for nothing else
             status, graph = driver.cuStreamEndCapture(stream)
             if status == driver.CUresult.CUDA_SUCCESS:
                 driver.cuGraphDestroy(graph)
+            if isinstance(error, DeviceError):
+                raise CaptureError(f"the network cannot be captured: {error}") from error
             raise
         (graph,) = self._call(driver.cuStreamEndCapture(stream), "capture the network")
         try:

@@ -5,14 +5,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DeviceError
+from ..errors import NoRoomError
 from .context import Context
 
 ALIGNMENT = 256  # bytes; TensorRT wants it of a tensor's address, and coalesced reads gain by it
-
-
-class NoRoomError(DeviceError):
-    """The GPU or the host has no room for a buffer. A smaller batch may fit."""
 
 
 def aligned(size: int) -> int:
@@ -47,20 +43,28 @@ class Buffer:
         if size <= self.size:
             return
         self.free()
-        size = max(aligned(size), 1 << (size - 1).bit_length())  # so that growth is rare
-        try:
-            self._memory = self._context.cuda.mem_alloc(size)
-            if self._pinned:
-                self.host = self._context.cuda.pagelocked_empty(size, np.uint8)
-        except self._context.cuda.MemoryError as error:
+        # Growth by powers of two is rare; where that much does not fit, what is needed may.
+        for attempt in (1 << (size - 1).bit_length(), aligned(size)):
+            try:
+                self._memory = self._context.cuda.mem_alloc(attempt)
+                if self._pinned:
+                    self.host = self._context.cuda.pagelocked_empty(attempt, np.uint8)
+            except self._context.cuda.MemoryError:
+                self.free()
+            else:
+                self.address, self.size = int(self._memory), attempt
+                return
+        free, total = self._context.free_memory()
+        raise NoRoomError(
+            f"GPU {self._context.index} has no room: {size:,} bytes are needed"
+            f"{', and as many pinned in host memory' if self._pinned else ''}; {free:,} of its {total:,} are "
+            "free. Choose a smaller batch, or free memory on it"
+        )
+
+    def trim(self, most: int) -> None:
+        """Free the buffer if it is larger than `most` bytes; nothing in flight may use it."""
+        if self.size > most:
             self.free()
-            free, total = self._context.free_memory()
-            raise NoRoomError(
-                f"GPU {self._context.index} has no room: {size:,} bytes are needed"
-                f"{', and as many pinned in host memory' if self._pinned else ''}; {free:,} of its {total:,} are "
-                "free. Choose a smaller batch, or free memory on it"
-            ) from error
-        self.address, self.size = int(self._memory), size
 
     def free(self) -> None:
         """Give everything back. Freeing twice is no error."""

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from ..errors import BackendError, DeviceError
+from ..errors import BackendError, DeviceError, NoRoomError
 from ..model_file import ModelSpec
-from .builder import Profile, words_of
-from .memory import NoRoomError
+from .builder import Profile, is_rtx, words_of
 
 OUTPUTS = ("logits", "probabilities")
 
@@ -19,6 +18,7 @@ class Network:
 
     Attributes:
         profiles: the batch sizes that it takes.
+        capturable: whether its runs may be captured into CUDA graphs.
         activations: bytes on the GPU that each execution context needs.
     """
 
@@ -29,7 +29,10 @@ class Network:
             EngineFileError: with TensorRT's own words.
         """
         self._library, self._logger, self._spec = library, logger, spec
-        self._runtime = library.Runtime(logger)
+        try:
+            self._runtime = library.Runtime(logger)
+        except Exception as error:  # pybind's TypeError where the library cannot start
+            raise EngineFileError(f"{library.__name__} does not start: {error}. {words_of(logger)}") from error
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise EngineFileError(
@@ -37,6 +40,8 @@ class Network:
                 f"must be built by the same version, for this GPU. {words_of(logger)}"
             )
         self._check()
+        # TensorRT-RTX compiles kernels while it runs, and makes graphs of its own.
+        self.capturable = not is_rtx(library)
         shapes = [
             self._engine.get_tensor_profile_shape("images", index)
             for index in range(self._engine.num_optimization_profiles)
@@ -51,7 +56,7 @@ class Network:
             NoRoomError: if there is no room for it.
             DeviceError: if TensorRT refuses.
         """
-        context = self._engine.create_execution_context()
+        context = self._engine.create_execution_context(*self._settings())
         if context is None:
             raise NoRoomError(
                 f"TensorRT cannot make an execution context, which needs {self.activations:,} bytes on the GPU. "
@@ -64,6 +69,16 @@ class Network:
             if not context.set_tensor_address(name, address):
                 raise DeviceError(f"TensorRT refuses {address:#x} for {name}. {words_of(self._logger)}")
         return Execution(context, self._spec, self._logger)
+
+    def _settings(self) -> list[Any]:
+        """TensorRT-RTX is told to compile for each shape at once, and to capture whole graphs."""
+        if self.capturable:
+            return []
+        settings = self._engine.create_runtime_config()
+        strategies = self._library.DynamicShapesKernelSpecializationStrategy
+        settings.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        settings.cuda_graph_strategy = self._library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return [settings]
 
     def close(self) -> None:
         """Give everything back, after all that was made from it."""

@@ -5,16 +5,16 @@ copied: the kernel reads where they lie, after the work that writes them.
 """
 
 import ctypes
-from collections.abc import Callable
+import threading
 from typing import Any, NamedTuple
 
 from ..decode import Channels
-from ..errors import Kind, SourceError
+from ..errors import DeviceError, FmengineError, Kind, SourceError
 from ..preprocess import Pixels
 from .context import Context
 
 CUDA_DEVICE = 2  # DLPack's kDLCUDA
-NO_ORDER = -1  # DLPack: the stream that means "wait for nothing"
+LEGACY_STREAM = 1  # handle of the default stream
 
 
 class DevicePicture(NamedTuple):
@@ -27,8 +27,7 @@ class DevicePicture(NamedTuple):
         stride: bytes from one row to the next.
         channels: bytes a pixel, 1, 3 or 4; the fourth is not read.
         bgr: whether blue comes first.
-        order: makes a stream (its handle) wait for whoever writes the pixels, by way of an event (its handle);
-            returns what must live until they are read.
+        owner: what must live until the pixels are read.
     """
 
     address: int
@@ -37,7 +36,7 @@ class DevicePicture(NamedTuple):
     stride: int
     channels: int
     bgr: bool
-    order: Callable[[int, Any], object]
+    owner: object
 
 
 Picture = Pixels | DevicePicture
@@ -50,27 +49,86 @@ class _Layout(NamedTuple):
     strides: tuple[int, ...] | None  # bytes
 
 
-def device_picture(source: Any, context: Context, channels: Channels) -> DevicePicture:
-    """Check a picture in device memory: uint8, `[H, W]` or `[H, W, C]` with C of 1, 3 or 4, pixels side by side.
+class Arrivals:
+    """The order between the streams that write pictures and those that read them: a stream that waits for every
+    picture as it is admitted, and that readers wait for.
+
+    Make, use and free it within the context; from any thread.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()  # an event is recorded and waited for in one go
+        driver = context.runtime
+        self._stream: Any = context.cuda.Stream(driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
+        status, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise DeviceError(f"CUDA cannot make an event: {status.name}")
+        self._event: Any = event
+
+    @property
+    def handle(self) -> int:
+        """Of the stream."""
+        return int(self._stream.handle)
+
+    def wait_for(self, producer: int) -> None:
+        """What a stream (its handle) holds now comes before whatever is admitted."""
+        self._order(producer, self.handle)
+
+    def before(self, reader: int) -> None:
+        """Whatever was admitted comes before what a stream (its handle) is given next."""
+        self._order(self.handle, reader)
+
+    def free(self) -> None:
+        """Give everything back."""
+        if self._event is not None:
+            self._context.runtime.cuEventDestroy(self._event)
+        self._event = self._stream = None
+
+    def _order(self, first: int, second: int) -> None:
+        driver = self._context.runtime
+        with self._lock:
+            (status,) = driver.cuEventRecord(self._event, first)
+            if status == driver.CUresult.CUDA_SUCCESS:
+                (status,) = driver.cuStreamWaitEvent(second, self._event, 0)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise _refused(f"cannot wait for stream {first:#x} of the picture: {status.name}")
+
+
+def device_picture(source: Any, context: Context, arrivals: Arrivals, channels: Channels) -> DevicePicture:
+    """Take a picture in device memory: uint8, `[H, W]` or `[H, W, C]` with C of 1, 3 or 4, pixels side by side.
+
+    Call it in the thread that made the picture: libraries order by that thread's current stream.
 
     Args:
-        source: has `__cuda_array_interface__` or `__dlpack__`.
+        source: has `__dlpack__` or `__cuda_array_interface__`.
         context: of the GPU that will read it.
+        arrivals: of the same.
         channels: the order of the channels.
 
     Raises:
         SourceError: if it is anything else, or lies on another GPU or on the host.
     """
-    interface = getattr(source, "__cuda_array_interface__", None)
-    layout = _from_dlpack(source.__dlpack__(stream=NO_ORDER)) if interface is None else _from_interface(interface)
+    try:
+        if hasattr(source, "__dlpack__"):
+            kind, index = source.__dlpack_device__()
+            _check_device(int(kind), int(index), context)
+            owner = (source, source.__dlpack__(stream=arrivals.handle))
+            layout = _from_dlpack(owner[1])
+        else:
+            interface = source.__cuda_array_interface__
+            owner, layout = source, _from_interface(interface)
+            _check_place(layout, context)
+            _wait_for_producer(interface, arrivals)
+    except (FmengineError, context.cuda.Error):
+        raise
+    except (
+        Exception
+    ) as error:  # of the library that holds it: a tensor on another GPU, or one that needs gradients
+        raise _refused(f"its library does not hand the picture over: {type(error).__name__}: {error}") from error
     height, width, count = _shape(layout)
-    stride = _row_stride(layout, width, count)
-    _check_place(layout.address, context)
-    if interface is None:
-        order: Callable[[int, Any], object] = lambda stream, event: source.__dlpack__(stream=stream)  # noqa: E731
-    else:
-        order = _after(context, source, interface.get("stream"))
-    return DevicePicture(layout.address, height, width, stride, count, channels == "bgr" and count > 1, order)
+    stride = _row_stride(layout, height, width, count)
+    return DevicePicture(layout.address, height, width, stride, count, channels == "bgr" and count > 1, owner)
 
 
 def _shape(layout: _Layout) -> tuple[int, int, int]:
@@ -87,44 +145,50 @@ def _shape(layout: _Layout) -> tuple[int, int, int]:
     return height, width, count
 
 
-def _row_stride(layout: _Layout, width: int, count: int) -> int:
-    if layout.strides is None:
-        return width * count
-    row, *pixel = layout.strides
-    if tuple(pixel) != ((count, 1) if len(pixel) == 2 else (1,)) or row < width * count:
+def _row_stride(layout: _Layout, height: int, width: int, count: int) -> int:
+    usual = (width * count, count, 1)[: len(layout.shape)] if len(layout.shape) == 3 else (width, 1)
+    # Where there is one row, column or channel, its stride means nothing.
+    strides = tuple(
+        stride if extent > 1 else expected
+        for stride, extent, expected in zip(layout.strides or usual, layout.shape, usual, strict=True)
+    )
+    if strides[1:] != usual[1:] or strides[0] < usual[0]:
         raise _refused(
             f"device memory with strides of {layout.strides} bytes; expected pixels side by side, such as "
-            f"({width * count}, {count}, 1): make it contiguous. Rows may be further apart"
+            f"{usual}: make it contiguous. Rows may be further apart"
         )
-    return row
+    return strides[0]
 
 
-def _check_place(address: int, context: Context) -> None:
+def _check_place(layout: _Layout, context: Context) -> None:
+    """The driver knows what an address belongs to."""
     driver = context.runtime
     kinds = driver.CUpointer_attribute
-    status, index = driver.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address)
+    if 0 in layout.shape:
+        raise SourceError(Kind.EMPTY, f"device memory of shape {layout.shape} has no pixels")
+    status, index = driver.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, layout.address)
     if status != driver.CUresult.CUDA_SUCCESS:
-        raise _refused(f"the address {address:#x} is no memory of a GPU ({status.name}); expected device memory")
-    if int(index) != context.index:
-        raise _refused(f"the picture lies on GPU {int(index)}, and this engine runs on GPU {context.index}")
+        raise _refused(
+            f"the address {layout.address:#x} is no memory of a GPU ({status.name}); expected device memory"
+        )
+    _check_device(CUDA_DEVICE, int(index), context)
 
 
-def _after(context: Context, source: object, producer: int | None) -> Callable[[int, Any], object]:
-    """Wait for the stream that the interface names; none means that the pixels are there already."""
+def _check_device(kind: int, index: int, context: Context) -> None:
+    """A device as DLPack names it."""
+    if kind != CUDA_DEVICE:
+        raise _refused(f"DLPack names device type {kind}; expected {CUDA_DEVICE}, CUDA")
+    if index != context.index:
+        raise _refused(f"the picture lies on GPU {index}, and this engine runs on GPU {context.index}")
+
+
+def _wait_for_producer(interface: dict[str, Any], arrivals: Arrivals) -> None:
+    """Version 3 names the stream that writes, or none if the pixels are there; version 2 means the default one."""
+    producer = interface.get("stream") if interface["version"] >= 3 else LEGACY_STREAM
     if producer == 0:
         raise _refused("`__cuda_array_interface__` names stream 0, which it forbids: 1 is the default stream")
-
-    def order(stream: int, event: Any) -> object:
-        if producer is not None:
-            driver = context.runtime
-            (status,) = driver.cuEventRecord(event, producer)
-            if status == driver.CUresult.CUDA_SUCCESS:
-                (status,) = driver.cuStreamWaitEvent(stream, event, 0)
-            if status != driver.CUresult.CUDA_SUCCESS:
-                raise _refused(f"cannot wait for stream {producer:#x} of the picture: {status.name}")
-        return source
-
-    return order
+    if producer is not None:
+        arrivals.wait_for(int(producer))
 
 
 def _from_interface(interface: dict[str, Any]) -> _Layout:
@@ -159,8 +223,6 @@ def _from_dlpack(capsule: Any) -> _Layout:
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     tensor = Tensor.from_address(get(capsule, b"dltensor"))
-    if tensor.device_type != CUDA_DEVICE:
-        raise _refused(f"DLPack names device type {tensor.device_type}; expected {CUDA_DEVICE}, CUDA")
     code = "iufOb?c"[tensor.code] if tensor.code < 7 else "?"
     size = tensor.bits * tensor.lanes // 8
     strides = tuple(size * tensor.strides[axis] for axis in range(tensor.ndim)) if tensor.strides else None

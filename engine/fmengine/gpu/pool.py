@@ -10,16 +10,16 @@ from typing import TypeVar
 import numpy as np
 
 from ..backends import Outputs
-from ..errors import FmengineError
+from ..errors import FmengineError, NoRoomError
+from ..model_file import ModelSpec
 from ..preprocess import Pixels
-from .context import CLOSED
-from .memory import NoRoomError
+from .context import CLOSED, LAST_WAIT
 from .pictures import Picture
-from .preprocessor import host_bytes
+from .preprocessor import weigh
 from .slot import Slot
 
-# Bytes of pixels in one upload: enough that copying is efficient, few enough that slots stay small. One larger
-# picture still goes, alone.
+# Bytes on the GPU that the pictures of one part take: enough that copying is efficient, few enough that slots stay
+# small. One larger picture still goes, alone.
 UPLOAD = 64 * 1024 * 1024
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,10 @@ Batch = Pixels | Sequence[Picture]
 class Pool:
     """The slots of one engine. Use it within the context."""
 
-    def __init__(self, slots: Sequence[Slot], most: int) -> None:
+    def __init__(self, slots: Sequence[Slot], spec: ModelSpec) -> None:
         self._free: SimpleQueue[Slot | None] = SimpleQueue()
         self._count = len(slots)
-        self._most = most
+        self._most, self._spec = slots[0].most, spec
         for slot in slots:
             self._free.put(slot)
 
@@ -43,7 +43,7 @@ class Pool:
         Raises:
             NoRoomError: if there is no room for one picture alone.
         """
-        parts = deque(split(batch, self._most))
+        parts = deque(split(batch, self._most, self._spec))
         flying: deque[Slot] = deque()
         answers: list[Outputs] = []
         try:
@@ -53,20 +53,16 @@ class Pool:
                 if slot is None:
                     answers.append(self._collect(flying))
                     continue
+                flying.append(slot)
                 part = parts.popleft()
                 try:
                     slot.submit(part)
                 except NoRoomError:
-                    self._free.put(slot)
+                    self._free.put(flying.pop())
                     if len(part) == 1:
                         raise
                     middle = len(part) // 2
                     parts.extendleft((part[middle:], part[:middle]))
-                except BaseException:
-                    self._free.put(slot)
-                    raise
-                else:
-                    flying.append(slot)
         finally:
             self._abandon(flying)
         return Outputs(*(np.concatenate(rows) for rows in zip(*answers, strict=True)))
@@ -86,10 +82,13 @@ class Pool:
     def close(self) -> None:
         """Free the slots, each as soon as its batch is done; whoever waits for one gets an error."""
         for _ in range(self._count):
-            slot = self._free.get()
+            try:
+                slot = self._free.get(timeout=LAST_WAIT)
+            except Empty:  # a thread was interrupted in a bad moment
+                log.warning("a batch does not end; its memory goes with the context")
+                break
             if slot is None:  # closed already
-                self._free.put(None)
-                return
+                break
             slot.free()
         self._free.put(None)
 
@@ -139,14 +138,14 @@ def make_slots(make: Callable[[], Slot], count: int) -> list[Slot]:
     return slots
 
 
-def split(batch: Batch, most: int) -> list[Batch]:
+def split(batch: Batch, most: int, spec: ModelSpec) -> list[Batch]:
     """Cut a batch into parts of at most `most` pictures and about `UPLOAD` bytes, in order."""
     if isinstance(batch, np.ndarray):
         return [batch[start : start + most] for start in range(0, len(batch), most)]
     parts: list[Batch] = []
     start = size = 0
     for index, picture in enumerate(batch):
-        more = host_bytes(picture)
+        more = weigh(picture, spec)
         if index > start and (index - start == most or size + more > UPLOAD):
             parts.append(batch[start:index])
             start, size = index, 0

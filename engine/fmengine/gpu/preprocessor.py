@@ -1,11 +1,12 @@
 """Pictures of any sizes to the network's input, on one stream of a GPU."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import DeviceError
+from ..errors import Kind, SourceError
 from ..model_file import ModelSpec
 from ..preprocess import Pixels
 from .cache import Cache
@@ -13,17 +14,25 @@ from .context import Context
 from .device import describe_gpu
 from .memory import Buffer, aligned
 from .nvrtc import load_cubin
-from .pictures import DevicePicture, Picture
+from .pictures import Arrivals, DevicePicture, Picture
 from .plan import PICTURE, Geometry, Plan, fit_box
 
+# Bytes of a buffer: from the start, as batches of faces need, and kept at most for the next batch.
+USUAL = 4 * 1024 * 1024
+KEPT = 256 * 1024 * 1024
 KERNELS = ("tabulate", "squeeze_gray", "squeeze_rgb", "stack")
 
 
 class Kernels:
-    """The loaded kernels of preprocess.cu, for any stream. Make it within the context."""
+    """The loaded kernels of preprocess.cu, for any stream. Make it within the context.
+
+    Attributes:
+        digest: sha256 of the compiled code.
+    """
 
     def __init__(self, context: Context, cache: Cache | None = None) -> None:
         cubin = load_cubin(describe_gpu(context.index).compute_capability, cache)
+        self.digest = hashlib.sha256(cubin).hexdigest()
         self._module = context.cuda.module_from_buffer(cubin)
         self.functions = {name: self._module.get_function(name) for name in KERNELS}
 
@@ -39,11 +48,13 @@ class Preprocessor:
     Its buffers are used again as soon as the stream has done with them, and not before: whoever submits waits.
     """
 
-    def __init__(self, context: Context, kernels: Kernels, spec: ModelSpec, stream: Any) -> None:
-        self._context, self._kernels, self._spec, self._stream = context, kernels, spec, stream
-        self._upload = Buffer(context, pinned=True)
-        self._scratch = Buffer(context)
-        self._arrival = _event(context)
+    def __init__(
+        self, context: Context, kernels: Kernels, arrivals: Arrivals, spec: ModelSpec, stream: Any
+    ) -> None:
+        self._context, self._kernels, self._arrivals = context, kernels, arrivals
+        self._spec, self._stream = spec, stream
+        self._upload = Buffer(context, USUAL, pinned=True)
+        self._scratch = Buffer(context, USUAL)
         self._alive: list[object] = []
 
     def stage(self, pictures: Sequence[Picture]) -> Plan:
@@ -60,7 +71,10 @@ class Preprocessor:
             end += 0 if isinstance(picture, DevicePicture) else picture.size
         self._upload.reserve(end)
         geometries = [self._geometry(picture, offset) for picture, offset in zip(pictures, offsets, strict=True)]
-        plan = Plan.make(geometries, spec.channels, spec.height, spec.width)
+        try:
+            plan = Plan.make(geometries, spec.channels, spec.height, spec.width)
+        except ValueError as error:
+            raise SourceError(Kind.TOO_LARGE, f"too large to become the model's input: {error}") from error
         self._scratch.reserve(aligned(plan.tables_size) + plan.workspace_size)
         host = self._upload.host
         host[: plan.pictures.nbytes] = plan.pictures.view(np.uint8)
@@ -73,11 +87,9 @@ class Preprocessor:
     def launch(self, pictures: Sequence[Picture], plan: Plan, images: int) -> None:
         """Preprocess a staged batch into the device address `images`."""
         stream = self._stream
-        self._alive = [
-            picture.order(stream.handle, self._arrival)
-            for picture in pictures
-            if isinstance(picture, DevicePicture)
-        ]
+        self._alive = [picture.owner for picture in pictures if isinstance(picture, DevicePicture)]
+        if self._alive:
+            self._arrivals.before(stream.handle)
         workspace = self._scratch.address + aligned(plan.tables_size)
         addresses = (self._upload.address, self._upload.address, self._scratch.address, workspace, images)
         for launch in plan.launches(*addresses):
@@ -96,16 +108,15 @@ class Preprocessor:
         self._context.cuda.memcpy_htod_async(address, host, self._stream)
 
     def done(self) -> None:
-        """The stream has done with the batch: let go of what it read."""
+        """The stream has done with the batch: let go of what it read, and of memory that few batches need."""
         self._alive = []
+        self._upload.trim(KEPT)
+        self._scratch.trim(KEPT)
 
     def free(self) -> None:
         """Give everything back; nothing may be in flight."""
         self._upload.free()
         self._scratch.free()
-        if self._arrival is not None:
-            self._context.runtime.cuEventDestroy(self._arrival)
-            self._arrival = None
         self._stream = None
         self.done()
 
@@ -122,18 +133,12 @@ class Preprocessor:
         return Geometry(offset, height, width, stride, channels, bgr, box)
 
 
-def host_bytes(picture: Picture) -> int:
-    """Bytes of a picture that must be uploaded."""
-    return 0 if isinstance(picture, DevicePicture) else int(picture.size)
-
-
-def _event(context: Context) -> Any:
-    """An event that foreign streams can record, which pycuda's own take no handle of."""
-    driver = context.runtime
-    status, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise DeviceError(f"CUDA cannot make an event: {status.name}")
-    return event
+def weigh(picture: Picture, spec: ModelSpec) -> int:
+    """Bytes on the GPU that a picture takes: pixels that must be uploaded, and the rows between the passes."""
+    height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
+    _, top, _, bottom = fit_box(height, width, (spec.height, spec.width), spec.fit)
+    uploaded = picture.size if isinstance(picture, np.ndarray) else 0
+    return int(uploaded + (bottom - top) * spec.width * spec.channels)
 
 
 def read_back(context: Context, address: int, shape: tuple[int, ...]) -> Pixels:

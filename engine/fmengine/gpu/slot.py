@@ -5,6 +5,7 @@ that a batch touches belongs to its slot, so that slots need not know of each ot
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -15,9 +16,10 @@ from ..model_file import ModelSpec
 from ..preprocess import Pixels
 from .builder import Profile
 from .context import Context
+from .gate import Way
 from .graph import CaptureError, Graph
 from .memory import Buffer, aligned
-from .pictures import Picture
+from .pictures import Arrivals, Picture
 from .preprocessor import Kernels, Preprocessor, read_back
 
 FLOAT = np.dtype(np.float32).itemsize
@@ -40,9 +42,11 @@ class Networkable(Protocol):
 
     Attributes:
         profiles: the batch sizes that it takes; each has an execution of its own.
+        capturable: whether its runs may be captured into CUDA graphs.
     """
 
     profiles: tuple[Profile, ...]
+    capturable: bool
 
     def execution(self, profile: int, addresses: dict[str, int], stream: Any) -> Executable:
         """An execution for one stream; `addresses` of images, logits and probabilities."""
@@ -81,7 +85,14 @@ class Slot:
     """
 
     def __init__(
-        self, context: Context, network: Networkable, kernels: Kernels, spec: ModelSpec, *, graphs: bool
+        self,
+        context: Context,
+        network: Networkable,
+        kernels: Kernels,
+        arrivals: Arrivals,
+        spec: ModelSpec,
+        *,
+        graphs: bool,
     ) -> None:
         cuda = context.cuda
         self._context, self.network, self._spec = context, network, spec
@@ -97,7 +108,7 @@ class Slot:
             # Logits, then probabilities, each as large as the largest batch's: graphs hold their addresses.
             self._probabilities_at = aligned(self.most * len(spec.labels) * FLOAT)
             self._answers = self._owned(Buffer(context, 2 * self._probabilities_at, pinned=True))
-            self._preprocessor = self._owned(Preprocessor(context, kernels, spec, self.stream))
+            self._preprocessor = self._owned(Preprocessor(context, kernels, arrivals, spec, self.stream))
             self._addresses = {
                 "images": self._images.address,
                 "logits": self._answers.address,
@@ -109,7 +120,7 @@ class Slot:
             ]
             self.graphs: dict[int, Graph] = {}
             self.refusal = ""
-            if graphs:
+            if graphs and network.capturable:
                 self._capture()
         except BaseException:
             self.free()
@@ -157,6 +168,11 @@ class Slot:
         self._bring(pictures, no_mark)
         self.wait()
         return read_back(self._context, self._images.address, self._spec.input_shape(len(pictures)))
+
+    def run(self, batch: Pixels | Sequence[Picture]) -> Outputs:
+        """`submit`, then `collect`."""
+        self.submit(batch)
+        return self.collect()
 
     def run_profile(self, profile: int, images: Pixels) -> Outputs:
         """Run preprocessed images through one profile, whichever would be chosen for them, without a graph."""
@@ -212,18 +228,38 @@ class Slot:
             count = profile.most
             execution = self._owned(self.network.execution(index, self._addresses, self.stream))
             execution.enqueue(count, self.stream)  # TensorRT must have run a shape before it is captured
-            self.stream.synchronize()
+            plain = self._read_answers()
             try:
-                self.graphs[count] = self._owned(
-                    Graph(self._context.runtime, self.stream.handle, lambda: execution.enqueue(count, self.stream))  # noqa: B023
+                graph = self._owned(
+                    Graph(
+                        self._context.runtime, self.stream.handle, partial(execution.enqueue, count, self.stream)
+                    )
                 )
+                graph.launch(self.stream.handle)
+                if not np.array_equal(self._read_answers(), plain):
+                    raise CaptureError("a graph answers otherwise than the network that it was captured from")
             except CaptureError as error:
                 self.refusal = str(error)
                 return
+            self.graphs[count] = graph
+
+    def _read_answers(self) -> Pixels:
+        """A copy of all bytes of the answers, once the stream is done."""
+        self._context.cuda.memcpy_dtoh_async(self._answers.host, self._answers.address, self.stream)
+        self.stream.synchronize()
+        return self._answers.host.copy()
 
     def _owned(self, thing: T) -> T:
         self._freed.append(thing.free)
         return thing
+
+
+def ways_through(slot: Slot) -> list[Way]:
+    """Every profile of a slot's network, and every graph."""
+    profiles = slot.network.profiles
+    ways = [Way(f"profile {i}", profile, partial(slot.run_profile, i)) for i, profile in enumerate(profiles)]
+    ways += [Way(f"graph of {count}", Profile(count, count, count), slot.run) for count in slot.graphs]
+    return ways
 
 
 class Stopwatch:
@@ -236,7 +272,8 @@ class Stopwatch:
         self._events[stage].record(stream)
 
     def stages(self) -> Stages:
-        """Once the batch is collected."""
+        """Once, when the batch is collected, within the context."""
         events = list(self._events.values())
+        self._events = {}  # destroyed here, where the context is current
         events[-1].synchronize()
         return Stages(*(later.time_since(earlier) for earlier, later in pairwise(events)))

@@ -30,8 +30,9 @@ from .backend import GpuBackend
 from .context import Context
 from .gate import GateError, check_engine, check_kernel, gate_images, gate_pictures, random_picture
 from .memory import Buffer
+from .pictures import Arrivals
 from .preprocessor import Kernels, Preprocessor, read_back
-from .slot import Slot
+from .slot import Slot, ways_through
 
 Verdict = Literal["passed", "failed", "not run"]
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
@@ -100,7 +101,7 @@ def verify(
             partial(_sanitize, tool, device, effort.sanitized),
         )
     chosen = _Chosen(name, model, device)
-    prove("engine against the CPU, in every profile", lambda: _parity(chosen))
+    prove("engine against the CPU, every profile and graph", lambda: _parity(chosen))
     prove("one answer in any batch", lambda: _composition(chosen))
     prove("CUDA graphs on and off", lambda: _graphs(chosen))
     prove("1 to 4 streams", lambda: _streams(chosen))
@@ -185,7 +186,9 @@ def _alone(
     opened.append(kernels.free)
     streams = [context.cuda.Stream(context.runtime.CUstream_flags.CU_STREAM_NON_BLOCKING.value)]
     opened.append(streams.clear)
-    preprocessor = Preprocessor(context, kernels, spec, streams[0])
+    arrivals = Arrivals(context)
+    opened.append(arrivals.free)
+    preprocessor = Preprocessor(context, kernels, arrivals, spec, streams[0])
     opened.append(preprocessor.free)
     images = Buffer(context, int(np.prod(spec.input_shape(MOST))))
     opened.append(images.free)
@@ -221,11 +224,8 @@ def _parity(chosen: _Chosen) -> str:
         reference = OnnxRuntimeBackend.open(file, Options())
 
         def check(slot: Slot) -> str:
-            profiles = [
-                (profile, partial(slot.run_profile, index)) for index, profile in enumerate(slot.network.profiles)
-            ]
-            passed = check_engine(profiles, reference.run, file.spec)
-            rows = ", ".join(f"profile {p.profile} batch {p.batch}: {p.largest:.2g}" for p in passed)
+            passed = check_engine(ways_through(slot), reference.run, file.spec)
+            rows = ", ".join(f"{p.way} batch {p.batch}: {p.largest:.2g}" for p in passed)
             return f"{backend.name}: largest difference of a probability, {rows}"
 
         with backend.context.use():

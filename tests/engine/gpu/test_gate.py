@@ -8,7 +8,7 @@ import pytest
 from fmengine.backends import Options, Outputs
 from fmengine.backends.onnxruntime import OnnxRuntimeBackend
 from fmengine.gpu.builder import Profile
-from fmengine.gpu.gate import GateError, Passed, batch_sizes, check_engine, gate_images
+from fmengine.gpu.gate import GateError, Passed, Way, batch_sizes, check_engine, gate_images
 from fmengine.model_file import ModelSpec, load_model_file, resolve
 from fmengine.preprocess import Pixels
 
@@ -44,12 +44,18 @@ def altered(cpu: Run, alter: Callable[[np.ndarray], np.ndarray], only: int | Non
 
 
 def gate(cpu: Run, *runs: Run) -> list[Passed]:
-    return check_engine(list(zip(PROFILES, runs, strict=False)), cpu, SPEC)
+    ways = [Way(f"profile {i}", PROFILES[i], run) for i, run in enumerate(runs)]
+    return check_engine(ways, cpu, SPEC)
 
 
 def test_the_cpu_passes_its_own_gate(cpu: Run) -> None:
     passed = gate(cpu, cpu, cpu)
-    assert [(p.profile, p.batch) for p in passed] == [(0, 1), (1, 1), (1, 9), (1, 16)]
+    assert [(p.way, p.batch) for p in passed] == [
+        ("profile 0", 1),
+        ("profile 1", 1),
+        ("profile 1", 9),
+        ("profile 1", 16),
+    ]
     assert all(p.largest == 0 for p in passed)
 
 
@@ -101,7 +107,7 @@ def test_every_batch_is_full(cpu: Run, profile: Profile) -> None:
         seen.append(len(batch))
         return cpu(batch)
 
-    passed = check_engine([(profile, run)], cpu, SPEC)
+    passed = check_engine([Way("profile 0", profile, run)], cpu, SPEC)
     assert set(seen) == {p.batch for p in passed} == set(batch_sizes(profile))
 
 
