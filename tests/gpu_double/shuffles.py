@@ -5,6 +5,7 @@ python -m tests.gpu_double.shuffles [SEEDS] [PICTURES]
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -75,6 +76,11 @@ def shuffle(seed: int, count: int, backend: str = "tensorrt") -> None:
             rows.max(axis=1), [answer.confidence for answer in expected(count)[:some]], atol=NEAR
         )
         check([engine.predict(picture) for picture in pictures(count)[:3]], 3)
+        parts = [pictures(count)[start::4] for start in range(4)]  # more threads than slots
+        with ThreadPoolExecutor(4) as threads:
+            for part, outputs in enumerate(threads.map(engine.backend.run_pictures, parts)):
+                right = [answer.confidence for answer in expected(count)[part::4]]
+                np.testing.assert_allclose(outputs.probabilities.max(axis=1), right, atol=NEAR)
         if backend == "tensorrt":
             assert engine.backend.describe()["cuda graphs"] == "batches of 1, 16"
         there = [CudaArray(engine.backend.context, picture) for picture in pictures(count)[:20]]

@@ -104,7 +104,7 @@ def verify(
     prove("engine against the CPU, every profile and graph", lambda: _parity(chosen))
     prove("one answer in any batch", lambda: _composition(chosen))
     prove("CUDA graphs on and off", lambda: _graphs(chosen))
-    prove("1 to 4 streams", lambda: _streams(chosen))
+    prove("1 to 4 streams", lambda: _streams(chosen, min(500, effort.pictures)))
     prove("JPEG files decoded on the GPU", lambda: _jpeg(chosen))
     prove(f"soak of {effort.soak:g} seconds", lambda: _soak(chosen, effort.soak))
     return proofs
@@ -257,13 +257,13 @@ def _graphs(chosen: _Chosen) -> str:
     return _same_bits(answers)
 
 
-def _streams(chosen: _Chosen) -> str:
+def _streams(chosen: _Chosen, count: int) -> str:
     answers = []
     for streams in (1, 2, 3, 4):
         with chosen.open(streams=streams) as (backend, _):
             if backend.lanes != streams:
                 raise NotRun(f"there is room for {backend.lanes} streams of {streams}")
-            pictures = [random_picture(np.random.default_rng(index)) for index in range(500)]
+            pictures = [random_picture(np.random.default_rng(index)) for index in range(count)]
             with ThreadPoolExecutor(streams) as threads:
                 rounds = list(threads.map(backend.run_pictures, [pictures] * streams))
             answers += rounds

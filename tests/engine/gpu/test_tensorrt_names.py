@@ -31,12 +31,18 @@ CLASSES = {
     "runtime": "Runtime",
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
+    "settings": "IRuntimeConfig",
 }
 # In TensorRT-RTX alone; the builder asks which it has.
 RTX_ONLY = {
     "ComputeCapability",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
+    "CudaGraphStrategy",
+    "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
+    "DynamicShapesKernelSpecializationStrategy",
+    "IRuntimeConfig.cuda_graph_strategy",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
 }
 
 
@@ -60,7 +66,7 @@ def names_used() -> set[str]:
 
 def test_the_names_are_found() -> None:
     names = names_used()
-    assert {name.split(".")[0] for name in names} >= set(CLASSES.values())
+    assert {name.split(".")[0] for name in names | RTX_ONLY} >= set(CLASSES.values())
     assert {"MemoryPoolType.WORKSPACE", "LayerType.CONVOLUTION", "Builder.build_serialized_network"} <= names
 
 
@@ -114,6 +120,17 @@ def missing_names(version: str, names: set[str], folder: Path) -> tuple[str, set
     assert done.returncode == 0, done.stderr
     found, *missing = done.stdout.split()
     return found, set(missing)
+
+
+def test_every_name_exists_in_tensorrt_rtx() -> None:
+    """Which is here whole, with what it alone has."""
+    library = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    strategies = {"DynamicShapesKernelSpecializationStrategy.EAGER"}
+    for name in names_used() | RTX_ONLY | strategies:
+        value = library
+        for part in name.split("."):
+            assert hasattr(value, part), name
+            value = getattr(value, part)
 
 
 @pytest.mark.parametrize("version", list(VERSIONS))
