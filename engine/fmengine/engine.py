@@ -134,7 +134,8 @@ class Engine:
         """Answer for any number of pictures, in order, in constant memory.
 
         Threads decode the next batches while the network runs. A picture that cannot be read gives a
-        `Failure` in its place; nothing else is lost.
+        `Failure` in its place; nothing else is lost. Where `sources` itself raises, what came before it is
+        answered first.
 
         Args:
             sources: as for `predict`; may be endless.
@@ -197,12 +198,15 @@ class Engine:
         answering = ThreadPoolExecutor(lanes, thread_name_prefix="fmengine-answer")
         try:
             batches: deque[Future[list[Prediction | Failure]]] = deque()
-            for batch in self._batches(sources, size, channels, decoding):
+            ended: list[Exception] = []
+            for batch in self._batches(_until_error(sources, ended), size, channels, decoding):
                 batches.append(answering.submit(self._finish, batch))
                 if len(batches) >= BATCHES_AHEAD + lanes:
                     yield from batches.popleft().result()
             while batches:
                 yield from batches.popleft().result()
+            if ended:
+                raise ended[0]
         finally:
             for pool in (decoding, answering):  # what runs is waited for, what waits is dropped
                 pool.shutdown(cancel_futures=True)
@@ -271,3 +275,11 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise FmengineError("this engine is closed; load another with Engine.load()")
+
+
+def _until_error(sources: Iterator[Source], ended: list[Exception]) -> Iterator[Source]:
+    """The sources, and what ended them if it was an error: what came before it is answered first."""
+    try:
+        yield from sources
+    except Exception as error:
+        ended.append(error)

@@ -201,3 +201,17 @@ def test_the_model_recommends_a_threshold() -> None:
 def test_an_impossible_threshold_is_refused(threshold: float) -> None:
     with pytest.raises(ValueError, match="expected a confidence from 0 to 1, or 'recommended'"):
         Engine.load(unsure_below=threshold)
+
+
+def test_what_came_before_an_error_of_the_sources_is_answered(engine):
+    def sources():
+        yield from [np.full((8, 8), level, np.uint8) for level in range(30)]
+        raise OSError("the camera is gone")
+
+    answers = []
+    with pytest.raises(OSError, match="the camera is gone"):
+        answers.extend(engine.predict_many(sources(), batch_size=7))
+    stream = engine.predict_many(sources(), batch_size=7)
+    assert len([next(stream) for _ in range(30)]) == 30
+    with pytest.raises(OSError, match="the camera is gone"):
+        next(stream)
