@@ -1,6 +1,7 @@
 """The GPU backends over the test double: the real pycuda, the real kernel compiled for the CPU, real threads."""
 
 import gc
+import json
 import multiprocessing
 import os
 import threading
@@ -9,9 +10,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
 from fmengine import Engine, Failure, FmengineError, SourceError
 from fmengine.backends import Options
+from fmengine.cli.infer import infer
 from fmengine.errors import BackendError, DeviceError, ModelError, UnavailableError
 from fmengine.model_file import load_model_file
 
@@ -53,8 +57,25 @@ def images(count: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_500_pictures_have_the_cpus_answers_in_20_orders():
-    shuffles.main(seeds=20, count=500)
+def test_infer_gives_the_cpus_rows_for_500_pictures_in_20_orders(tmp_path):
+    """`fmengine infer`, as the shell calls it; half of the files are JPEG."""
+    for index, pixels in enumerate(shuffles.pictures(500)):
+        Image.fromarray(pixels).save(tmp_path / f"{index:03}.{'jpg' if index % 2 else 'png'}", quality=95)
+
+    def rows(backend: str, batch: int) -> list[dict]:
+        options = ["--json", "--model", str(shuffles.FP16), "--batch", str(tmp_path), "--batch-size", str(batch)]
+        result = CliRunner().invoke(infer, [*options, "--backend", backend])
+        assert result.exit_code == 0, result.output
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    wanted = rows("onnxruntime", 64)
+    assert len(wanted) == 500
+    for seed in range(20):
+        print(f"seed {seed}")
+        driver.shuffle(seed)
+        for row, right in zip(rows("tensorrt", 16 if seed % 2 else 7), wanted, strict=True):
+            assert (row["path"], row["label"], row["error"]) == (right["path"], right["label"], None)
+            assert row["confidence"] == pytest.approx(right["confidence"], abs=shuffles.NEAR)
 
 
 @pytest.mark.parametrize("name", ["tensorrt-rtx", "onnxruntime-cuda"])
