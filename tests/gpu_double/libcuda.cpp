@@ -97,7 +97,8 @@ struct Allocation {
 struct Driver {
     std::mutex mutex;
     std::condition_variable changed;
-    bool executing = false;
+    bool executing = false;             // somebody runs work, without the lock
+    bool open = false;                  // device memory, to work
     pid_t process = 0;                  // that called cuInit
     std::mt19937_64 random;
     long operations = 0;
@@ -193,6 +194,14 @@ void open_pages(CUdeviceptr address, size_t size, bool open) {
     mprotect(first_page(address), pages(address, size), open ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 
+// Open or close all device memory; it stays open from one piece of work to the next, until a wait ends.
+void open_memory(bool open) {
+    Driver& d = driver();
+    if (d.open == open || d.executing) return;
+    for (auto& [address, allocation] : d.memory) open_pages(address, allocation.size, open);
+    d.open = open;
+}
+
 // The number of allocations, of both kinds, that may fail by a planted fault.
 bool allocation_fails(size_t size) {
     Driver& d = driver();
@@ -259,16 +268,13 @@ void execute(Lock& lock, CUstream stream) {
     stream->queue.pop_front();
     CUcontext context = stream->context;
     if (context->failure) return;
-    std::vector<std::pair<CUdeviceptr, size_t>> opened;
-    for (auto& [address, allocation] : d.memory) opened.push_back({address, allocation.size});
-    for (auto& [address, size] : opened) open_pages(address, size, true);
+    open_memory(true);
     d.executing = true;
     lock.unlock();
     CUresult result = guarded(op.run);
     lock.lock();
     d.executing = false;
     d.clock += 0.01;
-    for (auto& [address, size] : opened) open_pages(address, size, false);
     if (++d.counts["operations"] == d.settings["lose device after"]) result = CUDA_ERROR_LAUNCH_FAILED;
     if (result) context->failure = result;
     d.changed.notify_all();
@@ -277,6 +283,9 @@ void execute(Lock& lock, CUstream stream) {
 // Run work of any stream until `done`, which is what the caller waits for.
 CUresult run_until(Lock& lock, CUcontext context, const std::function<bool()>& done) {
     Driver& d = driver();
+    struct Close {
+        ~Close() { open_memory(false); }
+    } close;
     while (!done()) {
         if (context->failure) return context->failure;
         if (d.executing) {
@@ -299,9 +308,10 @@ void hurry(Lock& lock) {
         std::vector<CUstream> ready;
         for (CUstream stream : all_streams())
             if (is_ready(stream) && !stream->queue.front().foreign) ready.push_back(stream);
-        if (d.executing || ready.empty()) return;
+        if (d.executing || ready.empty()) break;
         execute(lock, ready[d.random() % ready.size()]);
     }
+    open_memory(false);
 }
 
 CUstream resolve(CUstream stream) {
@@ -510,7 +520,7 @@ CUresult cuMemAlloc(CUdeviceptr* address, size_t size) {
     open_pages(*address, whole, true);
     memset(begin, UNWRITTEN, size);
     memset(begin + size, CANARY, whole - size);
-    open_pages(*address, whole, d.executing);
+    open_pages(*address, whole, d.open);
     return CUDA_SUCCESS;
 }
 
