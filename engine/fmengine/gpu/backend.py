@@ -1,6 +1,7 @@
 """What every backend on a GPU has in common: a context, the kernel, and a pool of slots around its network."""
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
@@ -22,7 +23,7 @@ from .preprocessor import Kernels
 from .slot import Networkable, Slot, Stages, Stopwatch
 
 
-class GpuBackend:
+class GpuBackend(ABC):
     """See `fmengine.backends.PictureBackend`. A subclass says which network runs.
 
     Attributes:
@@ -131,9 +132,9 @@ class GpuBackend:
         """Wait for what runs, and give everything back. Closing twice is no error."""
         self._close()
 
+    @abstractmethod
     def _network(self, model: ModelFile, options: Options) -> Networkable:
         """The network, loaded onto the GPU."""
-        raise NotImplementedError
 
     def _approve_kernel(self, slot: Slot, kernels: Kernels) -> None:
         """Hold the compiled kernel against its definition, once for each compiler, driver and GPU."""
@@ -145,11 +146,12 @@ class GpuBackend:
             check_kernel(slot.preprocess, self.spec, min(16, slot.most))
             cache.store("kernel", key, b"bit for bit")
 
-    def _approve(self, slot: Slot, network: Networkable) -> None:
+    def _approve(self, slot: Slot, network: Networkable) -> None:  # noqa: B027
         """See that its answers are right before it may give any."""
 
+    @abstractmethod
     def _library_version(self) -> str:
-        raise NotImplementedError
+        """Name and version of what runs the network."""
 
 
 def _warm_up(slots: Sequence[Slot]) -> None:
