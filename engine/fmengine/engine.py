@@ -14,7 +14,7 @@ from PIL import Image
 
 from .backends import Attempt, Backend, Options, PictureBackend, open_backend
 from .decode import Channels, Limits, Source, decode, is_plain_jpeg, may_be_turned, on_gpu, read_file
-from .errors import FmengineError, Kind, SourceError, UnavailableError
+from .errors import CLOSED, FmengineError, Kind, SourceError, UnavailableError
 from .model_file import ModelFile, ModelSpec
 from .prediction import UNSURE, Failure, Prediction
 from .preprocess import Pixels, preprocess
@@ -274,7 +274,7 @@ class Engine:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise FmengineError("this engine is closed; load another with Engine.load()")
+            raise FmengineError(CLOSED)
 
 
 def _until_error(sources: Iterator[Source], ended: list[Exception]) -> Iterator[Source]:

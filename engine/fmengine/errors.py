@@ -5,6 +5,8 @@ Every error that fmengine raises on purpose is an `FmengineError`; anything else
 
 from enum import StrEnum
 
+CLOSED = "this engine is closed; load another with Engine.load()"
+
 
 class FmengineError(Exception):
     """Base class. `exit_code` is what the command line answers with."""

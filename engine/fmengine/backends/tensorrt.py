@@ -22,7 +22,7 @@ from ..gpu.builder import (
 from ..gpu.cache import Cache
 from ..gpu.gate import Passed, check_engine
 from ..gpu.network import EngineFileError, Network
-from ..gpu.slot import Networkable, Slot, ways_through
+from ..gpu.slot import Slot, ways_through
 from ..model_file import ModelFile, Precision
 from . import Options
 from .onnxruntime import OnnxRuntimeBackend
@@ -74,7 +74,7 @@ class TensorRtBackend(GpuBackend):
     def _deserialise(self, engine: bytes) -> Network:
         return Network(self._library, make_logger(self._library), engine, self.spec)
 
-    def _approve(self, slot: Slot, network: Networkable) -> None:
+    def _approve(self, slot: Slot) -> None:
         """The gate: once for each engine and GPU."""
         cache = Cache()
         record = cache.load("gate", self._gate_key)

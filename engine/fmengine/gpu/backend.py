@@ -40,7 +40,7 @@ class GpuBackend(ABC):
         self.context = Context(options.device)
         opened: list[Callable[[], None]] = []  # what must be given back, in the order of its making
         # Also at exit, for whoever does not close; so it must hold no reference to this object.
-        self._close = weakref.finalize(self, _release, self.context, opened)
+        self._close = weakref.finalize(self, self.context.close, opened)
         try:
             with self.context.use():
                 kernels = Kernels(self.context, Cache())
@@ -59,7 +59,7 @@ class GpuBackend(ABC):
                 self.pool = Pool(slots, self.spec)
                 opened.append(self.pool.close)
                 self._approve_kernel(slots[0], kernels)
-                self._approve(slots[0], network)
+                self._approve(slots[0])
                 _warm_up(slots)
                 self._graphs = _describe_graphs(slots[0]) if options.graphs else "off"
                 self._lanes = len(slots)
@@ -110,12 +110,7 @@ class GpuBackend(ABC):
         """Run a batch of at most `max_batch` and say what each stage of it took on the GPU."""
         with self.context.use():
             stopwatch = Stopwatch(self.context.cuda)
-
-            def work(slot: Slot) -> Outputs:
-                slot.submit(batch, stopwatch)
-                return slot.collect()
-
-            return self.pool.with_slot(work), stopwatch.stages()
+            return self.pool.with_slot(lambda slot: slot.run(batch, stopwatch)), stopwatch.stages()
 
     def describe(self) -> dict[str, str]:
         return {
@@ -138,15 +133,13 @@ class GpuBackend(ABC):
 
     def _approve_kernel(self, slot: Slot, kernels: Kernels) -> None:
         """Hold the compiled kernel against its definition, once for each compiler, driver and GPU."""
-        cache, key = (
-            Cache(),
-            {"kernel": kernels.digest, "gpu": str(self.gpu), "model": str(self.spec.input_shape(1))},
-        )
+        cache = Cache()
+        key = {"kernel": kernels.digest, "gpu": str(self.gpu), "model": str(self.spec.input_shape(1))}
         if cache.load("kernel", key) is None:
             check_kernel(slot.preprocess, self.spec, min(16, slot.most))
             cache.store("kernel", key, b"bit for bit")
 
-    def _approve(self, slot: Slot, network: Networkable) -> None:  # noqa: B027
+    def _approve(self, slot: Slot) -> None:  # noqa: B027
         """See that its answers are right before it may give any."""
 
     @abstractmethod
@@ -164,13 +157,3 @@ def _describe_graphs(slot: Slot) -> str:
     if slot.refusal:
         return f"none: {slot.refusal}"
     return f"batches of {', '.join(map(str, slot.graphs))}" if slot.graphs else "none"
-
-
-def _release(context: Context, opened: list[Callable[[], None]]) -> None:
-    """Give back what is open, last first."""
-
-    def release() -> None:
-        while opened:
-            opened.pop()()
-
-    context.close(release)

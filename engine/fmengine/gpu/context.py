@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import DeviceError, FmengineError, NoRoomError, UnavailableError
+from ..errors import CLOSED, DeviceError, FmengineError, NoRoomError, UnavailableError
 from .device import find_device, start_driver
 
-CLOSED = "this engine is closed; load another with Engine.load()"
 LAST_WAIT = 60.0  # seconds that closing waits for other threads: one that was interrupted may never come
 log = logging.getLogger(__name__)
 _parked: list[object] = []
@@ -86,20 +85,21 @@ class Context:
         free, total = self.cuda.mem_get_info()
         return int(free), int(total)
 
-    def close(self, release: Callable[[], None]) -> None:
+    def close(self, opened: list[Callable[[], None]]) -> None:
         """Give the context back.
 
         Args:
-            release: called within it, to free everything that was made in it.
+            opened: what frees everything that was made in it; called within it, last first.
         """
         if os.getpid() != self._process:
             # A forked child: CUDA is its parent's, and even the destructors of what was made must not run.
-            _parked.append((self, release))
+            _parked.append((self, opened))
             return
         self._closed = True
         self._context.push()
         try:
-            release()
+            while opened:
+                opened.pop()()
         except (self.cuda.Error, DeviceError) as error:  # of a GPU that failed; its memory goes with the context
             log.debug("not given back: %s", error)
         with self._idle:  # pycuda takes a context that is given back from under who still uses it

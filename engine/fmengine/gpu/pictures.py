@@ -122,9 +122,7 @@ def device_picture(source: Any, context: Context, arrivals: Arrivals, channels: 
             _wait_for_producer(interface, arrivals)
     except (FmengineError, context.cuda.Error):
         raise
-    except (
-        Exception
-    ) as error:  # of the library that holds it: a tensor on another GPU, or one that needs gradients
+    except Exception as error:  # of the library that holds it, such as for a tensor that needs gradients
         raise _refused(f"its library does not hand the picture over: {type(error).__name__}: {error}") from error
     height, width, count = _shape(layout)
     stride = _row_stride(layout, height, width, count)

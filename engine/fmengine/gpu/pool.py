@@ -10,10 +10,10 @@ from typing import TypeVar
 import numpy as np
 
 from ..backends import Outputs
-from ..errors import FmengineError, NoRoomError
+from ..errors import CLOSED, FmengineError, NoRoomError
 from ..model_file import ModelSpec
 from ..preprocess import Pixels
-from .context import CLOSED, LAST_WAIT
+from .context import LAST_WAIT
 from .pictures import Picture
 from .preprocessor import weigh
 from .slot import Slot

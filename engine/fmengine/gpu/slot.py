@@ -169,9 +169,9 @@ class Slot:
         self.wait()
         return read_back(self._context, self._images.address, self._spec.input_shape(len(pictures)))
 
-    def run(self, batch: Pixels | Sequence[Picture]) -> Outputs:
+    def run(self, batch: Pixels | Sequence[Picture], mark: Mark = no_mark) -> Outputs:
         """`submit`, then `collect`."""
-        self.submit(batch)
+        self.submit(batch, mark)
         return self.collect()
 
     def run_profile(self, profile: int, images: Pixels) -> Outputs:

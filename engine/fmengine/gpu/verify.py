@@ -165,16 +165,11 @@ def _kernel(device: int, model: str | None, pictures: int) -> str:
     spec = load_model_file(resolve(model, ("fp16", "fp32", "int8"))).spec
     context = Context(device)
     opened: list[Callable[[], None]] = []
-
-    def release() -> None:
-        while opened:
-            opened.pop()()
-
     try:
         with context.use():
             check_kernel(_alone(context, spec, opened), spec, MOST, pictures=pictures, seed=SEED)
     finally:
-        context.close(release)
+        context.close(opened)
     return f"{pictures:,} random pictures of 1 to 300 pixels a side, no level differs"
 
 
@@ -206,7 +201,7 @@ def _sanitize(tool: str, device: int, pictures: int) -> str:
     found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=_toolkit())
     if found is None:
         raise NotRun("compute-sanitizer is not installed; it comes with the CUDA toolkit")
-    Context(device).close(lambda: None)  # without a GPU, say that
+    Context(device).close([])  # without a GPU, say that
     command = [found, "--tool", tool, "--error-exitcode", "9"]
     command += [sys.executable, "-m", __name__, str(device), str(pictures)]
     done = subprocess.run(command, capture_output=True, text=True)
