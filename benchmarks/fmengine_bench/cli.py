@@ -12,8 +12,7 @@ import click
 from fmengine.backends import BACKENDS
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-
-from .labelled import PARTS
+from fmengine_train.data import PARTS
 
 CHECK_FAILED, SOME_FAILED = 1, 3
 
@@ -29,7 +28,7 @@ CHECK_FAILED, SOME_FAILED = 1, 3
 )
 @click.option(
     "--part",
-    type=click.Choice(PARTS),
+    type=click.Choice(["all", *PARTS]),
     default="all",
     show_default=True,
     help="Half of the pictures, by a hash of their names: choose a model on one, state its figures on the other.",

@@ -1,14 +1,11 @@
 """Pictures in a folder per label, to score a model on."""
 
-import hashlib
 import os
 from pathlib import Path
 
 from fmengine.errors import DataError
 from fmengine.sources import walk
-from fmengine_train.data import held_out
-
-PARTS = ("all", "select", "report")
+from fmengine_train.data import held_out, part_of
 
 
 def labelled_files(
@@ -40,8 +37,3 @@ def labelled_files(
     if not files:
         raise DataError(f"no pictures in {root}")
     return files
-
-
-def part_of(path: str) -> str:
-    """`select` or `report`: another hash than `held_out`'s, so that both halves hold held-out pictures."""
-    return ("select", "report")[hashlib.sha256(f"part {os.path.basename(path)}".encode()).digest()[0] & 1]

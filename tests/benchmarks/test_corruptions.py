@@ -7,7 +7,7 @@ import pytest
 
 from fmengine.engine import Engine
 from fmengine_bench.corruptions import CORRUPTIONS, SEVERITIES
-from fmengine_bench.labelled import labelled_files, part_of
+from fmengine_bench.labelled import labelled_files
 from fmengine_bench.robustness import as_text, robustness
 
 NAMES = list(CORRUPTIONS)
@@ -81,8 +81,3 @@ def test_the_parts_halve_a_folder(drawn_faces: Path) -> None:
     parts = [labelled_files(drawn_faces / "train", labels, part=part) for part in ("select", "report")]
     assert sorted(parts[0] + parts[1]) == sorted(everything)
     assert 0.3 < len(parts[0]) / len(everything) < 0.7
-
-
-def test_a_pictures_part_depends_on_its_name_alone() -> None:
-    assert part_of("a/b/x.png") == part_of("x.png")
-    assert {part_of(f"{number}.png") for number in range(20)} == {"select", "report"}

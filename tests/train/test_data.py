@@ -10,7 +10,7 @@ from PIL import Image
 from fmengine.decode import Limits, decode
 from fmengine.errors import DataError
 from fmengine.preprocess import preprocess
-from fmengine_train.data import Dataset, Item, find, held_out, load
+from fmengine_train.data import Dataset, Item, find, held_out, load, part_of
 
 Write = Callable[[Path, int], None]
 HEADER = "emotion,pixels,Usage"
@@ -321,3 +321,8 @@ def test_decoded_pixels_may_be_items(tmp_path: Path) -> None:
     ]
     dataset = load(items, ("happy", "sad"), (1, 4, 4), "crop", tmp_path)
     assert dataset.pixels[:, 0, 0, 0].tolist() == [0, 10, 20, 30]
+
+
+def test_a_pictures_part_depends_on_its_name_alone() -> None:
+    assert part_of("a/b/x.png") == part_of("x.png")
+    assert {part_of(f"{number}.png") for number in range(20)} == {"select", "report"}

@@ -8,10 +8,11 @@ import torch
 from click.testing import CliRunner, Result
 
 from fmengine.errors import DataError
+from fmengine_train.augment import warp
 from fmengine_train.checkpoint import load_network, read_tensors, save_model
 from fmengine_train.cli import train
 from fmengine_train.data import Dataset, Item, find, load, unlabelled
-from fmengine_train.distill import teach
+from fmengine_train.distill import WARP_STRENGTH, WARPS, teach
 from fmengine_train.networks import Network, build
 from fmengine_train.resnet import ResNetConfig
 
@@ -41,10 +42,11 @@ def asked(path: Path, items: list[Item], index: int, columns: list[int]) -> np.n
     """One picture's answer, computed apart from `teach`."""
     network, _ = load_network(path)
     size = network.config.height
-    pixels = load(items, LABELS, (1, size, size), "crop", path.parent).pixels[index]
-    views = np.stack([pixels, pixels[:, :, ::-1]])
+    pixels = np.array(load(items, LABELS, (1, size, size), "crop", path.parent).pixels)
+    levels, generator = torch.from_numpy(pixels).float(), torch.Generator().manual_seed(0)
+    views = [levels, levels.flip(3), *(warp(levels, generator, WARP_STRENGTH) for _ in range(WARPS))]
     with torch.inference_mode():
-        logits = network(torch.from_numpy(views))[:, columns]
+        logits = network(torch.stack(views)[:, index])[:, columns]
     return logits.softmax(1).mean(0).numpy()
 
 
@@ -101,6 +103,20 @@ def test_other_teachers_are_other_data(items: list[Item], tmp_path: Path) -> Non
         teach(data, items, [teacher(tmp_path, LABELS, seed)], 0.5, tmp_path)
         fingerprints.add(data.fingerprint)
     assert len(fingerprints) == 3
+
+
+def test_the_same_teachers_are_asked_once(
+    items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that `--resume` begins at once; others are asked anew."""
+    first, again, other = (dataset(items, tmp_path) for _ in range(3))
+    teach(first, items, [teacher(tmp_path, LABELS, 1)], 1.0, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("fmengine_train.distill._ask", None)
+        teach(again, items, [teacher(tmp_path, LABELS, 1)], 1.0, tmp_path)
+    teach(other, items, [teacher(tmp_path, LABELS, 2)], 1.0, tmp_path)
+    np.testing.assert_array_equal(again.answers, first.answers)
+    assert (other.answers != first.answers).any()
 
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:

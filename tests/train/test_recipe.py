@@ -1,6 +1,7 @@
 """Recipes: TOML, overrides, and mistakes that are told before they cost a night."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_a_whole_number_does_where_a_fraction_is_expected(tmp_path: Path) -> Non
 
 
 def test_to_dict_and_from_dict_are_inverse() -> None:
-    recipe = Recipe(classes=("happy", "sad"), size=48, color="rgb", optimizer="sgd")
+    recipe = Recipe(classes=("happy", "sad"), size=48, color="rgb", widths=(8, 8, 8, 8, 8), hidden=(16, 16))
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
@@ -65,6 +66,9 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
         ("model", 1),
         ("classes", "happy"),
         ("classes", [1, 2]),
+        ("widths", [32, "64"]),
+        ("hidden", [256.0, 256.0]),
+        ("widths", [0, 1, 1, 1, 1]),
     ],
 )
 def test_a_wrong_type_is_refused_by_name(name: str, value: object) -> None:
@@ -125,6 +129,21 @@ def test_the_network_takes_size_colour_and_dropout_from_the_recipe() -> None:
     assert (config.height, config.width, config.channels) == (64, 64, 3)
     assert (config.dropout, config.outputs) == (0.25, 3)
     assert config.widths == ARCHITECTURES["alexnet-slim"].widths
+
+
+def test_the_network_takes_widths_from_the_recipe() -> None:
+    recipe = Recipe(widths=(8, 16, 24, 32, 40), hidden=(48, 56))
+    config = network_config(recipe, 2)
+    assert (config.widths, config.hidden) == (recipe.widths, recipe.hidden)  # type: ignore[union-attr]
+    assert network_config(Recipe(model="resnet-64", widths=(8, 8, 8, 8)), 2).widths == (8, 8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"widths": (8, 8)}, {"model": "resnet-64", "hidden": (8, 8)}, {"hidden": (8, 8, 8)}]
+)
+def test_another_number_of_widths_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"has \d entries; (alexnet-slim|resnet-64) has \d"):
+        network_config(Recipe(**changes), 2)
 
 
 def test_a_device_without_a_driver_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from fmengine_train.cli import train as command
 from fmengine_train.metrics import fit_temperature, score
 from fmengine_train.optimize import learning_rate
 from fmengine_train.recipe import Recipe
-from fmengine_train.train import DivergedError, Trainer, train
+from fmengine_train.train import DivergedError, Trainer, summarise, train
 
 TINY = {"size": 32, "epochs": 3, "batch_size": 32, "warmup": 1.0, "precision": "fp32", "ema": 0.9}
 OPTIONS = ["--size", "32", "--batch-size", "32", "--precision", "fp32", "--device", "cpu", "--epochs", "3"]
@@ -119,7 +119,11 @@ def strict_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def test_training_json_says_what_the_model_file_will(tiny_run: Path) -> None:
+def reported(faces: Path) -> int:
+    return sum(data.part_of(path.name) == "report" for path in (faces / "val").rglob("*.*"))
+
+
+def test_training_json_says_what_the_model_file_will(tiny_run: Path, drawn_faces: Path) -> None:
     document = strict_json(tiny_run / "training.json")
     model_document = read_tensors(tiny_run / "model.safetensors")[1]
     assert model_document == document | {"network": "AlexNet", "config": model_document["config"]}
@@ -129,14 +133,16 @@ def test_training_json_says_what_the_model_file_will(tiny_run: Path) -> None:
     assert 0.05 <= document["temperature"] <= 20
     assert 0.5 <= document["unsure_below"] <= 1
     (scores,) = document["validation"].values()
-    assert scores["count"] == 32 == sum(map(sum, scores["confusion"]))
+    # Stated on the half of the 32 pictures that chose nothing.
+    assert scores["count"] == sum(map(sum, scores["confusion"])) == reported(drawn_faces)
 
 
 def test_training_json_is_json_where_a_source_lacks_a_class(
     make: Make, drawn_faces: Path, tmp_path: Path, picture: Callable[[Path, int], None]
 ) -> None:
+    stated = next(name for name in map("{}.png".format, range(20)) if data.part_of(name) == "report")
     for number, split in enumerate(("train", "val")):
-        picture(tmp_path / "smiles" / split / "happy" / "0.png", number)
+        picture(tmp_path / "smiles" / split / "happy" / stated, number)
     items = data.find([drawn_faces, tmp_path / "smiles"], (), 0.1)
     trainer = make(dataset=data.load(items, ("happy", "sad"), (1, 32, 32), "crop", tmp_path), epochs=1)
     train(trainer, silent)
@@ -397,6 +403,7 @@ def unbalanced(happy: int, sad: int) -> data.Dataset:
         train=np.arange(count),
         val=np.array([count, count + 1]),
         sources=np.array(["made"] * (count + 2)),
+        parts=np.array(["select"] * (count + 2)),
     )
 
 
@@ -445,6 +452,26 @@ def test_fit_temperature_recovers_a_known_one(true: float) -> None:
     logits = torch.randn(20_000, 3, generator=generator) * 2
     targets = torch.multinomial(logits.softmax(1), 1, generator=generator).flatten()
     assert fit_temperature(logits * true, targets) == pytest.approx(true, rel=0.05)
+
+
+def test_calibration_is_chosen_on_one_half_and_scores_are_those_of_the_other() -> None:
+    torch.manual_seed(1)
+    targets = torch.arange(400) % 2
+    logits = torch.randn(400, 2) + 2 * torch.eye(2)[targets]
+    dataset = unbalanced(400, 0)
+    dataset.val, dataset.targets = np.arange(400), targets.numpy()
+    dataset.parts = np.array(["select"] * 200 + ["report"] * 200 + ["select"] * 2)
+    logits[200:] = torch.eye(2)[1 - targets[200:]]  # wrong in every answer that is stated
+    document = summarise(dataset, Recipe(), logits, targets)
+    assert document["temperature"] == pytest.approx(fit_temperature(logits[:200], targets[:200]))
+    assert document["validation"]["made"]["count"] == 200
+    assert document["validation"]["made"]["accuracy"] == 0
+
+
+def test_calibration_takes_all_pictures_where_a_half_lacks_a_class() -> None:
+    dataset = unbalanced(3, 2)
+    document = summarise(dataset, Recipe(), torch.eye(2), torch.tensor([0, 1]))
+    assert document["validation"]["made"]["count"] == 2
 
 
 def test_fit_temperature_stays_within_its_bounds() -> None:

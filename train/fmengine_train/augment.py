@@ -25,7 +25,7 @@ def augment(images: Tensor, generator: Generator, strength: float = 1.0) -> Tens
     levels = images.float()
     if strength == 0:
         return levels
-    levels = _warp(levels, generator, strength)
+    levels = warp(levels, generator, strength)
     levels = _downsample(levels, generator, share=0.4 * strength)
     levels = _relight(levels, generator, strength)
     levels = _mask_oval(levels, generator, share=0.15 * strength)
@@ -66,7 +66,7 @@ def _axes(levels: Tensor, low: float) -> tuple[Tensor, Tensor]:
     return y, torch.linspace(low, 1, width, device=levels.device).view(1, 1, 1, -1)
 
 
-def _warp(levels: Tensor, generator: Generator, strength: float) -> Tensor:
+def warp(levels: Tensor, generator: Generator, strength: float) -> Tensor:
     """Flip, turn by ±25°, scale by 0.75 to 1.3, stretch by ±12 %, shear and shift."""
     count = len(levels)
 

@@ -146,7 +146,7 @@ def begin_from(model: Network, labels: tuple[str, ...], path: Path) -> None:
             fresh[name][row] = tensor[other]
 
 
-def weights_sha256(model: AlexNet) -> str:
+def weights_sha256(model: Network) -> str:
     """Digest of the FP32 weights: the name, shape and bytes of each tensor, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

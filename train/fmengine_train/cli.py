@@ -1,15 +1,18 @@
 """`fmengine train`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from fmengine.errors import DataError, OutputError
 
 from . import data
-from .device import pick_device
+from .device import pick_device, pick_precision
 from .distill import teach
+from .distributed import join
 from .networks import CONFIGS, network_config
 from .recipe import Recipe
 from .train import Trainer
@@ -87,8 +90,36 @@ def train(
         raise click.UsageError("--transfer pictures have no labels: give a --teacher who knows them")
     if (folder / "checkpoint.safetensors").exists() and not resume:
         raise OutputError(f"{folder} holds a run already; go on with --resume, or choose another --run folder")
-    target = pick_device(device)
-    items = data.find(data_paths, recipe.classes, recipe.validation)
+    with join(pick_device(device)) as (world, target):
+        say = _say if world.first else _say_nothing
+        dataset = _load(data_paths, transfer, teachers, recipe, folder, target, say)
+        try:
+            trainer = Trainer(recipe, dataset, folder, target, initial, world)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        if resume:
+            trainer.restore()
+            say(f"{trainer.epoch} of {recipe.epochs} epochs were finished")
+        scores = run(trainer, say)
+        recalls = ", ".join(
+            f"{label} {recall:.2%}" for label, recall in zip(dataset.labels, scores.recall, strict=True)
+        )
+        say(f"validation accuracy {scores.accuracy:.2%} of {scores.count} pictures; recall {recalls}")
+        if world.first:
+            click.echo(folder / "model.safetensors")
+
+
+def _load(
+    paths: tuple[Path, ...],
+    transfer: tuple[Path, ...],
+    teachers: tuple[Path, ...],
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> data.Dataset:
+    """All that a run learns from, preprocessed, with the teachers' answers."""
+    items = data.find(paths, recipe.classes, recipe.validation)
     labels = recipe.classes or data.labels_of(items)
     items += data.unlabelled(transfer)
     config = network_config(recipe, len(labels))
@@ -101,21 +132,16 @@ def train(
     for note in dataset.notes:
         say(f"note: {note}")
     if teachers:
-        teach(dataset, items, teachers, recipe.teacher_weight, folder)
+        dtype = pick_precision(recipe.precision, device)
+        teach(dataset, items, teachers, recipe.teacher_weight, folder, device, dtype)
     say(f"{len(dataset.train)} training and {len(dataset.val)} validation pictures: {dataset.describe()}")
-    try:
-        trainer = Trainer(recipe, dataset, folder, target, initial)
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    if resume:
-        trainer.restore()
-        say(f"{trainer.epoch} of {recipe.epochs} epochs were finished")
-    scores = run(trainer, say)
-    recalls = ", ".join(f"{label} {recall:.2%}" for label, recall in zip(labels, scores.recall, strict=True))
-    say(f"validation accuracy {scores.accuracy:.2%} of {scores.count} pictures; recall {recalls}")
-    click.echo(folder / "model.safetensors")
+    return dataset
 
 
-def say(text: str) -> None:
+def _say(text: str) -> None:
     """Progress goes to stderr: stdout is for data."""
     click.echo(text, err=True)
+
+
+def _say_nothing(text: str) -> None:
+    """The first process speaks for all."""

@@ -25,6 +25,7 @@ from fmengine.errors import DataError, SourceError
 from fmengine.preprocess import Color, Fit, Pixels, preprocess
 
 Split = Literal["train", "val"]
+PARTS = ("select", "report")  # halves of the held-out pictures: to choose a model on, and to state its figures on
 
 # FER2013 (Goodfellow et al. 2013), icml_face_data.csv / fer2013.csv: `emotion` is an index into these.
 FER2013_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -63,6 +64,7 @@ class Dataset:
         train: indices of the pictures to train on.
         val: indices of the pictures to validate on.
         sources: `[N]`, where each picture came from.
+        parts: `[N]`, `select` or `report`; see `part_of`.
         notes: what was dropped and why, for a person.
         digest: sha256 over pixels, labels and splits.
     """
@@ -74,6 +76,7 @@ class Dataset:
     train: npt.NDArray[np.int64]
     val: npt.NDArray[np.int64]
     sources: npt.NDArray[np.str_]
+    parts: npt.NDArray[np.str_]
     notes: list[str] = field(default_factory=list)
     digest: str = ""
 
@@ -226,6 +229,7 @@ def load(
         train=by_split["train"],
         val=by_split["val"],
         sources=np.array([item.source for item in items]),
+        parts=np.array([part_of(item.name) for item in items]),
         notes=notes,
         digest=hashlib.sha256(described.encode()).hexdigest(),
     )
@@ -234,6 +238,11 @@ def load(
 def held_out(name: str, share: float) -> bool:
     """Whether a picture of this name belongs to the held-out share: stable, and blind to other files."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < share * 2**64
+
+
+def part_of(name: str) -> str:
+    """`select` or `report`, by the last part of a name alone: another hash than `held_out`'s."""
+    return PARTS[hashlib.sha256(f"part {os.path.basename(name)}".encode()).digest()[0] & 1]
 
 
 def _from_folder(root: Path, classes: tuple[str, ...], validation: float) -> Iterator[Item]:

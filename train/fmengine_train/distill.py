@@ -1,28 +1,43 @@
 """What teachers say of every picture, to learn from beside the labels.
 
 Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015. The teachers answer once, before
-the first epoch, for each picture as it is and mirrored; what they say of a label that someone doubts, or of a
+the first epoch, from several views of each picture; what they say of a label that someone doubts, or of a
 picture that has none, is worth more than the label.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fmengine.errors import DataError
 
-from .checkpoint import load_network
+from .augment import warp
+from .checkpoint import load_network, read_tensors, weights_sha256, write_tensors
 from .data import Dataset, Item, load
 from .networks import Network
 
-BATCH = 256
+BATCH = 256  # pictures; bounds memory
+# Beside the picture and its mirror image, views turned, scaled and shifted by up to 0.6 of what augmentation does:
+# the mean over them is right more often than one view is.
+WARPS, WARP_STRENGTH = 6, 0.6
 
 
-def teach(data: Dataset, items: list[Item], teachers: Sequence[Path], weight: float, folder: Path) -> None:
+def teach(
+    data: Dataset,
+    items: list[Item],
+    teachers: Sequence[Path],
+    weight: float,
+    folder: Path,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Replace the data's answers by a blend of labels and teachers.
 
     Args:
@@ -30,37 +45,78 @@ def teach(data: Dataset, items: list[Item], teachers: Sequence[Path], weight: fl
         items: that the data were loaded from.
         teachers: checkpoints that know at least the data's labels; they may know more, and see other sizes.
         weight: of the teachers' answer where there is a label, 0 to 1.
-        folder: for memory-mapped pictures in the teachers' sizes.
+        folder: keeps the answers, so that `--resume` need not ask again.
+        device: that the teachers run on.
+        dtype: of mixed precision.
 
     Raises:
         DataError: for a teacher that lacks a label.
     """
-    answers = np.mean([_ask(path, data.labels, items, folder) for path in teachers], axis=0)
+    networks = [_teacher(path, data.labels) for path in teachers]
+    kept, key = folder / "answers.safetensors", _key(data, items, [network for network, _ in networks])
+    answers = _read(kept, key)
+    if answers is None:
+        said = [_ask(*network, data.labels, items, folder, device, dtype) for network in networks]
+        answers = np.mean(said, axis=0)
+        write_tensors(kept, {"answers": torch.from_numpy(answers)}, {"key": key})
     known = data.targets >= 0
     data.answers[known] += weight * (answers[known] - data.answers[known])
     data.answers[~known] = answers[~known]
 
 
-def _ask(path: Path, labels: tuple[str, ...], items: list[Item], folder: Path) -> npt.NDArray[np.float32]:
-    """One teacher's probabilities of the labels for every item, `[N, K]`; other labels are left aside."""
+def _teacher(path: Path, labels: tuple[str, ...]) -> tuple[Network, dict[str, Any]]:
+    """A teacher who knows the labels, and its document."""
     teacher, document = load_network(path)
     if missing := [label for label in labels if label not in document["labels"]]:
         raise DataError(
             f"the teacher {path} knows {', '.join(document['labels'])}, but not {', '.join(missing)}; "
             "expected all labels that are trained"
         )
+    return teacher, document
+
+
+def _key(data: Dataset, items: list[Item], teachers: list[Network]) -> str:
+    """Digest of who is asked and what; other pictures under the same names are noticed by the data's digest."""
+    said = [data.labels, WARPS, WARP_STRENGTH, *map(weights_sha256, teachers), *(item.name for item in items)]
+    return hashlib.sha256("\n".join(map(str, said)).encode()).hexdigest()
+
+
+def _read(path: Path, key: str) -> npt.NDArray[np.float32] | None:
+    if not path.exists():
+        return None
+    tensors, document = read_tensors(path)
+    return tensors["answers"].numpy() if document["key"] == key else None
+
+
+def _ask(
+    teacher: Network,
+    document: dict[str, Any],
+    labels: tuple[str, ...],
+    items: list[Item],
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> npt.NDArray[np.float32]:
+    """One teacher's probabilities of the labels for every item, `[N, K]`; other labels are left aside."""
     columns = [document["labels"].index(label) for label in labels]
     config = teacher.config
     shape = (config.channels, config.height, config.width)
-    pictures = load(items, labels, shape, document["fit"], folder, f"reading for {path.name}").pixels
-    bar = tqdm(range(0, len(items), BATCH), f"asking {path.name}", unit=" batches", disable=None, leave=False)
-    parts = [_probabilities(teacher, torch.from_numpy(pictures[start : start + BATCH]), columns) for start in bar]
+    pictures = load(items, labels, shape, document["fit"], folder, "reading for a teacher").pixels
+    teacher = teacher.to(device).to(memory_format=torch.channels_last)
+    bar = tqdm(range(0, len(items), BATCH), "asking a teacher", unit=" batches", disable=None, leave=False)
+    parts = []
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        for start in bar:
+            images = torch.from_numpy(pictures[start : start + BATCH]).to(device)
+            parts.append(_probabilities(teacher, images, columns, start).cpu().numpy())
     return np.concatenate(parts)
 
 
-def _probabilities(teacher: Network, images: torch.Tensor, columns: list[int]) -> npt.NDArray[np.float32]:
-    """The mean over a batch and its mirror image."""
+def _probabilities(teacher: Network, images: Tensor, columns: list[int], seed: int) -> Tensor:
+    """The mean over a batch, its mirror image and warped views of it."""
+    levels, generator = images.float(), torch.Generator().manual_seed(seed)
+    views = [levels, levels.flip(3), *(warp(levels, generator, WARP_STRENGTH) for _ in range(WARPS))]
     with torch.inference_mode():
-        views = [teacher(view)[:, columns].softmax(1) for view in (images, images.flip(3))]
-    answers: npt.NDArray[np.float32] = torch.stack(views).mean(0).numpy()
-    return answers
+        channels_last = (view.contiguous(memory_format=torch.channels_last) for view in views)
+        answers = [teacher(view)[:, columns].float().softmax(1) for view in channels_last]
+    return torch.stack(answers).mean(0)

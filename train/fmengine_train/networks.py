@@ -22,7 +22,7 @@ def build(config: Config) -> Network:
 
 
 def network_config(recipe: Recipe, outputs: int) -> Config:
-    """The architecture that a recipe names, with the recipe's own size, colour and dropout."""
+    """The architecture that a recipe names, with the recipe's own size, colour, widths and dropout."""
     if recipe.model not in CONFIGS:
         raise DataError(f"unknown model {recipe.model!r}; available are {', '.join(CONFIGS)}")
     config = CONFIGS[recipe.model]
@@ -31,4 +31,9 @@ def network_config(recipe: Recipe, outputs: int) -> Config:
         changes |= {"height": recipe.size, "width": recipe.size}
     if recipe.color:
         changes |= {"channels": 1 if recipe.color == "gray" else 3}
+    for name in ("widths", "hidden"):
+        if wanted := getattr(recipe, name):
+            if len(wanted) != (expected := len(getattr(config, name, ()))):
+                raise DataError(f"recipe: {name} has {len(wanted)} entries; {recipe.model} has {expected}")
+            changes[name] = wanted
     return dataclasses.replace(config, **changes)

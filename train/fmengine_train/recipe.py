@@ -12,6 +12,8 @@ from typing import Any
 from fmengine.errors import DataError
 from fmengine.preprocess import FITS, Fit
 
+LISTS = {"classes": "names", "widths": "whole numbers", "hidden": "whole numbers"}  # what each list holds
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -20,6 +22,8 @@ class Recipe:
     model: str = "alexnet-slim"  # a key of `networks.CONFIGS`
     color: str = ""  # gray or rgb; empty: the architecture's own
     size: int = 0  # rows and columns of the input in pixels; 0: the architecture's own
+    widths: tuple[int, ...] = ()  # channels of the convolutions, or of the residual stages; empty: its own
+    hidden: tuple[int, ...] = ()  # outputs of AlexNet's first two fully connected layers; empty: its own
     fit: Fit = "crop"  # how other aspect ratios are brought to the input's: crop, pad, stretch
     classes: tuple[str, ...] = ()  # folders to use, in the order of the outputs; empty: all, by name
     validation: float = 0.1  # share held out, by a hash of the file name, where the data have no split
@@ -74,6 +78,9 @@ class Recipe:
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise DataError(f"recipe: {name} is {getattr(self, name)}; expected {low} to {high}")
+        for name in ("widths", "hidden"):
+            if any(not 1 <= width <= 65_536 for width in getattr(self, name)):
+                raise DataError(f"recipe: {name} is {list(getattr(self, name))}; expected 1 to 65536 each")
 
     @classmethod
     def load(cls, path: Path | None, overrides: dict[str, Any]) -> "Recipe":
@@ -97,21 +104,20 @@ class Recipe:
             raise DataError(f"recipe: unknown {', '.join(unknown)}; known are {', '.join(fields)}")
         for name, value in values.items():
             default = fields[name].default
-            if not _fits(value, default):
-                expected = "list of names" if isinstance(default, tuple) else type(default).__name__
+            if not _fits(value, default, name):
+                expected = f"list of {LISTS[name]}" if name in LISTS else type(default).__name__
                 raise DataError(f"recipe: {name} is {value!r}; expected a {expected}")
-        if "classes" in values:
-            values = values | {"classes": tuple(values["classes"])}
-        return cls(**values)
+        return cls(**values | {name: tuple(values[name]) for name in LISTS if name in values})
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"classes": list(self.classes)}
+        return dataclasses.asdict(self) | {name: list(getattr(self, name)) for name in LISTS}
 
 
-def _fits(value: Any, default: Any) -> bool:
+def _fits(value: Any, default: Any, name: str) -> bool:
     """Whether a value has its default's type; whole numbers do for float, True and False for no number."""
-    if isinstance(default, tuple):
-        return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    if name in LISTS:
+        item = str if LISTS[name] == "names" else int
+        return isinstance(value, list | tuple) and all(type(entry) is item for entry in value)
     if isinstance(value, bool):
         return isinstance(default, bool)
     return isinstance(value, int | float if isinstance(default, float) else type(default))

@@ -26,8 +26,9 @@ from fmengine.errors import DataError, FmengineError
 
 from . import checkpoint, plots
 from .augment import augment, mix
-from .data import Dataset
+from .data import PARTS, Dataset
 from .device import pick_precision
+from .distributed import World, synchronize
 from .metrics import Scores, fit_temperature, score
 from .networks import Network, build, network_config
 from .optimize import class_weights, learning_rate, make_optimizer, moving_average
@@ -46,18 +47,27 @@ class Trainer:
     """What changes from step to step, and how it is saved and restored."""
 
     def __init__(
-        self, recipe: Recipe, data: Dataset, folder: Path, device: torch.device, initial: Path | None = None
+        self,
+        recipe: Recipe,
+        data: Dataset,
+        folder: Path,
+        device: torch.device,
+        initial: Path | None = None,
+        world: World = World(),  # noqa: B008 - immutable
     ) -> None:
         torch.manual_seed(recipe.seed)
         if device.type == "cuda":
             torch.backends.cudnn.deterministic = True  # a seed repeats a run; costs a few per cent
             torch.backends.cudnn.benchmark = False
-        self.recipe, self.data, self.folder, self.device = recipe, data, folder, device
+        self.recipe, self.data, self.folder, self.device, self.world = recipe, data, folder, device, world
+        self.share = world.share(recipe.batch_size)
         config = network_config(recipe, len(data.labels))
         fresh = build(config)
         if initial is not None:
             checkpoint.begin_from(fresh, data.labels, initial)
+        synchronize(fresh, world, device)
         self.model = fresh.to(device).to(memory_format=torch.channels_last)
+        self.parallel = world.wrap(self.model, device)
         self.ema = AveragedModel(self.model, avg_fn=moving_average(recipe.ema), use_buffers=True)
         self.optimizer = make_optimizer(recipe, self.model)
         self.dtype = pick_precision(recipe.precision, device)
@@ -76,8 +86,9 @@ class Trainer:
         """One pass over the training pictures; returns mean loss and accuracy on the augmented pictures."""
         recipe, order = self.recipe, self._order()
         # Everything random in an epoch derives from (seed, epoch): a resumed run needs no saved state.
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.epoch)
-        torch.manual_seed(recipe.seed * 1_000_003 + self.epoch)
+        seed = (recipe.seed * 1_000_003 + self.epoch) * self.world.size + self.world.rank
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
         steps = max(1, len(order) // recipe.batch_size)  # the last, smaller batch is left out
         self.model.train()
         total, seen, right, labelled = 0.0, 0, 0, 0
@@ -86,11 +97,11 @@ class Trainer:
             range(steps),
             f"epoch {self.epoch + 1}/{recipe.epochs}",
             leave=False,
-            disable=None,
+            disable=None if self.world.first else True,
             unit=" batches",
         )
         for step in bar:
-            rows = np.sort(order[step * recipe.batch_size : (step + 1) * recipe.batch_size])
+            rows = np.sort(order[step * recipe.batch_size : (step + 1) * recipe.batch_size][self.share])
             targets = torch.from_numpy(self.data.targets[rows]).to(self.device, non_blocking=True)
             answers = torch.from_numpy(self.data.answers[rows]).to(self.device, non_blocking=True)
             images = torch.from_numpy(self.data.pixels[rows]).to(self.device, non_blocking=True)
@@ -99,7 +110,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, self.epoch * steps + step, steps)
             with self._autocast():
-                logits = self.model(images.contiguous(memory_format=torch.channels_last))
+                logits = self.parallel(images.contiguous(memory_format=torch.channels_last))
                 loss = self.loss(logits.float(), answers)
             if not math.isfinite(value := loss.item()):
                 raise self.diverged(f"the loss became {value}")
@@ -111,7 +122,8 @@ class Trainer:
             bar.set_postfix(
                 loss=f"{total / seen:.4f}", accuracy=f"{right / max(1, labelled):.4f}", pictures_s=f"{rate:.0f}"
             )
-        return total / seen, right / max(1, labelled)
+        total, count, right_of_all, labelled_of_all = self.world.total(total, seen, right, labelled)
+        return total / count, right_of_all / max(1, labelled_of_all)
 
     def diverged(self, what: str) -> DivergedError:
         return DivergedError(
@@ -171,7 +183,8 @@ class Trainer:
         if not path.exists():
             return
         tensors, document = checkpoint.read_tensors(path)
-        if changed := _differences(document["recipe"], self.recipe.to_dict()):
+        # An older version's recipe lacks what it did not know: there it had the default.
+        if changed := _differences(Recipe.from_dict(document["recipe"]).to_dict(), self.recipe.to_dict()):
             raise DataError(
                 f"{path} was made with another recipe: {changed}; repeat those options, or use a new --run"
             )
@@ -219,8 +232,9 @@ def train(trainer: Trainer, say: Callable[[str], None]) -> Scores:
                 "seconds": time.perf_counter() - began,
             }
         )
-        trainer.save()
-        trainer.write_model(logits, targets)
+        if trainer.world.first:
+            trainer.save()
+            trainer.write_model(logits, targets)
         left = (time.perf_counter() - started) / (trainer.epoch - first) * (recipe.epochs - trainer.epoch)
         say(
             f"epoch {trainer.epoch}/{recipe.epochs}  loss {loss:.4f}  accuracy {accuracy:.4f}  "
@@ -228,31 +242,42 @@ def train(trainer: Trainer, say: Callable[[str], None]) -> Scores:
             f"{len(trainer.data.train) / trainer.history[-1]['seconds']:.0f} pictures/s  {_clock(left)} left"
         )
     logits, targets = trainer.evaluate()
-    trainer.write_model(logits, targets)
     scores = score(logits, targets)
+    if not trainer.world.first:
+        return scores
+    trainer.write_model(logits, targets)
     plots.curves(trainer.history, trainer.folder / "curves.png")
     plots.confusion(scores, trainer.data.labels, trainer.folder / "confusion.png")
     return scores
 
 
 def summarise(data: Dataset, recipe: Recipe, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-    """What the model file and `training.json` say: data, recipe, calibration, scores by source."""
-    temperature = fit_temperature(logits, targets)
-    confidence = (logits / temperature).softmax(1).amax(1)
+    """What the model file and `training.json` say: data, recipe, calibration, scores by source.
+
+    Temperature and threshold are chosen on one half of the validation pictures, and the scores are those of the
+    other; where a class is missing in a half, all pictures serve for both.
+    """
+    halves = [torch.from_numpy(data.parts[data.val] == part) for part in PARTS]
+    if any(len(np.unique(targets[half].numpy())) < len(data.labels) for half in halves):
+        halves = [torch.ones(len(targets), dtype=torch.bool)] * 2
+    select, report = halves
+    temperature = fit_temperature(logits[select], targets[select])
+    confidence = (logits[select] / temperature).softmax(1).amax(1)
     sources = data.sources[data.val]
     return {
         "version": fmengine.__version__,
         "labels": list(data.labels),
         "fit": recipe.fit,
         "temperature": temperature,
-        # The confidence that the least sure 5 % of the validation pictures stay under.
+        # The confidence that the least sure 5 % of the pictures stay under.
         "unsure_below": float(confidence.double().quantile(0.05)),
         "training_data": data.describe(),
         "recipe": recipe.to_dict(),
         "validation": {
-            source: dataclasses.asdict(score(logits[torch.from_numpy(chosen)], targets[torch.from_numpy(chosen)]))
+            source: dataclasses.asdict(score(logits[chosen], targets[chosen]))
             for source in sorted(set(sources))
-            for chosen in [sources == source]
+            for chosen in [report & torch.from_numpy(sources == source)]
+            if chosen.any()
         },
     }
 

@@ -1,0 +1,121 @@
+"""Several processes train what one would: over gloo, on the CPU."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fmengine.errors import DataError
+from fmengine_train.checkpoint import read_tensors
+from fmengine_train.cli import train as command
+from fmengine_train.distributed import SyncBatchNorm2d, World, synchronize
+
+RECIPE = """
+model = "alexnet-slim"
+size = 32
+widths = [8, 8, 8, 8, 8]
+hidden = [16, 16]
+epochs = 2
+batch_size = 32
+optimizer = "sgd"
+learning_rate = 0.02
+warmup = 1.0
+precision = "fp32"
+augment = 0.0
+dropout = 0.0
+"""
+
+
+def torchrun(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [*launcher, "-m", "--", "fmengine", "train", *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_weights_of_one(drawn_faces: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    options = [drawn_faces, "--recipe", recipe, "--device", "cpu"]
+    alone = CliRunner().invoke(command, [*map(str, options), "--run", str(tmp_path / "one")])
+    assert alone.exit_code == 0, alone.output
+    together = torchrun(2, *options, "--run", tmp_path / "two")
+    assert together.returncode == 0, together.stderr
+    assert together.stdout == f"{tmp_path / 'two' / 'model.safetensors'}\n"  # one speaks for both
+    assert together.stderr.count("epoch 2/2") == 1
+    (one, first), (two, second) = (read_tensors(tmp_path / run / "model.safetensors") for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(
+            two[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    assert first["labels"] == second["labels"]
+    # A run of two goes on as a run of one.
+    alone = CliRunner().invoke(command, [*map(str, options), "--run", str(tmp_path / "two"), "--resume"])
+    assert alone.exit_code == 0, alone.output
+    assert "2 of 2 epochs were finished" in alone.stderr
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_one_clear_error(drawn_faces: Path, tmp_path: Path) -> None:
+    result = torchrun(2, drawn_faces, "--run", tmp_path / "run", "--size", "32", "--batch-size", "33")
+    assert result.returncode != 0
+    assert "fmengine: a batch of 33 pictures cannot be shared by 2 processes" in result.stderr
+
+
+def test_every_picture_of_a_batch_belongs_to_one_process() -> None:
+    batch = list(range(12))
+    shares = [batch[World(rank, 3).share(12)] for rank in range(3)]
+    assert sorted(chain(*shares)) == batch
+    assert {len(share) for share in shares} == {4}
+
+
+@pytest.mark.parametrize("batch_size", [7, 4])
+def test_a_share_of_fewer_than_two_pictures_is_refused(batch_size: int) -> None:
+    with pytest.raises(DataError, match="cannot be shared by 4 processes; expected a multiple of 4, at least 8"):
+        World(0, 4).share(batch_size)
+
+
+def test_one_process_changes_nothing() -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(4))
+    synchronize(model, World(), torch.device("cpu"))
+    assert type(model[0]) is torch.nn.BatchNorm2d
+    assert World().wrap(model, torch.device("cpu")) is model
+    assert World().total(1.5, 2) == [1.5, 2]
+
+
+@pytest.fixture
+def alone_in_a_group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone_in_a_group")
+def test_batch_norm_on_the_cpu_is_pytorchs() -> None:
+    torch.manual_seed(3)
+    theirs = torch.nn.Sequential(torch.nn.BatchNorm2d(5))
+    torch.nn.init.normal_(theirs[0].weight)
+    ours = torch.nn.Sequential(torch.nn.BatchNorm2d(5))
+    ours.load_state_dict(theirs.state_dict())
+    synchronize(ours, World(0, 2), torch.device("cpu"))
+    assert isinstance(ours[0], SyncBatchNorm2d)
+    x = torch.randn(6, 5, 3, 3, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    for module, pictures in ((theirs, x), (ours, y)):
+        module(pictures).pow(3).sum().backward()
+    torch.testing.assert_close(y.grad, x.grad, rtol=1e-4, atol=1e-4)
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))

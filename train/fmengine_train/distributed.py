@@ -1,0 +1,144 @@
+"""Several processes train one model, on any number of GPUs and nodes:
+
+    torchrun --nproc-per-node 8 -m -- fmengine train faces/ --batch-size 1024 --run runs/mine
+
+Each process takes its share of every batch, and gradients and BatchNorm's statistics are taken over all of it. So
+the weights are those of one process with the same batch size, up to rounding, where nothing is drawn at random;
+augmentation and dropout draw differently in each process.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fmengine.errors import DataError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train one model.
+
+    Attributes:
+        rank: from 0; the first one writes and speaks for all.
+        size: number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> slice:
+        """Which of a batch's pictures are this process's.
+
+        Raises:
+            DataError: if the batch cannot be shared evenly, or leaves BatchNorm fewer than two pictures.
+        """
+        if batch_size % self.size or batch_size // self.size < 2:
+            raise DataError(
+                f"a batch of {batch_size} pictures cannot be shared by {self.size} processes; expected a multiple "
+                f"of {self.size}, at least {2 * self.size}: change --batch-size, which counts the pictures of all"
+            )
+        return slice(self.rank, None, self.size)
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model to call in training: its gradients are the mean over all processes."""
+        if self.size == 1:
+            return model
+        # BatchNorm's buffers need no broadcast: every process computes the same ones.
+        ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+    def total(self, *figures: float) -> list[float]:
+        """Each figure's sum over all processes."""
+        if self.size == 1:
+            return list(figures)
+        # On the CPU under gloo, on the current GPU under NCCL.
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        sums = torch.tensor(figures, dtype=torch.float64, device=device)
+        dist.all_reduce(sums)
+        return list(sums.tolist())
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+    """Join the processes that torchrun started, if it did; gives this one's place, and its device."""
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) == 1:
+        yield World(), device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size), device
+    finally:
+        dist.destroy_process_group()
+
+
+def synchronize(model: nn.Module, world: World, device: torch.device) -> None:
+    """Make every BatchNorm inside a model take its statistics over all processes; names and weights stay."""
+    if world.size == 1:
+        return
+    if device.type == "cuda":
+        # In place, for the model itself is no BatchNorm.
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                ours = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
+                ours.load_state_dict(child.state_dict())
+                setattr(module, name, ours)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """What `nn.SyncBatchNorm` does on accelerators, for processes on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        levels = x.float()
+        processes = dist.get_world_size()
+        moments = torch.stack([levels.mean((0, 2, 3)), levels.square().mean((0, 2, 3))])
+        mean, square = _Sum.apply(moments) / processes
+        variance = square - mean.square()
+        with torch.no_grad():
+            count = processes * x.numel() / x.shape[1]
+            momentum = 0.1 if self.momentum is None else self.momentum
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+        shape = (1, -1, 1, 1)
+        factor = self.weight * torch.rsqrt(variance + self.eps)
+        normalised = (levels - mean.view(shape)) * factor.view(shape) + self.bias.view(shape)
+        result: Tensor = normalised.to(x.dtype)
+        return result
