@@ -49,22 +49,27 @@ def evaluate(
 def as_text(evaluation: Evaluation) -> str:
     """The figures as a table for a terminal."""
     figures = evaluation.report
-    low, high = figures.accuracy_interval
     lines = [
-        f"{evaluation.data}: {figures.count} pictures",
-        f"  accuracy           {figures.accuracy:7.2%}   95 % interval {low:.2%} to {high:.2%}",
-        f"  balanced accuracy  {figures.balanced_accuracy:7.2%}",
-        f"  calibration error  {figures.ece:7.4f}   (ECE, 15 bins)",
+        f"{evaluation.data}: {figures.count} pictures; 95 % intervals in brackets",
+        f"  accuracy           {figures.accuracy:7.2%}   {_interval(figures.accuracy_interval)}",
+        f"  balanced accuracy  {figures.balanced_accuracy:7.2%}   {_interval(figures.balanced_interval)}",
+        f"  calibration error  {figures.ece:7.4f}   [{figures.ece_interval[0]:.4f}, {figures.ece_interval[1]:.4f}]"
+        "  (ECE, 15 bins)",
     ]
     for label, counts in zip(figures.labels, figures.confusion, strict=True):
         answers = ", ".join(f"{count} {answer}" for answer, count in zip(figures.labels, counts, strict=True))
         recall, precision = (_percent(shares[label]) for shares in (figures.recall, figures.precision))
-        lines.append(f"  {label:<10} recall {recall}  precision {precision}  answered {answers}")
-    covered = ", ".join(
-        f"{accuracy:.2%} of the surest {share:.0%}" for share, accuracy in figures.coverage.items()
-    )
-    lines.append(f"  coverage           {covered}")
+        interval = _interval(figures.recall_interval[label])
+        lines.append(f"  {label:<10} recall {recall}  {interval}  precision {precision}  answered {answers}")
+    for share, accuracy in figures.coverage.items():
+        if share < 1:
+            interval = _interval(figures.coverage_interval[share])
+            lines.append(f"  surest {share:4.0%}        {accuracy:7.2%}   {interval}")
     return "\n".join(lines + ([robustness_as_text(evaluation.robustness)] if evaluation.robustness else []))
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:.2%}, {interval[1]:.2%}]"
 
 
 def _percent(share: float | None) -> str:

@@ -35,7 +35,7 @@ def write_page(path: Path, engine: Engine, evaluations: list[Evaluation]) -> Non
     title = f"{spec.name}.{spec.precision}"
     about = ", ".join(f"{key} {value}" for key, value in engine.backend.describe().items())
     sections = "".join(
-        f"<h2>{html.escape(evaluation.data)}</h2><figure>{_plots(evaluation)}</figure>"
+        f"<h2>{html.escape(evaluation.data)}</h2><figure>{plots(evaluation)}</figure>"
         f"<pre>{html.escape(as_text(evaluation))}</pre>"
         for evaluation in evaluations
     )
@@ -50,7 +50,7 @@ def write_page(path: Path, engine: Engine, evaluations: list[Evaluation]) -> Non
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _plots(evaluation: Evaluation) -> str:
+def plots(evaluation: Evaluation) -> str:
     """Reliability, coverage, and corruptions if there are any, side by side, as SVG."""
     found = evaluation.robustness
     figure = Figure(figsize=(5 * (3 if found else 2), 4), layout="constrained")
@@ -60,7 +60,7 @@ def _plots(evaluation: Evaluation) -> str:
     if found:
         _corruptions(axes[2], found)
     text = io.StringIO()
-    figure.savefig(text, format="svg")
+    figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]  # without the prologue of a file of its own
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmengine_bench.metrics import COVERAGES, expected_calibration_error, report, wilson
+from fmengine_bench.metrics import COVERAGES, balanced_interval, expected_calibration_error, report, wilson
 
 LABELS = ("happy", "sad", "odd")
 
@@ -47,6 +47,31 @@ def test_wilson_intervals_hold_the_share(pair: tuple[int, int]) -> None:
 def test_more_pictures_narrow_the_interval(right: int, wrong: int) -> None:
     few, many = wilson(right, right + wrong), wilson(4 * right, 4 * (right + wrong))
     assert many[1] - many[0] < few[1] - few[0]
+
+
+def test_the_interval_of_one_class_is_wilsons() -> None:
+    assert balanced_interval([(81, 263)]) == pytest.approx(wilson(81, 263))
+
+
+def test_balanced_intervals_hold_the_mean_as_often_as_they_say() -> None:
+    """Of 95 in 100 draws from two known recalls."""
+    rng, recalls, counts = np.random.default_rng(4), (0.97, 0.9), (400, 120)
+    draws = [[(int(rng.binomial(n, p)), n) for p, n in zip(recalls, counts, strict=True)] for _ in range(2000)]
+    held = [low <= 0.935 <= high for low, high in map(balanced_interval, draws)]
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
+def test_every_share_lies_in_its_interval() -> None:
+    rng = np.random.default_rng(5)
+    targets, confidence = rng.integers(0, 2, 300), rng.uniform(0.5, 1, 300)
+    answers = np.where(rng.uniform(size=300) < confidence, targets, 1 - targets)
+    figures = report(probabilities(*confidence, answers=list(answers), classes=2), targets, ("happy", "sad"))
+    for label, recall in figures.recall.items():
+        assert figures.recall_interval[label][0] <= recall <= figures.recall_interval[label][1]
+    for share, accuracy in figures.coverage.items():
+        assert figures.coverage_interval[share][0] <= accuracy <= figures.coverage_interval[share][1]
+    assert figures.ece_interval[0] < figures.ece_interval[1]
+    assert figures.ece < figures.ece_interval[1] < 0.15
 
 
 def test_calibration_error_of_perfect_confidence_is_zero() -> None:

@@ -1,0 +1,254 @@
+"""Accuracy against cost: model files beside the full AlexNet, timed in turn in one run.
+
+    python -m fmengine_bench.frontier models/*.int8.onnx --data faces/val --part select --output frontier
+
+The network alone is timed, from uint8 pictures to probabilities, on ONNX Runtime. Beside it run the full AlexNet
+in FP32 in PyTorch (eager), in ONNX Runtime, and in OpenVINO as it comes where that is installed; its weights are
+random, which costs the same. Every contender has its turn in every round, so that noise falls on all alike, and
+rests in between, for libraries' threads go on spinning a while.
+"""
+
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from fmengine.backends import Options
+from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.engine import Engine
+from fmengine.model_file import ModelFile, ModelSpec
+from fmengine_export.fold import fold
+from fmengine_export.graph import build_float
+from fmengine_train.model import ARCHITECTURES, AlexNet
+
+from .evaluate import evaluate
+
+BATCHES = (1, 32)
+ROUNDS = 15
+TURN, REST = 0.15, 0.05  # seconds of a contender's turn, and of the rest before it
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model file: what it costs and how often it is right.
+
+    Attributes:
+        name: of the file.
+        pixels: rows of its input.
+        megabytes: of the file.
+        right: answers of `count` that are right, over all data.
+        balanced: mean of the data sets' balanced accuracies.
+        milliseconds: median of a batch, by batch size.
+        times: that the full AlexNet takes of it, `library batch`, each the median over the rounds.
+    """
+
+    name: str
+    pixels: int
+    megabytes: float
+    count: int
+    right: int
+    balanced: float
+    milliseconds: dict[int, float]
+    times: dict[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.count
+
+
+def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
+    """The full AlexNet in FP32, by library: gives for a batch size what runs one batch."""
+    config = ARCHITECTURES["alexnet"]
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    model = AlexNet(config).eval()
+    spec = ModelSpec(
+        name="alexnet",
+        labels=("a", "b"),
+        height=config.height,
+        width=config.width,
+        color="rgb",
+        fit="crop",
+        precision="fp32",
+        mean=(config.mean,) * config.channels,
+        std=(config.std,) * config.channels,
+        temperature=1.0,
+        unsure_below=0.5,
+        training_data="none",
+        accuracy={},
+        weights_sha256="0" * 64,
+    )
+    data = build_float(fold(model), spec)
+
+    def pytorch(batch: int) -> Call:
+        images = torch.from_numpy(_pictures(spec, batch))
+
+        def call() -> None:
+            with torch.inference_mode():
+                model(images).softmax(1)
+
+        return call
+
+    plain = OnnxRuntimeBackend.open(ModelFile(Path("alexnet.fp32.onnx"), data, spec), Options(threads=threads))
+    libraries: dict[str, Callable[[int], Call]] = {"pytorch": pytorch, "onnxruntime": _runner(plain, spec)}
+    try:
+        import openvino
+    except ImportError:
+        click.echo("note: OpenVINO is not installed, so it is not measured: pip install openvino", err=True)
+        return libraries
+    core = openvino.Core()
+    network = core.compile_model(
+        core.read_model(data), "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    )
+
+    def compiled(batch: int) -> Call:
+        images = _pictures(spec, batch)
+        return lambda: network({"images": images})
+
+    return libraries | {"openvino": compiled}
+
+
+def _runner(backend: OnnxRuntimeBackend, spec: ModelSpec) -> Callable[[int], Call]:
+    def of(batch: int) -> Call:
+        images = _pictures(spec, batch)
+        return lambda: backend.run(images)
+
+    return of
+
+
+def _pictures(spec: ModelSpec, batch: int) -> Any:
+    return np.random.default_rng(batch).integers(0, 256, spec.input_shape(batch), dtype=np.uint8)
+
+
+def time_in_turn(contenders: dict[str, Call], rounds: int = ROUNDS, turn: float = TURN) -> dict[str, list[float]]:
+    """Milliseconds of a call of each contender, one figure a round."""
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            time.sleep(REST)
+            call()
+            began, calls = time.perf_counter(), 0
+            while (seconds := time.perf_counter() - began) < turn or calls < 3:
+                call()
+                calls += 1
+            taken[name].append(1e3 * seconds / calls)
+    return taken
+
+
+def measure(models: list[Path], data: list[tuple[Path, float]], part: str, threads: int) -> list[Point]:
+    """Score every model file on data sets, each with the share of it that is held out, and time it."""
+    engines = [Engine.load(path, "onnxruntime", threads=threads) for path in models]
+    scores = [[evaluate(engine, root, share, part).report for root, share in data] for engine in engines]
+    libraries = full_alexnet(threads)
+    medians: dict[tuple[str, int], float] = {}
+    times: dict[str, dict[str, float]] = {path.name: {} for path in models}
+    for batch in BATCHES:
+        contenders = {name: of(batch) for name, of in libraries.items()}
+        for path, engine in zip(models, engines, strict=True):
+            assert isinstance(engine.backend, OnnxRuntimeBackend)
+            contenders[path.name] = _runner(engine.backend, engine.spec)(batch)
+        taken = time_in_turn(contenders)
+        medians |= {(name, batch): statistics.median(figures) for name, figures in taken.items()}
+        for library in libraries:
+            click.echo(f"full AlexNet, {library}, batch {batch}: {medians[library, batch]:.3f} ms", err=True)
+            for path in models:
+                ratios = (theirs / ours for theirs, ours in zip(taken[library], taken[path.name], strict=True))
+                times[path.name][f"{library} {batch}"] = statistics.median(ratios)
+    return [
+        Point(
+            name=path.name,
+            pixels=engine.spec.height,
+            megabytes=path.stat().st_size / 1e6,
+            count=sum(report.count for report in reports),
+            right=sum(round(report.accuracy * report.count) for report in reports),
+            balanced=statistics.mean(report.balanced_accuracy for report in reports),
+            milliseconds={batch: medians[path.name, batch] for batch in BATCHES},
+            times=times[path.name],
+        )
+        for path, engine, reports in zip(models, engines, scores, strict=True)
+    ]
+
+
+def as_text(points: list[Point]) -> str:
+    """The figures as a table for a terminal."""
+    columns = list(points[0].times)
+    lines = [f"{'':32}{'accuracy':>9}{'MB':>6}{'ms, 1':>8}{'ms, 32':>8}" + "".join(f"{c:>16}" for c in columns)]
+    for p in points:
+        first = f"{p.name:<32}{p.accuracy:9.2%}{p.megabytes:6.2f}" + "".join(
+            f"{p.milliseconds[batch]:8.3f}" for batch in BATCHES
+        )
+        lines.append(first + "".join(f"{p.times[c]:14.0f} ×" for c in columns))
+    return "\n".join(lines)
+
+
+def write(points: list[Point], path: Path) -> None:
+    """Write `path.csv` and `path.svg`."""
+    rows = [
+        {k: v for k, v in asdict(p).items() if not isinstance(v, dict)}
+        | {f"milliseconds {batch}": round(value, 4) for batch, value in p.milliseconds.items()}
+        | {f"times {name}": round(value, 1) for name, value in p.times.items()}
+        for p in points
+    ]
+    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    mpl.rcParams["svg.fonttype"] = "none"
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    subplots = figure.subplots(1, len(BATCHES), sharey=True, squeeze=False)
+    for axes, batch in zip(subplots[0], BATCHES, strict=True):
+        for p in points:
+            axes.scatter(p.milliseconds[batch], 100 * p.accuracy, s=60 * p.megabytes)
+            axes.annotate(
+                p.name.split(".")[0], (p.milliseconds[batch], 100 * p.accuracy), (6, 6), textcoords="offset points"
+            )
+        axes.set(xlabel=f"milliseconds, batch {batch}", xlim=(0, None))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("accuracy, %")
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="Labelled pictures; may be repeated.")
+@click.option(
+    "--held-out",
+    multiple=True,
+    type=(click.Path(path_type=Path), click.FloatRange(0, 1, min_open=True)),
+    metavar="DATA SHARE",
+    help="Labelled pictures of which training held out a share; may be repeated.",
+)
+@click.option("--part", type=click.Choice(["all", "select", "report"]), default="all")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="Write OUTPUT.csv and OUTPUT.svg.")
+def main(
+    models: tuple[Path, ...],
+    data: tuple[Path, ...],
+    held_out: tuple[tuple[Path, float], ...],
+    part: str,
+    threads: int,
+    output: Path | None,
+) -> None:
+    """Score and time MODELS beside the full AlexNet."""
+    everything = [*((path, 1.0) for path in data), *held_out]
+    if not everything:
+        raise click.UsageError("nothing to score on: give --data, or --held-out DATA SHARE")
+    points = measure(list(models), everything, part, threads)
+    click.echo(as_text(points))
+    if output is not None:
+        write(points, output)
+
+
+if __name__ == "__main__":
+    main()
