@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 DEMO := .cache/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore lint clean kernel-check kernel-run kernel-pillows kernel-figures
+.PHONY: help demo test explore lint clean model kernel-check kernel-run kernel-pillows kernel-figures
 CASES ?= 20000
 SEED ?= 7
 PILLOWS := 11 12 13
@@ -19,6 +19,7 @@ help:
 	@echo "make test    everything that CI runs: ruff, mypy, pytest"
 	@echo "make explore the property tests on other, and more, examples"
 	@echo "make lint    the same without pytest"
+	@echo "make model DATA=faces/   the shipped model, from the pictures; goes on after an interruption"
 	@echo "make clean   remove .venv and .cache"
 	@echo "make kernel-check [CASES=20000 SEED=7]   the CUDA kernel, compiled for the CPU, against the definition"
 	@echo "make kernel-run IN=x.npz OUT=y.npz       the same on arrays of your own (tests/kernel/run.py)"
@@ -89,6 +90,30 @@ kernel-pillows: $(foreach major,$(PILLOWS),.cache/pillow-$(major))
 	@$(PYTHON) -m venv $@.partial
 	@$@.partial/bin/pip --disable-pip-version-check install --quiet numpy simplejpeg 'pillow==$*.*'
 	@mv $@.partial $@
+
+# From the pictures to the shipped files. DATA holds fer2013 and fer2013-other (each with train and val) and effectnet.
+# Every step goes on where it was stopped; what is finished takes the time of reading the pictures.
+DATA ?=
+RUNS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fmengine/runs
+STEPS := teacher-64 teacher-64-longer teacher-64-happy-sad teacher-48 teacher-48-happy-sad alexnet-slim
+TRAIN = $(BIN)/fmengine train $(DATA)/fer2013 $(DATA)/effectnet --resume --recipe train/recipes/$(1).toml --run $(RUNS)/$(1)
+TEACHERS := teacher-64-longer teacher-64-happy-sad teacher-48 teacher-48-happy-sad
+
+model: $(VENV)/develop
+	@test -d "$(DATA)/fer2013/train" || { echo "make model DATA=…: a folder with fer2013, fer2013-other and effectnet"; exit 2; }
+	@echo "what it took on two cores with AVX-512 BF16, beside other work:"
+	@$(BIN)/python -m fmengine_train.times $(STEPS:%=train/recipes/%.metrics.csv)
+	$(call TRAIN,teacher-64) $(DATA)/fer2013-other
+	$(call TRAIN,teacher-64-longer) $(DATA)/fer2013-other --initial $(RUNS)/teacher-64
+	$(call TRAIN,teacher-64-happy-sad) --initial $(RUNS)/teacher-64-longer
+	$(call TRAIN,teacher-48) $(DATA)/fer2013-other
+	$(call TRAIN,teacher-48-happy-sad) --initial $(RUNS)/teacher-48
+	$(call TRAIN,alexnet-slim) $(TEACHERS:%=--teacher $(RUNS)/%) --transfer $(DATA)/fer2013-other/train
+	$(BIN)/fmengine export $(RUNS)/alexnet-slim --name alexnet-slim --output $(RUNS)/models \
+		--calibrate $(DATA)/fer2013/train --calibrate $(DATA)/effectnet
+	$(BIN)/fmengine eval $(RUNS)/models/alexnet-slim.int8.onnx $(DATA)/fer2013/val
+	@echo "what it took here:"
+	@$(BIN)/python -m fmengine_train.times $(STEPS:%=$(RUNS)/%/metrics.csv)
 
 # The property tests on examples that no run before had.
 explore: $(VENV)/develop

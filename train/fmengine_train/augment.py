@@ -25,6 +25,7 @@ def augment(images: Tensor, generator: Generator, strength: float = 1.0) -> Tens
     levels = images.float()
     if strength == 0:
         return levels
+    levels = _step_back(levels, generator, share=0.25 * strength)
     levels = warp(levels, generator, strength)
     levels = _downsample(levels, generator, share=0.4 * strength)
     levels = _relight(levels, generator, strength)
@@ -64,6 +65,32 @@ def _axes(levels: Tensor, low: float) -> tuple[Tensor, Tensor]:
     height, width = levels.shape[2:]
     y = torch.linspace(low, 1, height, device=levels.device).view(1, 1, -1, 1)
     return y, torch.linspace(low, 1, width, device=levels.device).view(1, 1, 1, -1)
+
+
+def _step_back(levels: Tensor, generator: Generator, share: float) -> Tensor:
+    """Shrink a part of the batch to between 45 and 85 % onto a background: portraits with what is around them."""
+    part = _chosen(len(levels), share, generator, levels)
+    count = len(part)
+    if not count:
+        return levels
+    scale = _uniform(count, 0.45, 0.85, generator, levels)
+    shift = torch.stack([_uniform(count, -1, 1, generator, levels) for _ in range(2)], dim=1)
+    shift *= (1 / scale - 1)[:, None]  # in the shrunk picture's own size: never over the edge
+    zero = torch.zeros_like(scale)
+    matrix = torch.stack([1 / scale, zero, shift[:, 0], zero, 1 / scale, shift[:, 1]], dim=1).view(-1, 2, 3)
+    near = levels[part]
+    grid = F.affine_grid(matrix, list(near.shape), align_corners=False)
+    far = F.grid_sample(torch.cat([near, torch.ones_like(near[:, :1])], dim=1), grid, align_corners=False)
+    covered = far[:, -1:]
+    # Another picture out of focus, so that nothing in it can be read, or one level all over.
+    blurred = F.interpolate(F.adaptive_avg_pool2d(levels, 5), levels.shape[2:], mode="bilinear")
+    background = blurred[torch.randint(len(levels), (count,), generator=generator).to(levels.device)]
+    flat = _uniform(count, 0, 255, generator, levels).view(-1, 1, 1, 1)
+    plain = (_uniform(count, 0, 1, generator, levels) < 0.4).view(-1, 1, 1, 1)
+    background = torch.where(plain, flat, background)
+    levels = levels.clone()
+    levels[part] = far[:, :-1] + (1 - covered) * background
+    return levels
 
 
 def warp(levels: Tensor, generator: Generator, strength: float) -> Tensor:

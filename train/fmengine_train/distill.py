@@ -26,7 +26,7 @@ from .networks import Network
 BATCH = 256  # pictures; bounds memory
 # Beside the picture and its mirror image, views turned, scaled and shifted by up to 0.6 of what augmentation does:
 # the mean over them is right more often than one view is.
-WARPS, WARP_STRENGTH = 6, 0.6
+WARPS, WARP_STRENGTH = 2, 0.6
 
 
 def teach(

@@ -239,7 +239,7 @@ def train(trainer: Trainer, say: Callable[[str], None]) -> Scores:
         say(
             f"epoch {trainer.epoch}/{recipe.epochs}  loss {loss:.4f}  accuracy {accuracy:.4f}  "
             f"val loss {scores.loss:.4f}  val accuracy {scores.accuracy:.4f}  "
-            f"{len(trainer.data.train) / trainer.history[-1]['seconds']:.0f} pictures/s  {_clock(left)} left"
+            f"{len(trainer.data.train) / trainer.history[-1]['seconds']:.0f} pictures/s  {clock(left)} left"
         )
     logits, targets = trainer.evaluate()
     scores = score(logits, targets)
@@ -294,7 +294,8 @@ def _csv(rows: list[dict[str, float]]) -> str:
     return text.getvalue()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}"

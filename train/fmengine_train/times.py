@@ -1,0 +1,36 @@
+"""What the steps of `make model` take: `python -m fmengine_train.times METRICS...`, each a run's metrics.csv."""
+
+import csv
+from pathlib import Path
+
+import click
+
+from fmengine.errors import DataError
+
+from .train import clock
+
+
+@click.command()
+@click.argument("metrics", nargs=-1, required=True, type=click.Path(path_type=Path))
+def times(metrics: tuple[Path, ...]) -> None:
+    """Print epochs and hours of each run, and of all."""
+    total = 0.0
+    for path in metrics:
+        seconds = _seconds(path)
+        total += sum(seconds)
+        # A run's own file lies in its folder; a kept one is named after it.
+        name = path.parent.name if path.name == "metrics.csv" else path.name.removesuffix(".metrics.csv")
+        click.echo(f"{name:<24}{len(seconds):4} epochs {clock(sum(seconds)):>9}")
+    click.echo(f"{'together':<24}{'':12}{clock(total):>8}")
+
+
+def _seconds(path: Path) -> list[float]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [float(row["seconds"]) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}; expected the metrics.csv of a run") from error
+
+
+if __name__ == "__main__":
+    times()
