@@ -35,6 +35,7 @@ CHECK_FAILED, SOME_FAILED = 1, 3
 )
 @click.option("--corruptions", is_flag=True, help="Also under blur, noise, JPEG, rotation, … at five severities.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Also write the plots alone, of one DATA.")
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def evaluate(
@@ -44,6 +45,7 @@ def evaluate(
     part: str,
     corruptions: bool,
     page: Path | None,
+    svg: Path | None,
     backend: str,
     as_json: bool,
 ) -> None:
@@ -53,12 +55,17 @@ def evaluate(
     """
     from .evaluate import as_text, evaluate
 
+    if svg is not None and len(data) > 1:
+        raise click.UsageError("--svg takes one DATA; --html shows several")
     with Engine.load(model, backend) as engine:
         evaluations = [evaluate(engine, root, held_out, part, corruptions) for root in data]
-        if page is not None:
-            from .page import write_page
+        if page is not None or svg is not None:
+            from . import page as pages
 
-            write_page(page, engine, evaluations)
+            if page is not None:
+                pages.write_page(page, engine, evaluations)
+            if svg is not None:
+                pages.write(svg, pages.plots(evaluations[0]))
     if as_json:
         _echo_json(
             [

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -151,3 +152,12 @@ def test_the_page_stands_alone_and_shows_the_figures(drawn_faces: Path, tmp_path
     assert not re.search(r"""(src|href)=["'](?!#)""", text)  # nothing is fetched
     result = run("alexnet-slim", drawn_faces / "val", "--html", tmp_path)
     assert isinstance(result.exception, OutputError)
+
+
+def test_the_plots_alone_are_an_svg(model: Path, drawn_faces: Path, tmp_path: Path) -> None:
+    result = run(model, drawn_faces / "val", "--svg", tmp_path / "plots.svg")
+    assert result.exit_code == 0, result.exception
+    text = (tmp_path / "plots.svg").read_text(encoding="utf-8")
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "calibration error" in text
+    assert run(model, drawn_faces / "val", drawn_faces / "train", "--svg", tmp_path / "two.svg").exit_code == 2

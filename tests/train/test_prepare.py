@@ -180,8 +180,17 @@ def test_votes_by_file_name(faces: Path, tmp_path: Path) -> None:
         {"file": "train/sad/c.png"} | ballot(neutral=7),
         {"file": "none/such.png"} | ballot(happiness=7),
     ]
-    made(faces, "--votes", votes_file(tmp_path / "votes.csv", said), "--output", tmp_path / "out")
+    result = made(faces, "--votes", votes_file(tmp_path / "votes.csv", said), "--output", tmp_path / "out")
     assert {name for name in files(tmp_path / "out") if name.startswith("clean/")} == {"clean/train/happy/a.png"}
+    assert f"note: the votes name 1 pictures that are not in {faces}; the first: none/such.png" in result.stderr
+
+
+def test_votes_for_other_pictures_are_refused(faces: Path, tmp_path: Path) -> None:
+    votes = votes_file(tmp_path / "votes.csv", [{"file": "happy/a.png"} | ballot(happiness=7)])
+    result = run(faces, "--votes", votes, "--output", tmp_path / "out")
+    assert isinstance(result.exception, DataError)
+    assert "and none that is; the first: happy/a.png; expected names below a source" in str(result.exception)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

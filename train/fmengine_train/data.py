@@ -24,6 +24,8 @@ from fmengine.decode import Limits, decode
 from fmengine.errors import DataError, SourceError
 from fmengine.preprocess import Color, Fit, Pixels, preprocess
 
+from .checks import check_classes, check_path, leave_out
+
 Split = Literal["train", "val"]
 PARTS = ("select", "report")  # halves of the held-out pictures: to choose a model on, and to state its figures on
 
@@ -204,11 +206,7 @@ def load(
             notes.append(f"left out {items[index].name}: {outcome.message}")
         else:
             digests[index] = outcome
-    held_out = {digest for index, digest in digests.items() if items[index].split == "val"}
-    for index, digest in list(digests.items()):
-        if items[index].split == "train" and digest in held_out:
-            notes.append(f"left out of training {items[index].name}: the same picture is in the validation split")
-            del digests[index]
+    notes += leave_out(items, digests)
 
     targets = np.array([-1 if item.label is None else labels.index(item.label) for item in items], dtype=np.int64)
     by_split = {
@@ -220,6 +218,7 @@ def load(
             raise DataError(
                 f"no usable {split} picture of class {', '.join(missing)} is left; " + "; ".join(notes[:3])
             )
+    notes += check_classes(items, digests)
     described = "\n".join(f"{d} {targets[i]} {items[i].split}" for i, d in sorted(digests.items()))
     return Dataset(
         labels=labels,
@@ -267,6 +266,7 @@ def _from_classes(root: Path, classes: tuple[str, ...], source: str, validation:
             relative = path.relative_to(root)
             if _hidden(relative) or not path.is_file():
                 continue
+            check_path(relative, [sibling.name for sibling in folders])
             name = relative.as_posix()
             split: Split = "val" if validation is not None and held_out(name, validation) else "train"
             yield Item(path, folder.name, split, source, str(path))

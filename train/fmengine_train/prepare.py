@@ -55,6 +55,8 @@ def prepare(sources: tuple[Path, ...], output: Path, votes: Path | None, classes
     chosen = tuple(name.strip() for name in classes.split(",") if name.strip())
     ballots = None if votes is None else read_votes(votes)
     items = find(sources, chosen, validation)
+    if ballots is not None:
+        _check_votes(ballots, items, sources, chosen)
     kept, dropped = sift(items)
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -132,13 +134,28 @@ def write(
     return clean
 
 
+def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], classes: tuple[str, ...]) -> None:
+    """Tell of votes for pictures that are not there, before any picture is read."""
+    found = {_relative(item, sources) for item in items}
+    # Of the classes that are kept: the others' pictures were not looked for.
+    wanted = [name for name in votes.by_file if not classes or set(classes) & set(Path(name).parts)]
+    if missing := [name for name in wanted if name not in found]:
+        text = f"the votes name {len(missing)} pictures that are not in {', '.join(map(str, sources))}"
+        if len(missing) == len(wanted):
+            raise DataError(f"{text}, and none that is; the first: {missing[0]}; expected names below a source")
+        click.echo(f"note: {text}; the first: {missing[0]}", err=True)
+
+
+def _relative(item: Item, sources: tuple[Path, ...]) -> str | None:
+    """A picture's name below its source, as votes name it."""
+    path = Path(item.name)
+    return next((path.relative_to(source).as_posix() for source in sources if source in path.parents), None)
+
+
 def _ballot(item: Item, votes: Votes, sources: tuple[Path, ...]) -> dict[str, int] | None:
     if (number := _row(item)) is not None:
         return votes.by_row[number] if number < len(votes.by_row) else None
-    for source in sources:
-        if source in Path(item.name).parents:
-            return votes.by_file.get(Path(item.name).relative_to(source).as_posix())
-    return None
+    return votes.by_file.get(_relative(item, sources) or "")
 
 
 def _row(item: Item) -> int | None:
