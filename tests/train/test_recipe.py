@@ -99,7 +99,7 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: float) -> Non
         Recipe.from_dict({name: value})
 
 
-@pytest.mark.parametrize("name", ["fit", "color", "optimizer", "class_weights", "precision"])
+@pytest.mark.parametrize("name", ["fit", "color", "norm", "optimizer", "class_weights", "precision"])
 def test_a_bad_choice_is_refused_with_the_choices(name: str) -> None:
     default = getattr(Recipe(), name)
     with pytest.raises(DataError, match=f"{name} is 'cubist'; expected one of .*'{default}'"):
@@ -136,6 +136,13 @@ def test_the_network_takes_widths_from_the_recipe() -> None:
     config = network_config(recipe, 2)
     assert (config.widths, config.hidden) == (recipe.widths, recipe.hidden)  # type: ignore[union-attr]
     assert network_config(Recipe(model="resnet-64", widths=(8, 8, 8, 8)), 2).widths == (8, 8, 8, 8)
+
+
+def test_the_full_network_trains_with_batch_norm_where_the_recipe_says_so() -> None:
+    norms = [network_config(Recipe(model="alexnet", norm=norm), 2) for norm in ("", "batch", "none")]
+    assert [config.batch_norm for config in norms] == [False, True, False]  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="resnet-64 always has BatchNorm"):
+        network_config(Recipe(model="resnet-64", norm="batch"), 2)
 
 
 @pytest.mark.parametrize(

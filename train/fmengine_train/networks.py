@@ -31,6 +31,10 @@ def network_config(recipe: Recipe, outputs: int) -> Config:
         changes |= {"height": recipe.size, "width": recipe.size}
     if recipe.color:
         changes |= {"channels": 1 if recipe.color == "gray" else 3}
+    if recipe.norm:
+        if not isinstance(config, AlexNetConfig):
+            raise DataError(f"recipe: norm is {recipe.norm!r}; {recipe.model} always has BatchNorm: leave it out")
+        changes["batch_norm"] = recipe.norm == "batch"
     for name in ("widths", "hidden"):
         if wanted := getattr(recipe, name):
             if len(wanted) != (expected := len(getattr(config, name, ()))):

@@ -23,6 +23,7 @@ class Recipe:
     color: str = ""  # gray or rgb; empty: the architecture's own
     size: int = 0  # rows and columns of the input in pixels; 0: the architecture's own
     widths: tuple[int, ...] = ()  # channels of the convolutions, or of the residual stages; empty: its own
+    norm: str = ""  # batch: BatchNorm after AlexNet's convolutions; none; empty: the architecture's own
     hidden: tuple[int, ...] = ()  # outputs of AlexNet's first two fully connected layers; empty: its own
     fit: Fit = "crop"  # how other aspect ratios are brought to the input's: crop, pad, stretch
     classes: tuple[str, ...] = ()  # folders to use, in the order of the outputs; empty: all, by name
@@ -50,6 +51,7 @@ class Recipe:
         choices = {
             "fit": FITS,
             "color": ("", "gray", "rgb"),
+            "norm": ("", "batch", "none"),
             "optimizer": ("adamw", "sgd"),
             "class_weights": ("balanced", "none"),
             "precision": ("auto", "fp32", "bf16", "fp16"),
