@@ -8,11 +8,13 @@
 
 from .decode import Limits
 from .engine import Engine
-from .errors import FmengineError, Kind, ModelError, SourceError, UnavailableError
+from .errors import BusyError, DeadlineError, FmengineError, Kind, ModelError, SourceError, UnavailableError
 from .model_file import ModelSpec
 from .prediction import Failure, Prediction
 
 __all__ = [
+    "BusyError",
+    "DeadlineError",
     "Engine",
     "Failure",
     "FmengineError",

@@ -1,6 +1,8 @@
 """The engine: pictures in, labels with calibrated confidences out."""
 
+import asyncio
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from .backends import Attempt, Backend, Options, PictureBackend, open_backend
+from .batcher import Batcher
 from .decode import Channels, Limits, Source, decode, is_plain_jpeg, may_be_turned, on_gpu, read_file
-from .errors import CLOSED, FmengineError, Kind, SourceError, UnavailableError
+from .errors import CLOSED, DeadlineError, FmengineError, Kind, SourceError, UnavailableError
 from .model_file import ModelFile, ModelSpec
 from .prediction import UNSURE, Failure, Prediction
 from .preprocess import Pixels, preprocess
@@ -45,6 +48,8 @@ class Engine:
         workers: int = 0,
         limits: Limits | None = None,
         unsure_below: float = 0.0,
+        queue_delay: float = 0.002,
+        queue_size: int = 256,
         attempts: Iterable[Attempt] = (),
     ) -> None:
         self.backend = backend
@@ -55,6 +60,9 @@ class Engine:
         self.unsure_below = unsure_below
         self.attempts = tuple(attempts)
         self._workers = workers or len(os.sched_getaffinity(0))
+        self._queue_delay, self._queue_size = queue_delay, queue_size
+        self._batcher: Batcher | None = None
+        self._lock = threading.Lock()
         self._closed = False
 
     @classmethod
@@ -69,6 +77,8 @@ class Engine:
         workers: int = 0,
         limits: Limits | None = None,
         unsure_below: float | Literal["recommended"] = 0.0,
+        queue_delay: float = 0.002,
+        queue_size: int = 256,
         jpeg: Literal["cpu", "gpu"] = "cpu",
     ) -> Self:
         """Load a model and warm it up.
@@ -84,6 +94,8 @@ class Engine:
             limits: what a picture may cost before it is refused.
             unsure_below: the label is `unsure` where the confidence is less; `recommended` takes the
                 threshold that the model file names, 0 answers always.
+            queue_delay: seconds that `apredict` waits at most for other pictures to share a batch with.
+            queue_size: pictures that `apredict` has under way at most.
             jpeg: where JPEG files are decoded. A GPU's pixels may differ from the CPU's by some levels.
 
         Raises:
@@ -94,6 +106,8 @@ class Engine:
             raise ValueError(
                 f"max_batch {max_batch}, threads {threads}, workers {workers}: expected 1, 0, 0 or more"
             )
+        if queue_delay < 0 or queue_size < 1:
+            raise ValueError(f"queue_delay {queue_delay}, queue_size {queue_size}: expected 0, 1 or more")
         if unsure_below != "recommended" and not 0 <= unsure_below <= 1:
             raise ValueError(f"unsure_below {unsure_below}; expected a confidence from 0 to 1, or 'recommended'")
         if jpeg not in ("cpu", "gpu"):
@@ -112,6 +126,8 @@ class Engine:
             workers=workers,
             limits=limits,
             unsure_below=file.spec.unsure_below if unsure_below == "recommended" else unsure_below,
+            queue_delay=queue_delay,
+            queue_size=queue_size,
             attempts=attempts,
         )
 
@@ -127,6 +143,32 @@ class Engine:
             SourceError: if the picture cannot be read, with the kind of what went wrong.
         """
         return self._answer([source], [self._decode(source, channels)])[0]
+
+    async def apredict(
+        self, source: Source, *, channels: Channels = "rgb", timeout: float | None = None
+    ) -> Prediction:
+        """Answer for one picture without blocking the event loop; callers share batches.
+
+        Args:
+            source: as for `predict`.
+            channels: as for `predict`.
+            timeout: seconds until the answer is of no use any more; a picture whose time is up is not worked on.
+
+        Raises:
+            SourceError: as for `predict`.
+            BusyError: at once, if `queue_size` pictures are under way.
+            DeadlineError: if the time is up.
+        """
+        if timeout is not None and timeout <= 0:
+            raise DeadlineError(f"a timeout of {timeout} s leaves no time; expected more than 0")
+        here = isinstance(self.backend, PictureBackend) and on_gpu(source)
+        asked = asyncio.wrap_future(self._batches_of_callers().submit(source, channels, here))
+        try:
+            return await asyncio.wait_for(asked, timeout)
+        except TimeoutError:
+            raise DeadlineError(
+                f"no answer within {timeout} s; give it more, or ask for less at once: a smaller queue_size"
+            ) from None
 
     def predict_many(
         self, sources: Iterable[Source], *, batch_size: int | None = None, channels: Channels = "rgb"
@@ -163,8 +205,13 @@ class Engine:
 
     def close(self) -> None:
         """Give the backend's resources back. Closing twice is no error."""
-        if not self._closed:
-            self._closed = True
+        with self._lock:
+            batcher = self._batcher
+        if batcher is not None:
+            batcher.close()  # what is under way is answered, and needs the backend
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
             self.backend.close()
 
     def __enter__(self) -> Self:
@@ -174,6 +221,21 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _batches_of_callers(self) -> Batcher:
+        """The batcher, which starts its threads when it is first needed."""
+        with self._lock:
+            self._check_open()
+            if self._batcher is None:
+                self._batcher = Batcher(
+                    self._decode_or_fail,
+                    self._answer_or_fail,
+                    max_batch=self.max_batch,
+                    workers=self._workers,
+                    delay=self._queue_delay,
+                    size=self._queue_size,
+                )
+            return self._batcher
 
     def _decode(self, source: Source, channels: Channels) -> "Picture":
         """What the backend is given: a picture, or the network's input where it does not preprocess."""

@@ -50,6 +50,14 @@ class NoRoomError(DeviceError):
     """A GPU, or the host, has no room for a buffer. A smaller batch may fit."""
 
 
+class BusyError(FmengineError):
+    """An engine has as many pictures under way as it takes. Later it may have room."""
+
+
+class DeadlineError(FmengineError):
+    """An answer did not come in time."""
+
+
 class Kind(StrEnum):
     """Why one picture has no label. The list is closed: a row's `error.kind` is one of these."""
 
