@@ -53,6 +53,8 @@ class Engine:
         attempts: Iterable[Attempt] = (),
     ) -> None:
         self.backend = backend
+        # Asked once: to see whether an object follows a protocol takes longer than to preprocess a small face.
+        self._on_device = backend if isinstance(backend, PictureBackend) else None
         self.model_path = model.path
         self.spec: ModelSpec = model.spec
         self.limits = limits or Limits()
@@ -161,7 +163,7 @@ class Engine:
         """
         if timeout is not None and timeout <= 0:
             raise DeadlineError(f"a timeout of {timeout} s leaves no time; expected more than 0")
-        here = isinstance(self.backend, PictureBackend) and on_gpu(source)
+        here = self._on_device is not None and on_gpu(source)
         asked = asyncio.wrap_future(self._batches_of_callers().submit(source, channels, here))
         try:
             return await asyncio.wait_for(asked, timeout)
@@ -239,15 +241,15 @@ class Engine:
 
     def _decode(self, source: Source, channels: Channels) -> "Picture":
         """What the backend is given: a picture, or the network's input where it does not preprocess."""
-        if not isinstance(self.backend, PictureBackend):
+        if self._on_device is None:
             return self.prepare(source, channels=channels)
         if on_gpu(source):
-            return self.backend.admit(source, channels)
+            return self._on_device.admit(source, channels)
         if isinstance(source, str | os.PathLike):
             source = read_file(source, self.limits)
         try:
             if isinstance(source, bytes) and is_plain_jpeg(source, self.limits) and not may_be_turned(source):
-                picture = self.backend.decode_jpeg(source)
+                picture = self._on_device.decode_jpeg(source)
                 if picture is not None:
                     return picture
             return decode(source, self.spec.color, self.limits, channels)
@@ -255,7 +257,7 @@ class Engine:
             raise SourceError(Kind.TOO_LARGE, f"too large to decode: {error}") from error
 
     def _stream(self, sources: Iterator[Source], size: int, channels: Channels) -> Iterator[Prediction | Failure]:
-        lanes = self.backend.lanes if isinstance(self.backend, PictureBackend) else 1
+        lanes = 1 if self._on_device is None else self._on_device.lanes
         decoding = ThreadPoolExecutor(self._workers, thread_name_prefix="fmengine-decode")
         answering = ThreadPoolExecutor(lanes, thread_name_prefix="fmengine-answer")
         try:
@@ -280,7 +282,7 @@ class Engine:
         while batch := list(islice(sources, size)):
             pictures = []
             for source in batch:
-                if isinstance(self.backend, PictureBackend) and on_gpu(source):
+                if self._on_device is not None and on_gpu(source):
                     picture: Future[Picture | Failure] = Future()
                     picture.set_result(self._decode_or_fail(source, channels))
                 else:
@@ -292,7 +294,7 @@ class Engine:
         try:
             picture = self._decode(source, channels)
             too_large = isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD
-            if too_large and isinstance(self.backend, PictureBackend):
+            if too_large and self._on_device is not None:
                 # The same bits, and a batch of photographs does not fill the memory before it is uploaded.
                 return np.ascontiguousarray(self.prepare(cast("Pixels", picture)).transpose(1, 2, 0))
             return picture
@@ -322,8 +324,8 @@ class Engine:
 
     def _answer(self, sources: list[Source], pictures: "list[Picture]") -> list[Prediction]:
         self._check_open()
-        if isinstance(self.backend, PictureBackend):
-            outputs = self.backend.run_pictures(pictures)
+        if self._on_device is not None:
+            outputs = self._on_device.run_pictures(pictures)
         else:
             outputs = self.backend.run(np.stack(cast("list[Pixels]", pictures)))
         labels = self.spec.labels

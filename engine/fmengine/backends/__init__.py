@@ -26,6 +26,7 @@ BACKENDS = {
     "tensorrt-rtx": "fmengine.backends.tensorrt:TensorRtRtxBackend",
     "onnxruntime-cuda": "fmengine.backends.onnxruntime_cuda:OnnxRuntimeCudaBackend",
     "onnxruntime": "fmengine.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "fmengine.backends.openvino:OpenVinoBackend",
 }
 
 
