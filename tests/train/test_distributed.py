@@ -32,10 +32,13 @@ dropout = 0.0
 """
 
 
+MODULE = ("-m", "--", "fmengine", "train")
+
+
 def torchrun(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.run(
-        [*launcher, "-m", "--", "fmengine", "train", *map(str, arguments)],
+        [*launcher, *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -50,7 +53,7 @@ def test_two_processes_give_the_weights_of_one(drawn_faces: Path, tmp_path: Path
     options = [drawn_faces, "--recipe", recipe, "--device", "cpu"]
     alone = CliRunner().invoke(command, [*map(str, options), "--run", str(tmp_path / "one")])
     assert alone.exit_code == 0, alone.output
-    together = torchrun(2, *options, "--run", tmp_path / "two")
+    together = torchrun(2, *MODULE, *options, "--run", tmp_path / "two")
     assert together.returncode == 0, together.stderr
     assert together.stdout == f"{tmp_path / 'two' / 'model.safetensors'}\n"  # one speaks for both
     assert together.stderr.count("epoch 2/2") == 1
@@ -67,11 +70,27 @@ def test_two_processes_give_the_weights_of_one(drawn_faces: Path, tmp_path: Path
     assert "2 of 2 epochs were finished" in alone.stderr
 
 
+NODES_THAT_DIFFER = """
+import os
+from pathlib import Path
+from fmengine_train import cli
+rank = os.environ["RANK"]
+load = cli.data.load
+def other(items, *more, **options):
+    return load(items[: len(items) - int(rank)], *more, **options)
+cli.data.load = other
+cli.train()
+"""
+
+
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_is_one_clear_error(drawn_faces: Path, tmp_path: Path) -> None:
-    result = torchrun(2, drawn_faces, "--run", tmp_path / "run", "--size", "32", "--batch-size", "33")
+def test_nodes_with_other_pictures_are_refused(drawn_faces: Path, tmp_path: Path) -> None:
+    script = tmp_path / "nodes.py"
+    script.write_text(NODES_THAT_DIFFER)
+    result = torchrun(2, "--", script, drawn_faces, "--run", tmp_path / "run", "--size", "32", "--epochs", "1")
     assert result.returncode != 0
-    assert "fmengine: a batch of 33 pictures cannot be shared by 2 processes" in result.stderr
+    assert "the processes differ in their training data: " in result.stderr
+    assert "expected the same pictures on every node" in result.stderr
 
 
 def test_every_picture_of_a_batch_belongs_to_one_process() -> None:

@@ -58,6 +58,22 @@ class World:
         ids = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
+    def agree(self, what: str, value: object) -> None:
+        """See that all processes have the same, as they must to make the same steps.
+
+        Raises:
+            DataError: in every process, if they differ.
+        """
+        if self.size == 1:
+            return
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value)
+        if len(distinct := dict.fromkeys(map(str, values))) > 1:
+            raise DataError(
+                f"the processes differ in {what}: {', '.join(distinct)}; expected the same pictures on every "
+                "node, and a --run folder on a disk that all of them share"
+            )
+
     def total(self, *figures: float) -> list[float]:
         """Each figure's sum over all processes."""
         if self.size == 1:

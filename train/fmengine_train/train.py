@@ -60,7 +60,8 @@ class Trainer:
             torch.backends.cudnn.deterministic = True  # a seed repeats a run; costs a few per cent
             torch.backends.cudnn.benchmark = False
         self.recipe, self.data, self.folder, self.device, self.world = recipe, data, folder, device, world
-        self.share = world.share(recipe.batch_size)
+        self.share = world.share(min(recipe.batch_size, len(data.train)) if world.size > 1 else recipe.batch_size)
+        world.agree("their training data", data.fingerprint)
         config = network_config(recipe, len(data.labels))
         fresh = build(config)
         if initial is not None:
@@ -180,6 +181,7 @@ class Trainer:
             DataError: if the checkpoint was made with another recipe or other data.
         """
         path = self.folder / "checkpoint.safetensors"
+        self.world.agree("whether they find a checkpoint", path.exists())
         if not path.exists():
             return
         tensors, document = checkpoint.read_tensors(path)
