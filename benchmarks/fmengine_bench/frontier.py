@@ -213,7 +213,8 @@ def write(points: list[Point], path: Path) -> None:
             axes.annotate(
                 p.name.split(".")[0], (p.milliseconds[batch], 100 * p.accuracy), (6, 6), textcoords="offset points"
             )
-        axes.set(xlabel=f"milliseconds, batch {batch}", xlim=(0, None))
+        axes.margins(y=0.15)
+        axes.set(xlabel=f"milliseconds, batch {batch}", xlim=(0, 1.3 * max(p.milliseconds[batch] for p in points)))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("accuracy, %")
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
