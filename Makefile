@@ -71,7 +71,7 @@ $(VENV)/pycuda: $(VENV)/develop $(CUDA_HEADERS)
 	@touch $@
 
 test: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto
 
 # Where g++ is, no GPU is needed: the kernel is compiled for the CPU.
 kernel-check kernel-run: | $(VENV)/runtime

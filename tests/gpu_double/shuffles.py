@@ -83,10 +83,11 @@ def shuffle(seed: int, count: int, backend: str = "tensorrt") -> None:
                 np.testing.assert_allclose(outputs.probabilities.max(axis=1), right, atol=NEAR)
         if backend == "tensorrt":
             assert engine.backend.describe()["cuda graphs"] == "batches of 1, 16"
-        there = [CudaArray(engine.backend.context, picture) for picture in pictures(count)[:20]]
-        check(list(engine.predict_many(there, batch_size=3)), len(there))
-        for array in there:
-            array.free()
+        for size in (1, 3, 5, 16):  # each time written anew, and late
+            there = [CudaArray(engine.backend.context, picture) for picture in pictures(count)[:20]]
+            check(list(engine.predict_many(there, batch_size=size)), len(there))
+            for array in there:
+                array.free()
     assert driver.live() == before, f"left over: {driver.live()}"
     assert not driver.count("faults"), "the driver was misused"
     assert not driver.count("copies of pageable memory"), "a copy from or to memory that is not pinned"
