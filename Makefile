@@ -108,7 +108,7 @@ model: $(VENV)/develop
 	$(call TRAIN,teacher-64-happy-sad) --initial $(RUNS)/teacher-64-longer
 	$(call TRAIN,teacher-48) $(DATA)/fer2013-other
 	$(call TRAIN,teacher-48-happy-sad) --initial $(RUNS)/teacher-48
-	$(call TRAIN,alexnet-slim) $(TEACHERS:%=--teacher $(RUNS)/%) --transfer $(DATA)/fer2013-other/train
+	$(call TRAIN,alexnet-slim) $(TEACHERS:%=--teacher $(RUNS)/%) --transfer $(DATA)/fer2013-other/train/neutral
 	$(BIN)/fmengine export $(RUNS)/alexnet-slim --name alexnet-slim --output $(RUNS)/models \
 		--calibrate $(DATA)/fer2013/train --calibrate $(DATA)/effectnet
 	$(BIN)/fmengine eval $(RUNS)/models/alexnet-slim.int8.onnx $(DATA)/fer2013/val

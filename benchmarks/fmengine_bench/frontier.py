@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from fmengine.backends import Options
 from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.cli import main
 from fmengine.engine import Engine
 from fmengine.model_file import ModelFile, ModelSpec
 from fmengine_export.fold import fold
@@ -233,7 +234,7 @@ def write(points: list[Point], path: Path) -> None:
 @click.option("--part", type=click.Choice(["all", "select", "report"]), default="all")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Write OUTPUT.csv and OUTPUT.svg.")
-def main(
+def frontier(
     models: tuple[Path, ...],
     data: tuple[Path, ...],
     held_out: tuple[tuple[Path, float], ...],
@@ -252,4 +253,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    main(frontier, "python -m fmengine_bench.frontier")

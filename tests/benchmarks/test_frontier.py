@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fmengine_bench import frontier
-from fmengine_bench.frontier import main, time_in_turn
+from fmengine_bench import frontier as module
+from fmengine_bench.frontier import frontier, time_in_turn
 
 
 def test_a_slower_contender_shows() -> None:
@@ -21,12 +21,12 @@ def test_a_slower_contender_shows() -> None:
 def test_model_files_are_scored_and_timed_beside_the_full_network(
     tiny_models: Path, drawn_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontier, "BATCHES", (1,))
+    monkeypatch.setattr(module, "BATCHES", (1,))
     monkeypatch.setattr(time_in_turn, "__defaults__", (2, 0.01))
     monkeypatch.setitem(sys.modules, "openvino", None)  # type: ignore[arg-type]  # cannot be imported
     models = [str(tiny_models / f"tiny.{precision}.onnx") for precision in ("fp32", "int8")]
     options = ["--data", str(drawn_faces / "val"), "--threads", "1", "--output", str(tmp_path / "plot")]
-    result = CliRunner().invoke(main, [*models, *options])
+    result = CliRunner().invoke(frontier, [*models, *options])
     assert result.exit_code == 0, result.exception
     assert "OpenVINO is not installed" in result.stderr
     with (tmp_path / "plot.csv").open(newline="") as file:
@@ -39,6 +39,6 @@ def test_model_files_are_scored_and_timed_beside_the_full_network(
 
 
 def test_without_data_nothing_is_measured(tiny_models: Path) -> None:
-    result = CliRunner().invoke(main, [str(tiny_models / "tiny.int8.onnx")])
+    result = CliRunner().invoke(frontier, [str(tiny_models / "tiny.int8.onnx")])
     assert result.exit_code == 2
     assert "give --data, or --held-out DATA SHARE" in result.output

@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 import torch
 
+from fmengine.cli import main
+
 from .checkpoint import load_network, save_model
 
 
@@ -20,4 +22,4 @@ def keep(run: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    keep()
+    main(keep, "python -m fmengine_train.keep")

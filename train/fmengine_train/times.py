@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from fmengine.cli import main
 from fmengine.errors import DataError
 
 from .train import clock
@@ -33,4 +34,4 @@ def _seconds(path: Path) -> list[float]:
 
 
 if __name__ == "__main__":
-    times()
+    main(times, "python -m fmengine_train.times")

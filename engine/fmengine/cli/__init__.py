@@ -117,8 +117,8 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line and exit with its code."""
+def main(command: click.Command = cli, name: str = "fmengine") -> None:
+    """Run the command line, or a command of its own, and exit with its code."""
     if debug := "--debug" in sys.argv:  # before or after the command
         sys.argv.remove("--debug")
     # A stream that the caller closed (`>&-`) is None in Python.
@@ -126,7 +126,7 @@ def main() -> None:
     # Pillow warns on stderr of pictures that fmengine answers with a row.
     warnings.filterwarnings("ignore", module="PIL")
     try:
-        sys.exit(cli.main(prog_name="fmengine", standalone_mode=False) or 0)
+        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

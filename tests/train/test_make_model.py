@@ -1,0 +1,77 @@
+"""`make model`: every step has its recipe, and takes what an earlier one made; what they took is added up."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from fmengine_train.cli import train
+from fmengine_train.networks import network_config
+from fmengine_train.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[click.Context]:
+    """The `fmengine train` lines of the target, read as the command reads them."""
+    dry = ["make", "--dry-run", "--always-make", "model", "DATA=faces", "RUNS=runs"]
+    printed = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [shlex.split(line) for line in printed.splitlines() if "/fmengine train " in line]
+    return [train.make_context("train", line[2:]) for line in lines]
+
+
+def test_the_last_step_trains_what_ships(steps: list[click.Context]) -> None:
+    assert steps[-1].params["folder"] == Path("runs/alexnet-slim")
+    assert [step.params["resume"] for step in steps] == [True] * len(steps)
+
+
+def test_every_step_takes_what_an_earlier_one_made(
+    steps: list[click.Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    made: dict[Path, Recipe] = {}
+    for step in steps:
+        recipe = Recipe.load(step.params["recipe_file"], {})
+        assert {*step.params["teachers"]} <= made.keys()
+        if initial := step.params["initial"]:
+            assert network_config(made[initial], 2) == network_config(recipe, 2)
+        made[step.params["folder"]] = recipe
+    assert len(made) == len(steps)
+
+
+def test_the_student_is_taught_as_its_recipe_says(steps: list[click.Context]) -> None:
+    said = (ROOT / "train/recipes/alexnet-slim.toml").read_text(encoding="utf-8")
+    for teacher in steps[-1].params["teachers"]:
+        assert f"--teacher {teacher}" in said
+    (transfer,) = steps[-1].params["transfer"]
+    assert f"--transfer FER2013-OTHER/{transfer.relative_to('faces/fer2013-other')}" in said
+
+
+def times(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fmengine_train.times", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_hours_are_added_up(tmp_path: Path) -> None:
+    for name, seconds in (("short", (60, 30.4)), ("long", (3600,))):
+        (tmp_path / name).mkdir()
+        rows = "".join(f"{epoch},{taken}\n" for epoch, taken in enumerate(seconds, start=1))
+        (tmp_path / name / "metrics.csv").write_text(f"epoch,seconds\n{rows}")
+    printed = times(tmp_path / "short/metrics.csv", tmp_path / "long/metrics.csv").stdout.splitlines()
+    assert [line.split() for line in printed] == [
+        ["short", "2", "epochs", "0:01:30"],
+        ["long", "1", "epochs", "1:00:00"],
+        ["together", "1:01:30"],
+    ]
+
+
+def test_another_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    done = times(tmp_path / "other.csv")
+    assert done.returncode == 2
+    assert "expected the metrics.csv of a run" in done.stderr
+    assert "Traceback" not in done.stderr
