@@ -27,8 +27,10 @@ from fmengine.backends.onnxruntime import OnnxRuntimeBackend
 from fmengine.cli import main
 from fmengine.engine import Engine
 from fmengine.model_file import ModelFile, ModelSpec
+from fmengine_export.export import make_spec
 from fmengine_export.fold import fold
 from fmengine_export.graph import build_float
+from fmengine_train.data import PARTS
 from fmengine_train.model import ARCHITECTURES, AlexNet
 
 from .evaluate import evaluate
@@ -70,26 +72,11 @@ class Point:
 
 def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     """The full AlexNet in FP32, by library: gives for a batch size what runs one batch."""
-    config = ARCHITECTURES["alexnet"]
     torch.manual_seed(0)
     torch.set_num_threads(threads)
-    model = AlexNet(config).eval()
-    spec = ModelSpec(
-        name="alexnet",
-        labels=("a", "b"),
-        height=config.height,
-        width=config.width,
-        color="rgb",
-        fit="crop",
-        precision="fp32",
-        mean=(config.mean,) * config.channels,
-        std=(config.std,) * config.channels,
-        temperature=1.0,
-        unsure_below=0.5,
-        training_data="none",
-        accuracy={},
-        weights_sha256="0" * 64,
-    )
+    model = AlexNet(ARCHITECTURES["alexnet"]).eval()
+    untrained = {"labels": ("a", "b"), "fit": "crop", "temperature": 1.0, "unsure_below": 0.5}
+    spec = make_spec(model, untrained | {"training_data": "none", "validation": {}}, "alexnet", "fp32")
     data = build_float(fold(model), spec)
 
     def pytorch(batch: int) -> Call:
@@ -184,7 +171,8 @@ def measure(models: list[Path], data: list[tuple[Path, float]], part: str, threa
 def as_text(points: list[Point]) -> str:
     """The figures as a table for a terminal."""
     columns = list(points[0].times)
-    lines = [f"{'':32}{'accuracy':>9}{'MB':>6}{'ms, 1':>8}{'ms, 32':>8}" + "".join(f"{c:>16}" for c in columns)]
+    heads = "".join(f"{f'ms, {batch}':>8}" for batch in BATCHES) + "".join(f"{c:>16}" for c in columns)
+    lines = [f"{'':32}{'accuracy':>9}{'MB':>6}{heads}"]
     for p in points:
         first = f"{p.name:<32}{p.accuracy:9.2%}{p.megabytes:6.2f}" + "".join(
             f"{p.milliseconds[batch]:8.3f}" for batch in BATCHES
@@ -231,7 +219,7 @@ def write(points: list[Point], path: Path) -> None:
     metavar="DATA SHARE",
     help="Labelled pictures of which training held out a share; may be repeated.",
 )
-@click.option("--part", type=click.Choice(["all", "select", "report"]), default="all")
+@click.option("--part", type=click.Choice(["all", *PARTS]), default="all")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Write OUTPUT.csv and OUTPUT.svg.")
 def frontier(

@@ -259,6 +259,7 @@ def _from_classes(root: Path, classes: tuple[str, ...], source: str, validation:
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     if not folders:
         raise DataError(f"{root} has no folders; expected one for each class, with pictures in it")
+    names = [folder.name for folder in folders]
     for folder in folders:
         if classes and folder.name not in classes:
             continue
@@ -266,7 +267,7 @@ def _from_classes(root: Path, classes: tuple[str, ...], source: str, validation:
             relative = path.relative_to(root)
             if _hidden(relative) or not path.is_file():
                 continue
-            check_path(relative, [sibling.name for sibling in folders])
+            check_path(relative, names)
             name = relative.as_posix()
             split: Split = "val" if validation is not None and held_out(name, validation) else "train"
             yield Item(path, folder.name, split, source, str(path))
