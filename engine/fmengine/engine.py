@@ -2,10 +2,11 @@
 
 import os
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, cast
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 import numpy as np
 from PIL import Image
 
-from .backends import Attempt, Backend, Options, PictureBackend, open_backend
+from .ahead import outcomes as outcomes_ahead
+from .backends import Attempt, Backend, Options, Outputs, PictureBackend, open_backend
 from .batcher import Batcher
+from .cores import usable_cores
 from .decode import Channels, Limits, Source, decode, is_plain_jpeg, may_be_turned, on_gpu, read_file
 from .errors import CLOSED, DeadlineError, FmengineError, Kind, SourceError, UnavailableError
+from .lanes import Lanes
 from .model_file import ModelFile, ModelSpec
 from .prediction import UNSURE, Failure, Prediction
 from .preprocess import Pixels, preprocess
@@ -24,9 +28,7 @@ from .preprocess import Pixels, preprocess
 if TYPE_CHECKING:
     from .gpu.pictures import Picture
 
-# Batches decoded ahead of the one that is computed: bounds the memory of `predict_many`.
-BATCHES_AHEAD = 2
-MAX_HELD = 8 * 1024 * 1024  # bytes of one decoded picture that waits in them
+MAX_HELD = 8 * 1024 * 1024  # bytes of a decoded picture that waits for a GPU
 
 
 class Engine:
@@ -50,7 +52,9 @@ class Engine:
         queue_delay: float = 0.002,
         queue_size: int = 256,
         attempts: Iterable[Attempt] = (),
+        open_for_lanes: Callable[[], Backend] | None = None,
     ) -> None:
+        """Use an open backend; `open_for_lanes` opens it once more, for several batches at once, when needed."""
         self.backend = backend
         # Asked once: to see whether an object follows a protocol takes longer than to preprocess a small face.
         self._on_device = backend if isinstance(backend, PictureBackend) else None
@@ -60,9 +64,11 @@ class Engine:
         self.max_batch = max_batch
         self.unsure_below = unsure_below
         self.attempts = tuple(attempts)
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workers = workers or usable_cores()
         self._queue_delay, self._queue_size = queue_delay, queue_size
         self._batcher: Batcher | None = None
+        self._open_for_lanes = open_for_lanes
+        self._backend_of_lanes: Backend | None = None
         self._lock = threading.Lock()
         self._closed = False
 
@@ -90,8 +96,9 @@ class Engine:
                 asked for by name works, or it is an error.
             device: index of the GPU.
             max_batch: the largest batch of pictures that the network is given at once.
-            threads: of the network on a CPU; 0 for all cores.
-            workers: threads that decode in `predict_many`; 0 for one a core.
+            threads: that compute on a CPU, a single picture together, the batches of `predict_many` one each;
+                0 for all cores.
+            workers: threads of `predict_many`; 0 for as many as compute, or, beside a GPU, one a core.
             limits: what a picture may cost before it is refused.
             unsure_below: the label is `unsure` where the confidence is less; `recommended` takes the
                 threshold that the model file names, 0 answers always.
@@ -113,18 +120,22 @@ class Engine:
             raise ValueError(f"unsure_below {unsure_below}; expected a confidence from 0 to 1, or 'recommended'")
         if jpeg not in ("cpu", "gpu"):
             raise ValueError(f"jpeg {jpeg!r}; expected 'cpu' or 'gpu'")
-        options = Options(device=device, max_batch=max_batch, threads=threads, jpeg=jpeg)
+        options = Options(device=device, max_batch=max_batch, threads=threads or usable_cores(), jpeg=jpeg)
         opened, file, attempts = open_backend(backend, None if model is None else str(model), options)
-        if jpeg == "gpu" and not isinstance(opened, PictureBackend):
+        on_cpu = not isinstance(opened, PictureBackend)
+        if jpeg == "gpu" and on_cpu:
             opened.close()
             raise UnavailableError(
                 f"{opened.name} decodes no JPEG on a GPU: leave jpeg at 'cpu', or see fmengine doctor"
             )
+        workers = workers or (options.threads if on_cpu else 0)
+        again = partial(type(opened).open, file, replace(options, streams=workers))
         return cls(
             opened,
             file,
             max_batch=max_batch,
             workers=workers,
+            open_for_lanes=again if on_cpu and workers > 1 else None,
             limits=limits,
             unsure_below=file.spec.unsure_below if unsure_below == "recommended" else unsure_below,
             queue_delay=queue_delay,
@@ -143,7 +154,7 @@ class Engine:
         Raises:
             SourceError: if the picture cannot be read, with the kind of what went wrong.
         """
-        return self._answer([source], [self._decode(source, channels)])[0]
+        return self._answer([source], [self._picture(source, channels)])[0]
 
     async def apredict(
         self, source: Source, *, channels: Channels = "rgb", timeout: float | None = None
@@ -178,7 +189,7 @@ class Engine:
     ) -> Iterator[Prediction | Failure]:
         """Answer for any number of pictures, in order, in constant memory.
 
-        Threads decode the next batches while the network runs. A picture that cannot be read gives a
+        Threads decode some pictures while the network runs on others. A picture that cannot be read gives a
         `Failure` in its place; nothing else is lost. Where `sources` itself raises, what came before it is
         answered first.
 
@@ -191,7 +202,19 @@ class Engine:
         if not 1 <= size <= self.max_batch:
             raise ValueError(f"batch_size {size}; expected 1 to max_batch, {self.max_batch}")
         self._check_open()
-        return self._stream(iter(sources), size, channels)
+        ended: list[Exception] = []
+        until_error = _until_error(sources, ended)
+        if self._on_device is None:
+            return _then_raise(self._through_lanes(until_error, size, channels), ended)
+        ahead = outcomes_ahead(
+            until_error,
+            partial(self._picture_or_fail, channels=channels),
+            self._answer_or_fail,
+            workers=self._workers,
+            lanes=self._on_device.lanes,
+            size=size,
+        )
+        return _then_raise(ahead, ended)
 
     def prepare(self, source: Source, *, channels: Channels = "rgb") -> Pixels:
         """Decode and preprocess one picture to the network's input, uint8 `[C, H, W]`.
@@ -199,10 +222,8 @@ class Engine:
         Raises:
             SourceError: as for `predict`.
         """
-        spec = self.spec
         try:
-            pixels = decode(source, spec.color, self.limits, channels)
-            return preprocess(pixels, spec.height, spec.width, spec.color, spec.fit)
+            return self._preprocess(self._decode(self._read(source), channels))
         except (MemoryError, Image.DecompressionBombError) as error:  # such as a long strip, padded to a square
             raise SourceError(Kind.TOO_LARGE, f"too large to become the model's input: {error}") from error
 
@@ -216,6 +237,8 @@ class Engine:
             closed, self._closed = self._closed, True
         if not closed:
             self.backend.close()
+            if self._backend_of_lanes is not None:
+                self._backend_of_lanes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -231,7 +254,7 @@ class Engine:
             self._check_open()
             if self._batcher is None:
                 self._batcher = Batcher(
-                    self._decode_or_fail,
+                    self._picture_or_fail,
                     self._answer_or_fail,
                     max_batch=self.max_batch,
                     workers=self._workers,
@@ -240,60 +263,98 @@ class Engine:
                 )
             return self._batcher
 
-    def _decode(self, source: Source, channels: Channels) -> "Picture":
+    # The stages of a picture's way, each one method: `fmengine bench` times them.
+
+    def _read(self, source: Source) -> Source:
+        return read_file(source, self.limits) if isinstance(source, str | os.PathLike) else source
+
+    def _decode(self, source: Source, channels: Channels) -> Pixels:
+        return decode(source, self.spec.color, self.limits, channels)
+
+    def _preprocess(self, pixels: Pixels) -> Pixels:
+        spec = self.spec
+        return preprocess(pixels, spec.height, spec.width, spec.color, spec.fit)
+
+    def _compute(self, pictures: "list[Picture]", backend: Backend) -> Outputs:
+        if self._on_device is not None:
+            return self._on_device.run_pictures(pictures)
+        inputs = cast("list[Pixels]", pictures)
+        return backend.run(inputs[0][np.newaxis] if len(inputs) == 1 else np.stack(inputs))
+
+    def _post(self, sources: list[Source], outputs: Outputs) -> list[Prediction]:
+        labels = self.spec.labels
+        answers = []
+        for source, row in zip(sources, outputs.probabilities.tolist(), strict=True):
+            confidence = max(row)
+            label = labels[row.index(confidence)] if confidence >= self.unsure_below else UNSURE
+            answers.append(Prediction(label, confidence, dict(zip(labels, row, strict=True)), source))
+        return answers
+
+    def _answer(
+        self, sources: list[Source], pictures: "list[Picture]", backend: Backend | None = None
+    ) -> list[Prediction]:
+        self._check_open()
+        return self._post(sources, self._compute(pictures, backend or self.backend))
+
+    def _through_lanes(
+        self, sources: Iterator[Source], size: int, channels: Channels
+    ) -> Iterator[Prediction | Failure]:
+        """Where the CPU computes: each thread decodes and runs the network on its own batch."""
+        first = list(islice(sources, 2))
+        if len(first) < 2:  # one picture: all threads work on it together
+            yield from (self._one_or_failure(source, channels) for source in first)
+            return
+        backend = self._for_lanes()
+        lanes = Lanes(
+            lambda source: self._prepare_or_fail(source, channels),
+            lambda batch, pictures: self._answer(batch, cast("list[Picture]", pictures), backend),
+            count=self._workers,
+            size=size,
+        )
+        with closing(lanes):
+            yield from lanes.outcomes(chain(first, sources))
+
+    def _for_lanes(self) -> Backend:
+        """The backend that runs several batches at once, each on its share of the cores."""
+        if self._open_for_lanes is None:
+            return self.backend
+        with self._lock:
+            self._check_open()
+            if self._backend_of_lanes is None:
+                self._backend_of_lanes = self._open_for_lanes()
+            return self._backend_of_lanes
+
+    def _prepare_or_fail(self, source: Source, channels: Channels) -> Pixels | Failure:
+        try:
+            return self.prepare(source, channels=channels)
+        except SourceError as error:
+            return Failure(error.kind, error.message, source)
+
+    def _one_or_failure(self, source: Source, channels: Channels) -> Prediction | Failure:
+        try:
+            return self.predict(source, channels=channels)
+        except SourceError as error:
+            return Failure(error.kind, error.message, source)
+
+    def _picture(self, source: Source, channels: Channels) -> "Picture":
         """What the backend is given: a picture, or the network's input where it does not preprocess."""
         if self._on_device is None:
             return self.prepare(source, channels=channels)
         if on_gpu(source):
             return self._on_device.admit(source, channels)
-        if isinstance(source, str | os.PathLike):
-            source = read_file(source, self.limits)
+        source = self._read(source)
         try:
             if isinstance(source, bytes) and is_plain_jpeg(source, self.limits) and not may_be_turned(source):
                 picture = self._on_device.decode_jpeg(source)
                 if picture is not None:
                     return picture
-            return decode(source, self.spec.color, self.limits, channels)
+            return self._decode(source, channels)
         except MemoryError as error:
             raise SourceError(Kind.TOO_LARGE, f"too large to decode: {error}") from error
 
-    def _stream(self, sources: Iterator[Source], size: int, channels: Channels) -> Iterator[Prediction | Failure]:
-        lanes = 1 if self._on_device is None else self._on_device.lanes
-        decoding = ThreadPoolExecutor(self._workers, thread_name_prefix="fmengine-decode")
-        answering = ThreadPoolExecutor(lanes, thread_name_prefix="fmengine-answer")
+    def _picture_or_fail(self, source: Source, channels: Channels) -> "Picture | Failure":
         try:
-            batches: deque[Future[list[Prediction | Failure]]] = deque()
-            ended: list[Exception] = []
-            for batch in self._batches(_until_error(sources, ended), size, channels, decoding):
-                batches.append(answering.submit(self._finish, batch))
-                if len(batches) >= BATCHES_AHEAD + lanes:
-                    yield from batches.popleft().result()
-            while batches:
-                yield from batches.popleft().result()
-            if ended:
-                raise ended[0]
-        finally:
-            for pool in (decoding, answering):  # what runs is waited for, what waits is dropped
-                pool.shutdown(cancel_futures=True)
-
-    def _batches(
-        self, sources: Iterator[Source], size: int, channels: Channels, decoding: ThreadPoolExecutor
-    ) -> "Iterator[list[tuple[Source, Future[Picture | Failure]]]]":
-        """Sources, and their pictures to come. What is on a GPU is admitted in this thread, which made it."""
-        while batch := list(islice(sources, size)):
-            pictures = []
-            for source in batch:
-                if self._on_device is not None and on_gpu(source):
-                    picture: Future[Picture | Failure] = Future()
-                    picture.set_result(self._decode_or_fail(source, channels))
-                else:
-                    picture = decoding.submit(self._decode_or_fail, source, channels)
-                pictures.append((source, picture))
-            yield pictures
-
-    def _decode_or_fail(self, source: Source, channels: Channels) -> "Picture | Failure":
-        try:
-            picture = self._decode(source, channels)
+            picture = self._picture(source, channels)
             too_large = isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD
             if too_large and self._on_device is not None:
                 # The same bits, and a batch of photographs does not fill the memory before it is uploaded.
@@ -302,18 +363,12 @@ class Engine:
         except SourceError as error:
             return Failure(error.kind, error.message, source)
 
-    def _finish(self, batch: list[tuple[Source, "Future[Picture | Failure]"]]) -> list[Prediction | Failure]:
-        outcomes = [(source, future.result()) for source, future in batch]
-        good = [(source, outcome) for source, outcome in outcomes if not isinstance(outcome, Failure)]
-        answers = iter(self._answer_or_fail(good) if good else ())
-        return [outcome if isinstance(outcome, Failure) else next(answers) for _, outcome in outcomes]
-
     def _answer_or_fail(
         self, good: "list[tuple[Source, Picture]]"
     ) -> "list[Prediction] | list[Prediction | Failure]":
         """A batch's answers; one by one where a single picture is too much for the backend."""
         try:
-            return self._answer(*map(list, zip(*good, strict=True)))
+            return self._answer([source for source, _ in good], [picture for _, picture in good])
         except SourceError:
             return [self._answer_one_or_fail(source, picture) for source, picture in good]
 
@@ -323,28 +378,22 @@ class Engine:
         except SourceError as error:
             return Failure(error.kind, error.message, source)
 
-    def _answer(self, sources: list[Source], pictures: "list[Picture]") -> list[Prediction]:
-        self._check_open()
-        if self._on_device is not None:
-            outputs = self._on_device.run_pictures(pictures)
-        else:
-            outputs = self.backend.run(np.stack(cast("list[Pixels]", pictures)))
-        labels = self.spec.labels
-        answers = []
-        for source, row in zip(sources, outputs.probabilities.tolist(), strict=True):
-            best = max(range(len(labels)), key=row.__getitem__)
-            label = labels[best] if row[best] >= self.unsure_below else UNSURE
-            answers.append(Prediction(label, row[best], dict(zip(labels, row, strict=True)), source))
-        return answers
-
     def _check_open(self) -> None:
         if self._closed:
             raise FmengineError(CLOSED)
 
 
-def _until_error(sources: Iterator[Source], ended: list[Exception]) -> Iterator[Source]:
+def _until_error(sources: Iterable[Source], ended: list[Exception]) -> Iterator[Source]:
     """The sources, and what ended them if it was an error: what came before it is answered first."""
     try:
         yield from sources
     except Exception as error:
         ended.append(error)
+
+
+def _then_raise(
+    outcomes: Iterator[Prediction | Failure], ended: list[Exception]
+) -> Iterator[Prediction | Failure]:
+    yield from outcomes
+    if ended:
+        raise ended[0]

@@ -40,13 +40,17 @@ def preprocess(pixels: Pixels, height: int, width: int, color: Color = "gray", f
     Returns:
         uint8 `[C, height, width]`.
     """
+    if color == "gray" and pixels.shape == (height, width):
+        return pixels[np.newaxis]
     image = Image.fromarray(pixels)
     mode = "L" if color == "gray" else "RGB"
     if image.mode != mode:
         image = image.convert(mode)
     image = _fit(image, height, width, fit)
-    image = image.resize((width, image.height), Image.Resampling.BILINEAR)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    if image.width != width:
+        image = image.resize((width, image.height), Image.Resampling.BILINEAR)
+    if image.height != height:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     array = np.asarray(image)
     return array[np.newaxis] if color == "gray" else np.ascontiguousarray(array.transpose(2, 0, 1))
 

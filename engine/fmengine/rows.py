@@ -49,6 +49,8 @@ def to_text(row: Row) -> str:
 
 def printable(path: str) -> str:
     """A path as a row gives it: percent-encoded where it could not stand in a line of UTF-8 as it is."""
+    if path.isprintable():
+        return path
     # `os.fsdecode` turns bytes that are no UTF-8 into surrogates, category Cs.
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in path):
         return quote_from_bytes(os.fsencode(path), safe="/")

@@ -49,8 +49,9 @@ class Options:
     Attributes:
         device: index of the GPU; CPU backends take no notice.
         max_batch: the largest batch that will be asked for.
-        threads: of the network on a CPU; 0 lets the library decide.
-        streams: batches under way at once on a GPU, so that one's copies overlap another's work.
+        threads: of the network on a CPU; 0 for all cores.
+        streams: batches under way at once: on a GPU, so that one's copies overlap another's work; on a CPU each
+            has its share of the threads. 0 for one on a CPU and `gpu.backend.STREAMS` on a GPU.
         jpeg: where JPEG files are decoded, `cpu` or `gpu`.
         graphs: whether a GPU's network is launched as a CUDA graph where its batch size allows it.
     """
@@ -58,7 +59,7 @@ class Options:
     device: int = 0
     max_batch: int = 64
     threads: int = 0
-    streams: int = 2
+    streams: int = 0
     jpeg: Literal["cpu", "gpu"] = "cpu"
     graphs: bool = True
 
@@ -183,3 +184,8 @@ def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
             f"{file.path} answers with {outputs.probabilities.shape} for a batch of {batch}; "
             f"expected {expected}, one column a label"
         )
+
+
+def describe_threads(threads: int, streams: int) -> str:
+    """For `describe`: threads of a batch, and batches at once if several."""
+    return f"{threads}" if streams == 1 else f"{threads} each for {streams} batches"

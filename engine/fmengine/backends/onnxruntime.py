@@ -2,10 +2,11 @@
 
 from typing import ClassVar, Self
 
+from ..cores import usable_cores
 from ..errors import ModelError, UnavailableError
 from ..model_file import ModelFile, Precision
 from ..preprocess import Pixels
-from . import Options, Outputs
+from . import Options, Outputs, describe_threads
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -25,7 +26,9 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime cannot be imported ({error}); install it with: pip install 'fmengine[cpu]'"
             ) from error
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = options.threads
+        self._streams = options.streams or 1
+        self._threads = max(1, (options.threads or usable_cores()) // self._streams)
+        settings.intra_op_num_threads = self._threads
         settings.log_severity_level = 3  # errors only: warnings on stderr are noise to the user
         try:
             # From the bytes that were checked, so that the file cannot change in between, and external
@@ -37,7 +40,6 @@ class OnnxRuntimeBackend:
             raise UnavailableError(f"ONNX Runtime runs on {active} instead of {PROVIDER}")
         check_signature(model, self._session)
         self._version = onnxruntime.__version__
-        self._threads = options.threads
 
     @classmethod
     def open(cls, model: ModelFile, options: Options) -> Self:
@@ -52,7 +54,7 @@ class OnnxRuntimeBackend:
             "backend": self.name,
             "library": f"onnxruntime {self._version}",
             "device": "cpu",
-            "threads": str(self._threads or "all cores"),
+            "threads": describe_threads(self._threads, self._streams),
         }
 
     def close(self) -> None:

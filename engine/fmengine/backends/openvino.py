@@ -3,10 +3,11 @@
 import threading
 from typing import Any, ClassVar, Self
 
+from ..cores import usable_cores
 from ..errors import CLOSED, FmengineError, ModelError, UnavailableError
 from ..model_file import ModelFile, Precision
 from ..preprocess import Pixels
-from . import Options, Outputs
+from . import Options, Outputs, describe_threads
 
 
 class OpenVinoBackend:
@@ -22,15 +23,15 @@ class OpenVinoBackend:
             raise UnavailableError(
                 f"OpenVINO cannot be imported ({error}); install it with: pip install 'fmengine[openvino]'"
             ) from error
-        # The default precision is bf16 on some processors, whose answers differ. One stream: a batch at a time on
-        # all threads, as the other backends have it.
+        self._streams = options.streams or 1
+        self._threads = options.threads or usable_cores()
+        # The default precision is bf16 on some processors, whose answers differ.
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "THROUGHPUT" if self._streams > 1 else "LATENCY",
+            "NUM_STREAMS": self._streams,
+            "INFERENCE_NUM_THREADS": self._threads,
         }
-        if options.threads:
-            settings["INFERENCE_NUM_THREADS"] = options.threads
         try:
             core = openvino.Core()
             # From the bytes that were checked, so that the file cannot change in between.
@@ -38,7 +39,6 @@ class OpenVinoBackend:
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise ModelError(f"OpenVINO refuses {model.path}: {error}") from error
         self._version = openvino.__version__.split("-")[0]
-        self._threads = options.threads
         self._requests = threading.local()  # a request holds the tensors of one call at a time
         self._closed = False
 
@@ -59,7 +59,7 @@ class OpenVinoBackend:
             "backend": self.name,
             "library": f"openvino {self._version}",
             "device": "cpu",
-            "threads": str(self._threads or "all cores"),
+            "threads": describe_threads(max(1, self._threads // self._streams), self._streams),
         }
 
     def close(self) -> None:

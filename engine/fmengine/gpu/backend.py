@@ -22,6 +22,8 @@ from .pool import Pool, make_slots
 from .preprocessor import Kernels
 from .slot import Networkable, Slot, Stages, Stopwatch
 
+STREAMS = 2  # batches under way at once: the copies of one overlap the work of the other
+
 
 class GpuBackend(ABC):
     """See `fmengine.backends.PictureBackend`. A subclass says which network runs.
@@ -54,7 +56,7 @@ class GpuBackend(ABC):
                 opened.append(network.close)
                 slots = make_slots(
                     lambda: Slot(self.context, network, kernels, self._arrivals, self.spec, graphs=options.graphs),
-                    options.streams,
+                    options.streams or STREAMS,
                 )
                 self.pool = Pool(slots, self.spec)
                 opened.append(self.pool.close)

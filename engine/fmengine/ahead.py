@@ -1,0 +1,68 @@
+"""Many pictures in order, decoded ahead: what `Engine.predict_many` stands on where a GPU computes.
+
+Threads decode the next batches while the GPU works on as many as it takes at once.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from .decode import Source, on_gpu
+from .prediction import Failure, Prediction
+
+if TYPE_CHECKING:
+    from .gpu.pictures import Picture
+
+Prepare = Callable[[Source], "Picture | Failure"]
+Answer = Callable[["list[tuple[Source, Picture]]"], "list[Prediction] | list[Prediction | Failure]"]
+
+BATCHES_AHEAD = 2  # beyond those that the GPU works on: bounds the memory
+
+
+def outcomes(
+    sources: Iterator[Source], prepare: Prepare, answer: Answer, *, workers: int, lanes: int, size: int
+) -> Iterator[Prediction | Failure]:
+    """What comes of each source, in order.
+
+    Args:
+        sources: may be endless; read only as far as needed.
+        prepare: a source to a picture, or a `Failure`.
+        answer: the network on a batch.
+        workers: threads that prepare.
+        lanes: batches that the GPU works on at once, a thread each.
+        size: pictures of a batch.
+    """
+    decoding = ThreadPoolExecutor(workers, thread_name_prefix="fmengine-decode")
+    answering = ThreadPoolExecutor(lanes, thread_name_prefix="fmengine-answer")
+    try:
+        batches: deque[Future[list[Prediction | Failure]]] = deque()
+        while batch := list(islice(sources, size)):
+            prepared = [(source, _prepared(source, prepare, decoding)) for source in batch]
+            batches.append(answering.submit(_finish, prepared, answer))
+            if len(batches) >= BATCHES_AHEAD + lanes:
+                yield from batches.popleft().result()
+        while batches:
+            yield from batches.popleft().result()
+    finally:
+        for pool in (decoding, answering):  # what runs is waited for, what waits is dropped
+            pool.shutdown(cancel_futures=True)
+
+
+def _prepared(source: Source, prepare: Prepare, decoding: ThreadPoolExecutor) -> "Future[Picture | Failure]":
+    """A picture to come. What is on a GPU is taken over in this thread, which made it."""
+    if not on_gpu(source):
+        return decoding.submit(prepare, source)
+    done: Future[Picture | Failure] = Future()
+    done.set_result(prepare(source))
+    return done
+
+
+def _finish(
+    prepared: "list[tuple[Source, Future[Picture | Failure]]]", answer: Answer
+) -> list[Prediction | Failure]:
+    outcomes = [(source, future.result()) for source, future in prepared]
+    good = [(source, outcome) for source, outcome in outcomes if not isinstance(outcome, Failure)]
+    answers = iter(answer(good) if good else ())
+    return [outcome if isinstance(outcome, Failure) else next(answers) for _, outcome in outcomes]

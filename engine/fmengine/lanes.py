@@ -1,0 +1,130 @@
+"""Many pictures in order, over several threads: what `Engine.predict_many` stands on where the CPU computes.
+
+A lane is a thread that takes some pictures, decodes them, and runs the network on what it has when its batch is
+full or nothing waits. Decoding in one lane overlaps the network in another, no picture is handed from
+thread to thread, and near the end the lanes share what is left.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from queue import Empty, SimpleQueue
+
+from .decode import Source
+from .prediction import Failure, Prediction
+from .preprocess import Pixels
+
+Prepare = Callable[[Source], Pixels | Failure]
+Answer = Callable[[list[Source], list[Pixels]], Iterable[Prediction]]
+
+WINDOW = 2  # batches a lane that are under way at most: bounds the memory
+HANDFUL = 8  # pictures that a lane takes at once: one by one, threads would mostly wake each other
+
+
+class Place:
+    """A picture's place in the order. `outcome` is None until it is known; an exception is for whoever waits."""
+
+    __slots__ = ("outcome", "source")
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.outcome: Prediction | Failure | BaseException | None = None
+
+
+class Lanes:
+    """Threads that turn sources into outcomes.
+
+    Args:
+        prepare: a source to the network's input, or a `Failure`.
+        answer: the network on a batch.
+        count: threads.
+        size: pictures of the largest batch.
+    """
+
+    def __init__(self, prepare: Prepare, answer: Answer, *, count: int, size: int) -> None:
+        self._prepare, self._answer, self._size = prepare, answer, size
+        self._handful = min(HANDFUL, size)
+        self._waiting: SimpleQueue[list[Place] | None] = SimpleQueue()
+        self._finished = threading.Event()  # set when some batch is
+        self._stopped = False
+        self._threads = [threading.Thread(target=self._run, name=f"fmengine-lane-{i}") for i in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def outcomes(self, sources: Iterable[Source]) -> Iterator[Prediction | Failure]:
+        """What comes of each source, in order and as soon as it is known."""
+        places: deque[Place] = deque()
+        handful: list[Place] = []
+        most = WINDOW * self._size * len(self._threads)
+        for source in sources:
+            place = Place(source)
+            places.append(place)
+            handful.append(place)
+            if len(handful) == self._handful or self._waiting.empty():
+                self._waiting.put(handful)
+                handful = []
+            while places and (places[0].outcome is not None or len(places) >= most):
+                yield self._first(places)
+        self._waiting.put(handful)
+        while places:
+            yield self._first(places)
+
+    def close(self) -> None:
+        """Stop; what waits is dropped, what runs is waited for."""
+        self._stopped = True
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _first(self, places: deque[Place]) -> Prediction | Failure:
+        place = places.popleft()
+        while place.outcome is None:
+            self._finished.clear()
+            if place.outcome is None:  # else it came before `clear`, and nobody would set the event again
+                self._finished.wait()
+        if isinstance(place.outcome, BaseException):
+            raise place.outcome
+        return place.outcome
+
+    def _run(self) -> None:
+        while (handful := self._waiting.get()) is not None:
+            batch: list[Place] = []
+            pictures: list[Pixels] = []
+            while handful and not self._stopped:
+                self._take(handful, batch, pictures)
+                handful = self._next() if len(batch) + self._handful <= self._size else []
+            self._finish(batch, pictures)
+            if handful is None:
+                return
+
+    def _next(self) -> list[Place] | None:
+        """What waits, or nothing: a batch that is not full does not wait for it."""
+        try:
+            return self._waiting.get_nowait()
+        except Empty:
+            return []
+
+    def _take(self, handful: list[Place], batch: list[Place], pictures: list[Pixels]) -> None:
+        for place in handful:
+            try:
+                picture = self._prepare(place.source)
+            except BaseException as error:
+                place.outcome = error
+            else:
+                if isinstance(picture, Failure):
+                    place.outcome = picture
+                else:
+                    batch.append(place)
+                    pictures.append(picture)
+
+    def _finish(self, batch: list[Place], pictures: list[Pixels]) -> None:
+        try:
+            if batch:
+                sources = [place.source for place in batch]
+                for place, outcome in zip(batch, self._answer(sources, pictures), strict=True):
+                    place.outcome = outcome
+        except BaseException as error:
+            for place in batch:
+                place.outcome = error
+        self._finished.set()

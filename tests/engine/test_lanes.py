@@ -1,0 +1,145 @@
+"""Lanes: order, failures, errors and stopping, without a network."""
+
+import threading
+import time
+from contextlib import closing
+from itertools import count, islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmengine import cores
+from fmengine.errors import Kind
+from fmengine.lanes import WINDOW, Lanes
+from fmengine.prediction import Failure, Prediction
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def prepare(source):
+    number = int(source)
+    if number % 7 == 3:
+        return Failure(Kind.CORRUPT, "seven", source)
+    return np.full((1, 2, 2), number % 251, dtype=np.uint8)
+
+
+def answer(sources, pictures):
+    return [Prediction(str(picture[0, 0, 0]), 1.0, {}, s) for s, picture in zip(sources, pictures, strict=True)]
+
+
+def expected(number):
+    return "seven" if number % 7 == 3 else str(number % 251)
+
+
+def told(outcome):
+    return outcome.message if isinstance(outcome, Failure) else outcome.label
+
+
+@given(pictures=st.integers(0, 200), lanes=st.integers(1, 4), size=st.integers(1, 40))
+def test_every_source_has_its_outcome_in_its_place(pictures, lanes, size):
+    with closing(Lanes(prepare, answer, count=lanes, size=size)) as opened:
+        outcomes = list(opened.outcomes(map(str, range(pictures))))
+    assert [told(outcome) for outcome in outcomes] == [expected(number) for number in range(pictures)]
+    assert [outcome.source for outcome in outcomes] == [str(number) for number in range(pictures)]
+
+
+@given(size=st.integers(1, 40))
+def test_no_batch_is_larger_than_asked_for(size):
+    sizes = []
+
+    def noting(sources, pictures):
+        sizes.append(len(pictures))
+        return answer(sources, pictures)
+
+    with closing(Lanes(prepare, noting, count=2, size=size)) as opened:
+        list(opened.outcomes(map(str, range(150))))
+    assert max(sizes) <= size
+
+
+@pytest.mark.parametrize("broken", ["prepare", "answer"])
+def test_an_error_reaches_the_caller_in_its_place(broken):
+    def fail_prepare(source):
+        if source == "20":
+            raise RuntimeError("the 20th")
+        return prepare(source)
+
+    def fail_answer(sources, pictures):
+        if "20" in sources:
+            raise RuntimeError("the 20th")
+        return answer(sources, pictures)
+
+    work = (fail_prepare, answer) if broken == "prepare" else (prepare, fail_answer)
+    with closing(Lanes(*work, count=2, size=1)) as opened:
+        outcomes = opened.outcomes(map(str, count()))
+        assert [told(outcome) for outcome in islice(outcomes, 20)] == [expected(number) for number in range(20)]
+        with pytest.raises(RuntimeError, match="the 20th"):
+            next(outcomes)
+
+
+def test_the_window_bounds_what_is_under_way():
+    begun = count()
+    with closing(Lanes(prepare, answer, count=2, size=4)) as opened:
+        next(opened.outcomes(str(next(begun)) for _ in count()))
+        assert next(begun) <= WINDOW * 4 * 2 + 1
+
+
+def test_lanes_work_at_the_same_time():
+    inside, most = set(), []
+
+    def note(source):
+        inside.add(threading.get_ident())
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.discard(threading.get_ident())
+        return prepare(source)
+
+    with closing(Lanes(note, answer, count=2, size=4)) as opened:
+        list(opened.outcomes("0" * 40))
+    assert max(most) == 2
+
+
+def test_an_outcome_does_not_wait_for_a_full_batch():
+    """A slow source, such as a camera: what was taken is answered while the next picture is waited for."""
+    answered = threading.Event()
+
+    def noting(sources, pictures):
+        answered.set()
+        return answer(sources, pictures)
+
+    def slow():
+        yield "0"
+        assert answered.wait(20)
+        yield "1"
+
+    with closing(Lanes(prepare, noting, count=2, size=64)) as opened:
+        assert len(list(opened.outcomes(slow()))) == 2
+
+
+def test_closing_drops_what_waits():
+    prepared = []
+
+    def slow(source):
+        prepared.append(source)
+        time.sleep(0.01)
+        return prepare(source)
+
+    opened = Lanes(slow, answer, count=2, size=8)
+    next(opened.outcomes(map(str, count())))
+    opened.close()
+    done = len(prepared)
+    time.sleep(0.05)
+    assert len(prepared) == done
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fmengine-lane")]
+
+
+@pytest.mark.parametrize(
+    ("quota", "most"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("", 64)]
+)
+def test_a_containers_quota_counts(monkeypatch, tmp_path, quota, most):
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    monkeypatch.setattr(cores, "CGROUP", file)
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: range(64))
+    assert cores.usable_cores() == most
