@@ -105,12 +105,13 @@ def test_the_readme_embeds_it(face: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_the_engines_readme_embeds_it(face: Path) -> None:
-    (block,) = blocks(ROOT / "engine/README.md", "python")
-    label, spec, shape, error = run_python(block, face)
-    assert label in ("happy", "sad")
-    assert re.fullmatch(r"\('happy', 'sad'\) \(32, 1, (\d+), \1\)", spec)
+    first, camera = blocks(ROOT / "engine/README.md", "python")
+    told, shape, error, *answers = run_python(f"{first}\n{camera}", face)
+    assert re.fullmatch(r"(happy|sad) \('happy', 'sad'\) \(32, 1, (\d+), \2\)", told)
     assert shape == "(2, 2)"
     assert error.startswith("not_an_image ")
+    assert len(answers) == 3
+    assert all(answer.startswith("Prediction(label=") for answer in answers)
 
 
 def test_no_other_readme_holds_python() -> None:

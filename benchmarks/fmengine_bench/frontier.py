@@ -10,7 +10,6 @@ rests in between, for libraries' threads go on spinning a while.
 
 import csv
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,12 +33,9 @@ from fmengine_train.data import PARTS
 from fmengine_train.model import ARCHITECTURES, AlexNet
 
 from .evaluate import evaluate
+from .timing import Call, time_in_turn
 
 BATCHES = (1, 32)
-ROUNDS = 15
-TURN, REST = 0.15, 0.05  # seconds of a contender's turn, and of the rest before it
-
-Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -70,14 +66,25 @@ class Point:
         return self.right / self.count
 
 
+def untrained_alexnet() -> ModelFile:
+    """The full AlexNet as an FP32 model file, 228 MB, with random weights."""
+    model = _alexnet()
+    untrained = {"labels": ("happy", "sad"), "fit": "crop", "temperature": 1.0, "unsure_below": 0.5}
+    spec = make_spec(model, untrained | {"training_data": "none", "validation": {}}, "alexnet", "fp32")
+    return ModelFile(Path("alexnet.fp32.onnx"), build_float(fold(model), spec), spec)
+
+
+def _alexnet() -> AlexNet:
+    torch.manual_seed(0)
+    return AlexNet(ARCHITECTURES["alexnet"]).eval()
+
+
 def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     """The full AlexNet in FP32, by library: gives for a batch size what runs one batch."""
-    torch.manual_seed(0)
     torch.set_num_threads(threads)
-    model = AlexNet(ARCHITECTURES["alexnet"]).eval()
-    untrained = {"labels": ("a", "b"), "fit": "crop", "temperature": 1.0, "unsure_below": 0.5}
-    spec = make_spec(model, untrained | {"training_data": "none", "validation": {}}, "alexnet", "fp32")
-    data = build_float(fold(model), spec)
+    model = _alexnet()
+    file = untrained_alexnet()
+    spec, data = file.spec, file.data
 
     def pytorch(batch: int) -> Call:
         images = torch.from_numpy(_pictures(spec, batch))
@@ -88,7 +95,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
 
         return call
 
-    plain = OnnxRuntimeBackend.open(ModelFile(Path("alexnet.fp32.onnx"), data, spec), Options(threads=threads))
+    plain = OnnxRuntimeBackend.open(file, Options(threads=threads))
     libraries: dict[str, Callable[[int], Call]] = {"pytorch": pytorch, "onnxruntime": _runner(plain, spec)}
     try:
         import openvino
@@ -117,21 +124,6 @@ def _runner(backend: OnnxRuntimeBackend, spec: ModelSpec) -> Callable[[int], Cal
 
 def _pictures(spec: ModelSpec, batch: int) -> Any:
     return np.random.default_rng(batch).integers(0, 256, spec.input_shape(batch), dtype=np.uint8)
-
-
-def time_in_turn(contenders: dict[str, Call], rounds: int = ROUNDS, turn: float = TURN) -> dict[str, list[float]]:
-    """Milliseconds of a call of each contender, one figure a round."""
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            time.sleep(REST)
-            call()
-            began, calls = time.perf_counter(), 0
-            while (seconds := time.perf_counter() - began) < turn or calls < 3:
-                call()
-                calls += 1
-            taken[name].append(1e3 * seconds / calls)
-    return taken
 
 
 def measure(models: list[Path], data: list[tuple[Path, float]], part: str, threads: int) -> list[Point]:

@@ -68,6 +68,11 @@ def plots(evaluation: Evaluation) -> str:
     _coverage(axes[1], evaluation)
     if found:
         _corruptions(axes[2], found)
+    return svg_of(figure)
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure as an element for a page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()

@@ -69,7 +69,7 @@ class Limits:
     max_pixels: int = 2 * 89_478_485
 
 
-def decode(source: Source, color: Color, limits: Limits, channels: Channels = "rgb") -> Pixels:
+def decode(source: Source, color: Color, limits: Limits, channels: Channels = "rgb", least: int = 0) -> Pixels:
     """Decode any source to the pixels that `preprocess` takes.
 
     Args:
@@ -78,6 +78,8 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
         color: `gray` or `rgb`, the model's.
         limits: what is refused before it is decoded.
         channels: the order of an array's channels; `bgr` for cameras read with OpenCV.
+        least: rows and columns that a large JPEG keeps at least where it is decoded smaller by a factor of 2 to 8,
+            which changes pixels; 0 decodes every picture whole.
 
     Returns:
         uint8 `[H, W]`, or `[H, W, 3]` in RGB order, upright (EXIF orientation applied).
@@ -91,9 +93,9 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
         case Image.Image():
             return _guarded(source, color, limits)
         case bytes() | bytearray() | memoryview():
-            return decode_bytes(bytes(source), color, limits)  # a view may have gaps, or any shape
+            return decode_bytes(bytes(source), color, limits, least)  # a view may have gaps, or any shape
         case str() | os.PathLike():
-            return decode_bytes(read_file(source, limits), color, limits)
+            return decode_bytes(read_file(source, limits), color, limits, least)
     if on_gpu(source):
         raise SourceError(
             Kind.UNSUPPORTED,
@@ -155,12 +157,12 @@ def _rest(file: int, most: int) -> bytes:
     return b"".join(parts)
 
 
-def decode_bytes(data: bytes, color: Color, limits: Limits) -> Pixels:
+def decode_bytes(data: bytes, color: Color, limits: Limits, least: int = 0) -> Pixels:
     """Decode an encoded picture; see `decode`."""
     if not data:
         raise SourceError(Kind.EMPTY, "the file is empty; expected an encoded picture")
     _check_bytes(len(data), limits)
-    if (pixels := _plain_jpeg(data, color, limits)) is not None:
+    if (pixels := _plain_jpeg(data, color, limits, least)) is not None:
         return pixels
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
@@ -198,12 +200,18 @@ def may_be_turned(data: bytes) -> bool:
     return b"Exif\0\0" in data or b"tiff:Orientation" in data
 
 
-def _plain_jpeg(data: bytes, color: Color, limits: Limits) -> Pixels | None:
+def _plain_jpeg(data: bytes, color: Color, limits: Limits, least: int) -> Pixels | None:
     """Decode by libjpeg-turbo, or None where Pillow must decide: unusual colours, or any warning."""
     try:
         if not is_plain_jpeg(data, limits):
             return None
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if color == "gray" else "RGB", strict=True)
+        space = "GRAY" if color == "gray" else "RGB"
+        if least:
+            pixels: Pixels = simplejpeg.decode_jpeg(
+                data, space, strict=True, min_height=least, min_width=least, min_factor=2
+            )
+        else:
+            pixels = simplejpeg.decode_jpeg(data, space, strict=True)
     except ValueError:
         return None
     if may_be_turned(data):

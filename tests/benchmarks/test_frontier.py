@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from fmengine_bench import frontier as module
-from fmengine_bench.frontier import frontier, time_in_turn
+from fmengine_bench.frontier import frontier
+from fmengine_bench.timing import time_in_turn
 
 
 def test_a_slower_contender_shows() -> None:

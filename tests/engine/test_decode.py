@@ -463,3 +463,18 @@ def test_hostile_jpegs_are_pillows(hostile_images):
             np.testing.assert_array_equal(pixels[color], pillow(path.read_bytes(), color), err_msg=str(path))
         compared += 1
     assert compared > 50
+
+
+@pytest.mark.parametrize("color", ["gray", "rgb"])
+@pytest.mark.parametrize(("side", "kept"), [(1600, 200), (700, 175), (319, 160), (318, 318), (48, 48)])
+def test_scaled_decoding_keeps_at_least_what_was_asked_for(color, side, kept):
+    """Smaller by 2 to 8, rounded up; what is not twice as large stays whole, with the same pixels."""
+    levels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(levels).save(data, "JPEG")
+    found = decode(data.getvalue(), color, Limits(), least=160)
+    assert found.shape[:2] == (kept, kept)
+    whole = decode(data.getvalue(), color, Limits())
+    assert whole.shape[:2] == (side, side)
+    if kept == side:
+        assert (found == whole).all()

@@ -217,3 +217,23 @@ def test_what_came_before_an_error_of_the_sources_is_answered(engine):
     assert len([next(stream) for _ in range(30)]) == 30
     with pytest.raises(OSError, match="the camera is gone"):
         next(stream)
+
+
+def test_scaled_decoding_is_off_unless_asked_for_and_hardly_changes_answers(portrait_pixels):
+    data = io.BytesIO()
+    Image.fromarray(portrait_pixels).resize((1600, 1600), Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
+    with (
+        Engine.load(backend="onnxruntime") as whole,
+        Engine.load(backend="onnxruntime", scaled_jpeg=True) as scaled,
+    ):
+        assert whole.prepare(data.getvalue()).shape == scaled.prepare(data.getvalue()).shape
+        assert (whole.prepare(data.getvalue()) != scaled.prepare(data.getvalue())).any()
+        answers = [engine.predict(data.getvalue()) for engine in (whole, scaled)]
+    assert answers[0].label == answers[1].label
+    assert abs(answers[0].confidence - answers[1].confidence) < 0.05
+
+
+def test_many_threads_of_one_engine_and_its_lanes_give_the_same_bits(engine, files):
+    """The lanes' network runs on one thread each, the other on all: no bit may depend on it."""
+    alone = [engine.predict(file).probabilities for file in files]
+    assert [result.probabilities for result in engine.predict_many(files)] == alone

@@ -35,6 +35,9 @@ COMMANDS = {
     "export": Entry("fmengine_export.cli:export", "export,cpu", "Turn a checkpoint into ONNX model files."),
     "parity": Entry("fmengine_bench.cli:parity", "bench,cpu", "Hold exported files against PyTorch."),
     "eval": Entry("fmengine_bench.cli:evaluate", "bench,cpu", "Score a model file on labelled pictures."),
+    "bench": Entry(
+        "fmengine_bench.bench_cli:bench", "bench,cpu", "Measure this machine, once the answers are right."
+    ),
     "info": Entry("fmengine.cli.info:info", "", "Show what a model file says of itself."),
     "doctor": Entry("fmengine.cli.doctor:doctor", "", "Show what this machine has and what works on it."),
 }

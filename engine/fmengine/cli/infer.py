@@ -69,6 +69,11 @@ def _threshold(context: click.Context, option: click.Parameter, value: str) -> f
     show_default=True,
     help="Where JPEG files are decoded; a GPU's pixels may differ by some levels.",
 )
+@click.option(
+    "--scaled-jpeg",
+    is_flag=True,
+    help="Decode large JPEG files at 1/2 to 1/8 of their size: faster; pixels differ by some levels.",
+)
 @click.option("--device", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")
 @click.option(
     "--batch-size",
@@ -92,6 +97,7 @@ def infer(
     unsure_below: float | Literal["recommended"],
     backend: str,
     jpeg: Literal["cpu", "gpu"],
+    scaled_jpeg: bool,
     device: int,
     batch_size: int,
     threads: int,
@@ -117,12 +123,13 @@ def infer(
             threads=threads,
             unsure_below=unsure_below,
             jpeg=jpeg,
+            scaled_jpeg=scaled_jpeg,
         )
         stack.enter_context(engine)
         file = None
         if output is not None:
             identity: dict[str, Any] = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
-            identity["unsure_below"] = engine.unsure_below
+            identity |= {"unsure_below": engine.unsure_below, "scaled_jpeg": scaled_jpeg}
             opened = OutputFile(output, engine.spec.labels, identity, resume=resume, overwrite=overwrite)
             file = stack.enter_context(opened)
         rows = _rows(engine, _unfinished(paths, file.finished) if file else paths)

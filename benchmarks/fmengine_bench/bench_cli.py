@@ -1,0 +1,131 @@
+"""`fmengine bench`, `fmengine bench compare` and `fmengine bench install`."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from fmengine.backends import BACKENDS
+from fmengine.engine import Engine
+from fmengine.errors import DataError
+from fmengine.sources import walk
+
+from .peers import PEERS
+
+CHECK_FAILED = 1
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder; one for each label in it gives accuracies too.  [default: drawn ones, that are no faces]",
+)
+@click.option("--limit", type=click.IntRange(1), default=2000, show_default=True, help="Pictures at most.")
+@click.option("--model", help="A model file, or the name of a shipped model.")
+@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, help="Of the CPU.  [default: all cores]")
+@click.option("--max-batch", type=click.IntRange(1, 4096), default=64, show_default=True)
+@click.option("--against", metavar="PEER,…", default="", help=f"Others, in turn: {', '.join(PEERS)}.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.01), default=3.0, show_default=True, help="Of each measurement."
+)
+@click.option("--least", type=click.IntRange(10), default=1000, show_default=True, help="Calls of each latency.")
+@click.option("--rounds", type=click.IntRange(2), default=5, show_default=True, help="Of turns.")
+@click.option("--deadline", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Of the server, ms.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the report as JSON, for `bench compare`.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON on stdout.")
+def bench(
+    context: click.Context,
+    pictures: Path | None,
+    limit: int,
+    model: str | None,
+    backend: str,
+    threads: int,
+    max_batch: int,
+    against: str,
+    seconds: float,
+    least: int,
+    rounds: int,
+    deadline: float,
+    output: Path | None,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure this machine: parity first, then latency by stage, scenarios, and the distance to its limit.
+
+    Exits with 1, and gives no figures, if the answers are not right.
+
+    Example: fmengine bench --pictures faces/val --against torch,fer --html bench.html
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from .bench import Effort, as_text, drawn_pictures, run
+    from .page import write
+
+    effort = Effort(seconds, least, rounds, deadline)
+    peers = [name.strip() for name in against.split(",") if name.strip()]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Engine.load(model, backend, threads=threads, max_batch=max_batch, queue_size=4096) as engine,
+    ):
+        targets: dict[str, str] = {}
+        if pictures is None:
+            paths = drawn_pictures(Path(folder))
+        else:
+            paths, targets = _pictures(pictures, engine.spec.labels, limit)
+        report = run(engine, paths, effort, peers, targets, lambda text: click.echo(f"… {text}", err=True))
+    document = json.dumps(report.as_document(), indent=2)
+    if output is not None:
+        write(output, document + "\n")
+    if page is not None:
+        from .bench_page import page_of
+
+        write(page, page_of(report))
+    click.echo(document if as_json else as_text(report))
+    if not report.verdict.passed:
+        sys.exit(CHECK_FAILED)
+
+
+def _pictures(root: Path, labels: tuple[str, ...], limit: int) -> tuple[list[str], dict[str, str]]:
+    """Pictures spread over a folder, and their labels where folders bear their names."""
+    files = list(walk(str(root)))
+    if not files:
+        raise DataError(f"no files in {root}; expected pictures")
+    files = files[:: -(-len(files) // limit)]
+    targets = {path: Path(path).relative_to(root).parts[0] for path in files}
+    return files, {path: label for path, label in targets.items() if label in labels}
+
+
+@bench.command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+def compare(before: Path, after: Path) -> None:
+    """Show what changed from report BEFORE to AFTER; exits with 1 where it is worse beyond noise."""
+    from .compare import as_text, differences, load
+    from .compare import compare as compare_reports
+
+    old, new = load(before), load(after)
+    for difference in differences(old, new):
+        click.echo(f"note: not the same machine or settings: {difference}", err=True)
+    changes = compare_reports(old, new)
+    click.echo(as_text(changes))
+    worse = [change for change in changes if change.worse]
+    click.echo(f"{len(worse)} of {len(changes)} figures are worse beyond noise", err=True)
+    if worse:
+        sys.exit(CHECK_FAILED)
+
+
+@bench.command()
+@click.argument("names", nargs=-1, required=True, type=click.Choice(list(PEERS)), metavar="PEER...")
+def install(names: tuple[str, ...]) -> None:
+    """Install peers, each into an environment of its own: torch, fer, face-api, …"""
+    from .peers import folder_of, install
+
+    for name in names:
+        install(PEERS[name])
+        click.echo(f"{name}: {folder_of(PEERS[name])}", err=True)

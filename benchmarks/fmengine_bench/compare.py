@@ -1,0 +1,102 @@
+"""What changed between two reports of `fmengine bench`, and whether it is more than noise."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fmengine.errors import DataError
+
+from .bench import SCHEMA
+
+NOISE = 0.05  # a change within this share is none, whatever the intervals say
+SAME_MACHINE = ("cpu", "cores", "governor", "backend backend", "backend threads")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure in both reports. `worse` and `better` are beyond noise."""
+
+    name: str
+    before: float
+    after: float
+    better: bool
+    worse: bool
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a report.
+
+    Raises:
+        DataError: if it is none, or of another schema.
+    """
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}; expected what `fmengine bench --output` wrote") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise DataError(f"{path} has the schema {schema!r}; expected {SCHEMA!r}")
+    if not document["passed"]:
+        raise DataError(f"{path} holds no figures: its parity verdict is broken")
+    report: dict[str, Any] = document
+    return report
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """Rates whose intervals lie apart and latencies whose medians do, by more than `NOISE`."""
+    changes = []
+    theirs = dict(_figures(after))
+    for name, old in _figures(before):
+        if name in theirs:
+            changes.append(_change(name, old, theirs[name]))
+    return changes
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Why the two may not be comparable at all."""
+    return [
+        f"{key}: {before['about'].get(key)} before, {after['about'].get(key)} after"
+        for key in SAME_MACHINE
+        if before["about"].get(key) != after["about"].get(key)
+    ]
+
+
+# A figure: its value, where it lies for sure, and whether more of it is better.
+Known = tuple[float, float, float, bool]
+
+
+def _figures(document: dict[str, Any]) -> Iterator[tuple[str, Known]]:
+    for batch, rate in document["offline"].items():
+        yield f"offline, batch {batch}, pictures/s", (rate["median"], rate["low"], rate["high"], True)
+    for name, row in document["single_stream"].items():
+        # From the fastest tenth's middle to the slowest tenth's edge would be too wide: the median's own interval
+        # is far narrower, but clocks drift between runs by more than that.
+        for head in ("p50", "p99"):
+            value = row[head]
+            yield f"single stream, {name}, {head}, ms", (value, value * (1 - NOISE), value * (1 + NOISE), False)
+    for stage, row in document["serial"]["stages"].items():
+        value = row["p50"]
+        yield f"stage {stage}, p50, ms", (value, value * (1 - NOISE), value * (1 + NOISE), False)
+    if document["server"]["rate"]:
+        rate = document["server"]["rate"]
+        # The search halves its steps five times: it knows the rate to about a thirtieth of the last doubling.
+        yield "server, pictures/s", (rate, rate * 0.9, rate * 1.1, True)
+
+
+def _change(name: str, old: Known, new: Known) -> Change:
+    (before, low, high, more_is_better), (after, new_low, new_high, _) = old, new
+    apart = new_high < low or new_low > high
+    beyond = apart and abs(after - before) > NOISE * before
+    improved = (after > before) == more_is_better
+    return Change(name, before, after, beyond and improved, beyond and not improved)
+
+
+def as_text(changes: list[Change]) -> str:
+    lines = [f"{'':<70}{'before':>12}{'after':>12}{'change':>9}"]
+    for c in changes:
+        mark = "  WORSE" if c.worse else "  better" if c.better else ""
+        share = (c.after - c.before) / c.before if c.before else 0.0
+        lines.append(f"{c.name:<70}{c.before:12,.3f}{c.after:12,.3f}{share:+9.1%}{mark}")
+    return "\n".join(lines)

@@ -1,0 +1,141 @@
+"""Ours and its peers on the same pictures, in turn, with accuracy beside speed."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmengine.cores import usable_cores
+from fmengine.engine import Engine
+from fmengine.errors import UnavailableError
+
+from .peers import PEERS, Worker, folder_of, installed
+from .timing import REST, Figure, figure
+
+OURS = "fmengine"
+SHARE = 8  # a peer is given every eighth picture in a turn where it is slow, so that turns stay short
+SLOW = 1000  # pictures a second
+
+Ask = Callable[[Sequence[str]], tuple[float, Sequence[str | None]]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One system.
+
+    Attributes:
+        name: of the peer, or `OURS`.
+        what: it is and how it was run.
+        rate: pictures a second from files, warm, over the rounds.
+        times: that ours is as fast, the ratio within each round; None for ours.
+        accuracy: share of labels that are right; None where they are not known or its weights are untrained.
+        versions: of its libraries.
+    """
+
+    name: str
+    what: str
+    rate: Figure
+    times: Figure | None
+    accuracy: float | None
+    versions: dict[str, str]
+
+
+def against(
+    engine: Engine,
+    paths: Sequence[str],
+    names: Sequence[str],
+    rounds: int,
+    targets: dict[str, str],
+    say: Callable[[str], None],
+) -> list[Contender]:
+    """Measure peers beside the engine.
+
+    Raises:
+        UnavailableError: for a peer that is unknown, not installed, or fails.
+    """
+    for name in names:
+        if name not in PEERS:
+            raise UnavailableError(f"unknown peer {name!r}; available are {', '.join(PEERS)}")
+        if not installed(PEERS[name]):
+            raise UnavailableError(f"{name} is not installed; run: fmengine bench install {name}")
+
+    def ours(part: Sequence[str]) -> tuple[float, Sequence[str | None]]:
+        began = time.perf_counter()
+        labels = [getattr(result, "label", None) for result in engine.predict_many(part)]
+        return time.perf_counter() - began, labels
+
+    threads = usable_cores()
+    with ExitStack() as stack:
+        asks: dict[str, Ask] = {OURS: ours}
+        told: dict[str, dict[str, object]] = {OURS: {"what": "through Engine.predict_many", "trained": True}}
+        for name in names:
+            say(f"starting {name}")
+            worker = stack.enter_context(Worker(PEERS[name]))
+            model, trained = network_for(name, threads)
+            told[name] = worker.open(threads, model, trained)
+            asks[name] = _asker(worker)
+        return _in_turn(asks, told, paths, rounds, targets, say)
+
+
+def network_for(name: str, threads: int) -> tuple[Path | None, bool]:
+    """The full AlexNet in FP32 for the peers that run an ONNX file: untrained, which costs the same."""
+    if name not in ("onnxruntime", "openvino"):
+        return None, False
+    path = folder_of(PEERS[name]).parent / "alexnet.fp32.onnx"
+    if not path.exists():
+        from .frontier import untrained_alexnet
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(untrained_alexnet().data)
+        partial.replace(path)
+    return path, False
+
+
+def _asker(worker: Worker) -> Ask:
+    def ask(part: Sequence[str]) -> tuple[float, Sequence[str | None]]:
+        reply = worker.answer(part)
+        return float(reply["seconds"]), list(reply["labels"])
+
+    return ask
+
+
+def _in_turn(
+    asks: dict[str, Ask],
+    told: dict[str, dict[str, object]],
+    paths: Sequence[str],
+    rounds: int,
+    targets: dict[str, str],
+    say: Callable[[str], None],
+) -> list[Contender]:
+    parts: dict[str, Sequence[str]] = {}
+    labels: dict[str, Sequence[str | None]] = {}
+    for name, ask in asks.items():  # warms up, and shows who is slow
+        say(f"all pictures through {name}")
+        seconds, labels[name] = ask(paths)
+        parts[name] = paths[::SHARE] if len(paths) / seconds < SLOW and len(paths) >= 64 * SHARE else paths
+    rates: dict[str, list[float]] = {name: [] for name in asks}
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
+        for name, ask in asks.items():
+            time.sleep(REST)
+            rates[name].append(len(parts[name]) / ask(parts[name])[0])
+    contenders = []
+    for name in asks:
+        ratios = [ours / theirs for ours, theirs in zip(rates[OURS], rates[name], strict=True)]
+        known = [
+            (label, targets[path]) for path, label in zip(paths, labels[name], strict=True) if path in targets
+        ]
+        scored = known and told[name].get("trained")
+        contenders.append(
+            Contender(
+                name,
+                str(told[name].get("what", "")),
+                figure(rates[name]),
+                None if name == OURS else figure(ratios),
+                sum(label == target for label, target in known) / len(known) if scored else None,
+                dict(told[name].get("versions", {})),  # type: ignore[call-overload]
+            )
+        )
+    return contenders

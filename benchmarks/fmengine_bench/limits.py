@@ -1,0 +1,150 @@
+"""How far from the hardware's limit: the model's work, the machine's peak measured in the same run, the roofline.
+
+Roofline: S. Williams, A. Waterman, D. Patterson, Roofline: An Insightful Visual Performance Model, CACM 2009.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from fmengine.model_file import ModelFile
+
+from .timing import time_in_turn
+
+SIDE = 1024  # of the matrices that are multiplied
+COPIED = 64 * 1024 * 1024  # bytes: beyond the caches of most processors
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one picture asks for.
+
+    Attributes:
+        operations: of convolutions and matrix products, two for each product and sum.
+        weights: bytes of the weights, read once a batch.
+        activations: bytes that the layers read and write, one byte (INT8) or four (FP32) a value.
+    """
+
+    operations: int
+    weights: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What the machine did in this run: 1e9 operations a second in INT8 and in FP32, 1e9 bytes a second copied."""
+
+    int8: float
+    fp32: float
+    copy: float
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The least milliseconds that a batch can take by arithmetic and by memory, and the share that is reached."""
+
+    batch: int
+    arithmetic: float
+    memory: float
+    measured: float
+
+    @property
+    def bound(self) -> str:
+        return "arithmetic" if self.arithmetic >= self.memory else "memory"
+
+    @property
+    def share(self) -> float:
+        return max(self.arithmetic, self.memory) / self.measured
+
+
+def work_of(file: ModelFile) -> Work:
+    """Count the work of one picture from the graph's shapes."""
+    model = shape_inference.infer_shapes(onnx.load_from_string(file.data))
+    graph = model.graph
+    shapes = {
+        value.name: [dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim]
+        for value in [*graph.value_info, *graph.input, *graph.output]
+    } | {constant.name: list(constant.dims) for constant in graph.initializer}
+    operations = activations = 0
+    size = 1 if file.spec.precision == "int8" else 4
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        values = math.prod(shapes[node.output[0]])
+        weights = shapes[node.input[1]]
+        # Products of one output value: a kernel's volume, or the inner dimension.
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        each = math.prod(weights[1:]) if node.op_type == "Conv" or transposed else weights[-2]
+        operations += 2 * values * each
+        activations += size * (values + math.prod(shapes[node.input[0]]))
+    constants = sum(numpy_helper.to_array(constant).nbytes for constant in graph.initializer)
+    return Work(operations, constants, activations)
+
+
+def measure_peak(threads: int) -> Peak:
+    """Multiply matrices in ONNX Runtime, as the network does, and copy memory."""
+    source, target = (np.ones(COPIED, dtype=np.uint8) for _ in "12")
+    calls = {
+        "int8": _gemm("MatMulInteger", TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, threads),
+        "fp32": _gemm("MatMul", TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT, threads),
+        "copy": lambda: np.copyto(target, source),
+    }
+    least = {name: min(values) for name, values in time_in_turn(calls, rounds=5).items()}
+    operations = 2 * SIDE**3
+    return Peak(
+        operations / least["int8"] / 1e6, operations / least["fp32"] / 1e6, 2 * COPIED / least["copy"] / 1e6
+    )
+
+
+def _gemm(name: str, left: int, right: int, out: int, threads: int) -> Any:
+    weights = np.ones((SIDE, SIDE), dtype=helper.tensor_dtype_to_np_dtype(right))
+    graph = helper.make_graph(
+        [helper.make_node(name, ["a", "b"], ["c"])],
+        "gemm",
+        [helper.make_tensor_value_info("a", left, [SIDE, SIDE])],
+        [helper.make_tensor_value_info("c", out, [SIDE, SIDE])],
+        [numpy_helper.from_array(weights, "b")],
+    )
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    images = np.ones((SIDE, SIDE), dtype=helper.tensor_dtype_to_np_dtype(left))
+    return lambda: session.run(None, {"a": images})
+
+
+def roofline(work: Work, peak: Peak, precision: str, batch: int, measured: float) -> Roofline:
+    """Set a batch's measured milliseconds beside the least that the peak allows."""
+    arithmetic = batch * work.operations / (peak.int8 if precision == "int8" else peak.fp32) / 1e6
+    memory = (work.weights + batch * work.activations) / peak.copy / 1e6
+    return Roofline(batch, arithmetic, memory, measured)
+
+
+def holds_back(serial_means: dict[str, float], device_means: dict[str, float], spread: float) -> list[str]:
+    """What holds it back, in words, by the rules that trtexec has for its warnings.
+
+    Args:
+        serial_means: milliseconds by stage.
+        device_means: milliseconds by part of the GPU's work, where there is one.
+        spread: of the network's time, its standard deviation over its mean.
+    """
+    slowest = max(serial_means, key=serial_means.__getitem__)
+    share = serial_means[slowest] / sum(serial_means.values())
+    words = [f"{slowest}-bound: {share:.0%} of a single picture's time is in {slowest}"]
+    if device_means:
+        transfers = device_means["host-to-device"] + device_means["device-to-host"]
+        on_device = sum(device_means.values())
+        if transfers >= device_means["network"]:
+            words.append("transfer-bound: copies take as long as the network; send larger batches")
+        if serial_means["compute"] > 1.8 * on_device:
+            words.append(
+                "launch-bound: the host takes longer to launch than the GPU to work; use graphs or batches"
+            )
+    if spread > 0.25:
+        words.append(f"unstable: the network's time varies by {spread:.0%}; other work, or clocks that change")
+    return words

@@ -1,0 +1,75 @@
+// face-api (@vladmandic/face-api) on its WASM backend: the expression network on the whole crop.
+// The protocol is that of serve.py. Packages are found from the working directory, which is the environment's.
+import { createRequire } from "node:module";
+import { readFileSync, readdirSync, statSync, writeFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { join } from "node:path";
+import { performance } from "node:perf_hooks";
+
+const require = createRequire(process.cwd() + "/");
+const replies = process.stdout.write.bind(process.stdout);
+console.log = console.info = console.error; // libraries print; what they say must not end up between the replies
+
+async function open(threads) {
+  const tf = require("@tensorflow/tfjs");
+  const wasm = require("@tensorflow/tfjs-backend-wasm");
+  const jpeg = require("jpeg-js");
+  const folder = join(process.cwd(), "node_modules/@tensorflow/tfjs-backend-wasm/dist/");
+  wasm.setWasmPaths(folder);
+  if (wasm.setThreadsCount) wasm.setThreadsCount(threads);
+  const faceapi = require("@vladmandic/face-api/dist/face-api.node-wasm.js");
+  await faceapi.tf.setBackend("wasm");
+  await faceapi.tf.ready();
+  await faceapi.nets.faceExpressionNet.loadFromDisk(join(process.cwd(), "node_modules/@vladmandic/face-api/model"));
+  async function look(path) {
+    const { width, height, data } = jpeg.decode(readFileSync(path), { useTArray: true, formatAsRGBA: false });
+    const image = faceapi.tf.tensor3d(data, [height, width, 3], "int32");
+    const scores = await faceapi.nets.faceExpressionNet.predictExpressions(image);
+    image.dispose();
+    const label = scores.happy >= scores.sad ? "happy" : "sad";
+    return { label, score: scores[label] };
+  }
+  const versions = { "face-api": faceapi.version.faceapi ?? String(faceapi.version), tfjs: tf.version.tfjs };
+  return { look, versions, what: "its expression network, WASM, jpeg-js" };
+}
+
+async function all(peer, paths) {
+  const found = [];
+  for (const path of paths) found.push(await peer.look(path));
+  return found;
+}
+
+function* walk(folder) {
+  for (const name of readdirSync(folder).sort()) {
+    const path = join(folder, name);
+    if (statSync(path).isDirectory()) yield* walk(path);
+    else yield path;
+  }
+}
+
+const [folder, output] = process.argv.slice(2);
+if (folder) {
+  const peer = await open(2);
+  const paths = [...walk(folder)];
+  const found = await all(peer, paths);
+  writeFileSync(output, found.map((a, i) => JSON.stringify({ path: paths[i], label: a.label, confidence: a.score })).join("\n") + "\n");
+} else {
+  let peer;
+  for await (const line of createInterface({ input: process.stdin })) {
+    const asked = JSON.parse(line);
+    let reply;
+    try {
+      if (asked.do === "open") {
+        peer = await open(asked.threads);
+        reply = { what: peer.what, trained: true, versions: peer.versions };
+      } else {
+        const began = performance.now();
+        const found = await all(peer, asked.paths);
+        reply = { seconds: (performance.now() - began) / 1000, labels: found.map((a) => a.label) };
+      }
+    } catch (error) {
+      reply = { error: String(error) };
+    }
+    replies(JSON.stringify(reply) + "\n");
+  }
+}

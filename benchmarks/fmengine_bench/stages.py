@@ -1,0 +1,157 @@
+"""Where the time goes: each stage of a picture's way, one after the other and overlapped.
+
+The engine's own methods are timed and nothing stands in for them: a stage that is slow there is slow here.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fmengine.backends import PictureBackend
+from fmengine.engine import Engine
+from fmengine.gpu.backend import GpuBackend
+
+from .timing import Summary, summary
+
+STAGES = ("read", "decode", "preprocess", "compute", "post")
+AGREE = 0.05  # the stages add up to the whole within this share of it
+
+
+@dataclass(frozen=True)
+class Serial:
+    """One picture at a time, from its file to its answer, in milliseconds.
+
+    Attributes:
+        stages: by name. On a GPU `compute` holds host-to-device, preprocessing, network and device-to-host, which
+            `device` splits by the stream's events.
+        device: those parts, on a GPU.
+        whole: `Engine.predict`, called in turn with the stages.
+        share: of the whole's mean that the stages' means add up to.
+    """
+
+    stages: dict[str, Summary]
+    device: dict[str, Summary]
+    whole: Summary
+    share: float
+
+    @property
+    def agrees(self) -> bool:
+        return abs(self.share - 1) <= AGREE
+
+
+@dataclass(frozen=True)
+class Overlapped:
+    """`Engine.predict_many`, in seconds.
+
+    Attributes:
+        wall: of the whole.
+        pictures: that were answered.
+        busy: of all threads together, by stage.
+        hidden: of `busy`, the part during which some other thread was in `compute`.
+    """
+
+    wall: float
+    pictures: int
+    busy: dict[str, float]
+    hidden: dict[str, float]
+
+
+def serial(engine: Engine, paths: Sequence[str], seconds: float, least: int = 100) -> Serial:
+    """Time the stages of one picture after another, and `predict` on the same picture in turn."""
+    taken: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    wholes: list[float] = []
+    device: dict[str, list[float]] = {}
+    for path in paths[:10]:
+        engine.predict(path)
+    end = time.perf_counter() + seconds
+    while len(wholes) < least or time.perf_counter() < end:
+        path = paths[len(wholes) % len(paths)]
+        began = time.perf_counter()
+        engine.predict(path)
+        wholes.append(1e3 * (time.perf_counter() - began))
+        marks = _marks(engine, path)
+        for stage, since, until in zip(STAGES, marks, marks[1:], strict=False):
+            taken[stage].append(1e3 * (until - since))
+        for part, milliseconds in _on_device(engine, path).items():
+            device.setdefault(part, []).append(milliseconds)
+    stages = {stage: summary(values) for stage, values in taken.items()}
+    whole = summary(wholes)
+    parts = {part: summary(values) for part, values in device.items()}
+    return Serial(stages, parts, whole, sum(s.mean for s in stages.values()) / whole.mean)
+
+
+def _marks(engine: Engine, path: str) -> list[float]:
+    """The clock before each stage and after the last."""
+    clock = time.perf_counter
+    marks = [clock()]
+    data = engine._read(path)
+    marks.append(clock())
+    pixels = engine._decode(data, "rgb")
+    marks.append(clock())
+    # A GPU's backend preprocesses too.
+    picture = pixels if isinstance(engine.backend, PictureBackend) else engine._preprocess(pixels)
+    marks.append(clock())
+    outputs = engine._compute([picture], engine.backend)
+    marks.append(clock())
+    engine._post([path], outputs)
+    marks.append(clock())
+    return marks
+
+
+def _on_device(engine: Engine, path: str) -> dict[str, float]:
+    if not isinstance(engine.backend, GpuBackend):
+        return {}
+    _, stages = engine.backend.time_stages([engine._decode(engine._read(path), "rgb")])
+    return {
+        "host-to-device": stages.upload,
+        "preprocess": stages.preprocess,
+        "network": stages.network,
+        "device-to-host": stages.download,
+    }
+
+
+def overlapped(engine: Engine, paths: Sequence[str]) -> Overlapped:
+    """Note when which thread is in which stage while `predict_many` runs."""
+    spans: dict[str, list[tuple[float, float]]] = {stage: [] for stage in STAGES}
+
+    def noting(stage: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return method(*arguments)
+            finally:
+                spans[stage].append((began, time.perf_counter()))
+
+        return call
+
+    for stage in STAGES:
+        setattr(engine, f"_{stage}", noting(stage, getattr(engine, f"_{stage}")))
+    try:
+        began = time.perf_counter()
+        pictures = sum(1 for _ in engine.predict_many(paths))
+        wall = time.perf_counter() - began
+    finally:
+        for stage in STAGES:
+            delattr(engine, f"_{stage}")  # what the class has shows again
+    busy = {stage: sum(until - since for since, until in spans[stage]) for stage in STAGES}
+    computing = _union(spans["compute"])
+    hidden = {
+        stage: sum(_within(span, computing) for span in spans[stage]) for stage in STAGES if stage != "compute"
+    }
+    return Overlapped(wall, pictures, busy, hidden)
+
+
+def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same time in spans that do not touch, in order."""
+    merged: list[tuple[float, float]] = []
+    for since, until in sorted(spans):
+        if merged and since <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(until, merged[-1][1]))
+        else:
+            merged.append((since, until))
+    return merged
+
+
+def _within(span: tuple[float, float], others: list[tuple[float, float]]) -> float:
+    return sum(max(0.0, min(span[1], until) - max(span[0], since)) for since, until in others)

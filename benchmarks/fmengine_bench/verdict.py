@@ -1,0 +1,93 @@
+"""Whether a backend's answers are right, which stands above every figure of its speed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fmengine.backends import Options, PictureBackend
+from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.engine import Engine
+from fmengine.model_file import load_model_file
+from fmengine.prediction import Failure
+from fmengine.preprocess import Pixels
+
+from .definition import preprocess as define
+
+PIXELS = 64  # pictures whose preprocessing is compared; the definition is slow
+# Probabilities: the same file by another library's kernels, and in half precision (as the GPU's gate has it).
+SAME, HALF = 1e-4, 0.01
+MARGIN = 0.02  # a label may turn where the top two differ by less
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was compared on real pictures.
+
+    Attributes:
+        pictures: that were compared.
+        pixels: that differ from the definition of preprocessing; None where the backend preprocesses itself.
+        between_batches: largest difference of a probability between a picture alone and in a batch.
+        from_reference: largest difference from ONNX Runtime on the CPU, one picture at a time.
+        flips: labels that differ from it although it was sure.
+        tolerance: of `from_reference`.
+    """
+
+    pictures: int
+    pixels: int | None
+    between_batches: float
+    from_reference: float
+    flips: int
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return (
+            not self.pixels
+            and self.flips == 0
+            and max(self.between_batches, self.from_reference) <= self.tolerance
+            and self.pictures > 0
+        )
+
+    def as_text(self) -> str:
+        pixels = "on the GPU" if self.pixels is None else f"{self.pixels} pixels differ from the definition"
+        holds = "holds" if self.passed else "IS BROKEN"
+        return (
+            f"parity {holds} on {self.pictures} pictures: {pixels}; probabilities differ by "
+            f"{self.between_batches:.1e} alone and in batches, by {self.from_reference:.1e} from ONNX Runtime on "
+            f"the CPU (at most {self.tolerance:g}); {self.flips} labels turned"
+        )
+
+
+def judge(engine: Engine, paths: Sequence[str]) -> Verdict:
+    """Compare an engine's answers with the definition and with the reference, on pictures that can be read."""
+    answers = list(engine.predict_many(paths))
+    good = [(path, a) for path, a in zip(paths, answers, strict=True) if not isinstance(a, Failure)]
+    labels = engine.spec.labels
+    many = np.array([[answer.probabilities[label] for label in labels] for _, answer in good])
+    alone = np.array([[engine.predict(path).probabilities[label] for label in labels] for path, _ in good])
+    inputs = [engine.prepare(path) for path, _ in good]
+    model = load_model_file(engine.model_path)
+    reference = OnnxRuntimeBackend.open(model, Options(threads=1))
+    expected = np.concatenate([reference.run(images[np.newaxis]).probabilities for images in inputs])
+    reference.close()
+    top = np.sort(expected, axis=1)
+    sure = top[:, -1] - top[:, -2] > MARGIN
+    on_gpu = isinstance(engine.backend, PictureBackend)
+    return Verdict(
+        pictures=len(good),
+        pixels=None if on_gpu else _pixels(engine, [path for path, _ in good[:PIXELS]], inputs),
+        between_batches=float(np.abs(many - alone).max()),
+        from_reference=float(np.abs(many - expected).max()),
+        flips=int(((many.argmax(axis=1) != expected.argmax(axis=1)) & sure).sum()),
+        tolerance=HALF if on_gpu else SAME,
+    )
+
+
+def _pixels(engine: Engine, paths: list[str], inputs: list[Pixels]) -> int:
+    spec = engine.spec
+    differing = 0
+    for path, images in zip(paths, inputs, strict=False):
+        decoded = engine._decode(engine._read(path), "rgb")
+        differing += int((images != define(decoded, spec.height, spec.width, spec.color, spec.fit)).sum())
+    return differing

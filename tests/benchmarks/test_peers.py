@@ -1,0 +1,136 @@
+"""Peers: their protocol, with scripts that stand in for them, and each real script as far as it runs here."""
+
+import json
+import os
+import py_compile
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from fmengine.errors import UnavailableError
+from fmengine_bench import peers
+from fmengine_bench.peers import HERE, PEERS, Peer, Worker, install, installed
+
+pytestmark = pytest.mark.timeout(120)
+
+SCRIPT = """
+import os, sys
+sys.path.insert(0, {here!r})
+from serve import Answer, Opened, main
+
+def open_peer(options):
+    print("a library's greeting")
+    def answer(paths):
+        if any("broken" in path for path in paths):
+            raise ValueError("cannot read it")
+        if any("deadly" in path for path in paths):
+            os._exit(7)
+        return [Answer("happy", 0.75) for path in paths]
+    return Opened(answer, f"with {{options['threads']}} threads", True, {{"it": "1.0"}})
+
+main(open_peer)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "stand_in.py"
+    path.write_text(SCRIPT.format(here=str(HERE)))
+    return path
+
+
+def test_answers_come_past_what_libraries_print(script: Path) -> None:
+    with Worker(PEERS["fer"], [sys.executable, str(script)]) as worker:
+        told = worker.open(3, None)
+        assert (told["what"], told["trained"], told["versions"]) == ("with 3 threads", True, {"it": "1.0"})
+        reply = worker.answer(["a.jpg", "b.jpg"])
+        assert reply["labels"] == ["happy", "happy"]
+        assert reply["seconds"] >= 0
+
+
+def test_a_failure_is_told_and_is_not_the_end(script: Path) -> None:
+    with Worker(PEERS["fer"], [sys.executable, str(script)]) as worker:
+        worker.open(1, None)
+        with pytest.raises(UnavailableError, match="fer failed: ValueError: cannot read it"):
+            worker.answer(["broken.jpg"])
+        assert worker.answer(["a.jpg"])["labels"] == ["happy"]
+
+
+def test_a_process_that_dies_is_an_error(script: Path) -> None:
+    with Worker(PEERS["fer"], [sys.executable, str(script)]) as worker:
+        worker.open(1, None)
+        with pytest.raises(UnavailableError, match="fer ended with 7 without an answer"):
+            worker.answer(["deadly.jpg"])
+
+
+def test_a_whole_job_from_the_shell(script: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("b.jpg", "a.jpg"):
+        (folder / name).write_bytes(b"")
+    output = tmp_path / "rows.jsonl"
+    subprocess.run([sys.executable, script, folder, output, "--threads", "1"], check=True, timeout=60)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [os.path.basename(row["path"]) for row in rows] == ["a.jpg", "b.jpg"]
+    assert rows[0]["label"] == "happy"
+
+
+def network(path: Path) -> Path:
+    """A network that answers with the means of the first two channels, as probabilities."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["float", "axes"], ["means"], keepdims=0),
+            helper.make_node("Gather", ["means", "two"], ["logits"], axis=1),
+            helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        ],
+        "means",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 3, 224, 224])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2]) for name in ("logits", "probabilities")],
+        [
+            helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3]),
+            helper.make_tensor("two", TensorProto.INT64, [2], [0, 1]),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+def test_the_full_alexnets_script_runs_a_network(library: str, tmp_path: Path) -> None:
+    paths = []
+    for name, color in (("red", (200, 0, 0)), ("green", (0, 200, 0))):
+        Image.fromarray(np.full((50, 40, 3), color, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+        paths.append(str(tmp_path / f"{name}.png"))
+    with Worker(PEERS[library], [sys.executable, str(HERE / PEERS[library].script)]) as worker:
+        told = worker.open(1, network(tmp_path / "means.onnx"))
+        assert library in told["versions"]
+        assert not told["trained"]
+        assert worker.answer(paths * 40)["labels"] == ["happy", "sad"] * 40
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_script_is_there_and_can_be_read(name: str, tmp_path: Path) -> None:
+    script = HERE / PEERS[name].script
+    if not PEERS[name].node:
+        py_compile.compile(str(script), str(tmp_path / "compiled"), doraise=True)
+    elif shutil.which("node") is None:
+        pytest.skip("no node")
+    else:
+        subprocess.run(["node", "--check", script], check=True, timeout=60)
+
+
+def test_what_cannot_be_installed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    peer = Peer("none", "torch_alexnet.py", "none", ("./no-such-folder-of-a-package",))
+    with pytest.raises(UnavailableError, match="cannot install none"):
+        install(peer)
+    assert not installed(peer)
+    assert not peers.folder_of(peer).exists()
