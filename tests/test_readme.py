@@ -162,7 +162,9 @@ def test_the_rooms_commands_run_one_after_the_other(tiny_run: Path, drawn_faces:
     assert len(list((tmp_path / "models").iterdir())) == 3
     for path in (tmp_path / "models").iterdir():  # the benchmarks' README calls the family `mine`
         path.rename(path.with_name(path.name.replace("alexnet-slim", "mine")))
-    parity, evaluate = shell_lines(ROOT / "benchmarks/README.md")
+    # `bench` is run by tests/benchmarks/test_bench.py, with less effort; its peers would be downloaded.
+    parity, evaluate, *benches = shell_lines(ROOT / "benchmarks/README.md")
+    assert all(line.startswith("fmengine bench ") for line in benches)
     assert "parity holds" in execute(parity, tmp_path).stdout
     assert "faces/val: 32 pictures" in execute(evaluate, tmp_path).stdout
 
@@ -208,6 +210,8 @@ def test_options_exist(readme: Path) -> None:
             continue
         command = cli if words[1].startswith("-") else cli.get_command(context, words[1])
         assert command is not None, mention
+        if isinstance(command, click.Group) and len(words) > 2 and words[2] in command.commands:
+            command = command.commands[words[2]]
         known = {name for option in command.get_params(context) for name in option.opts}
         assert {word for word in words if word.startswith("--")} <= known, mention
 

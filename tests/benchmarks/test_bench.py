@@ -216,3 +216,15 @@ def test_energy_is_not_told_where_there_is_no_counter(monkeypatch: pytest.Monkey
     (counter / "energy_uj").write_text("900000")
     wrapped = energy.joules_of(lambda: (counter / "energy_uj").write_text("400000"))
     assert wrapped == pytest.approx(0.5)  # the counter began anew at its end
+
+
+def test_whole_jobs_are_timed_from_the_outside(paths: list[str]) -> None:
+    from fmengine_bench.jobs import jobs
+
+    folder = str(Path(paths[0]).parent)
+    result = CliRunner().invoke(jobs, [folder, "--rounds", "2"])
+    assert result.exit_code == 0, result.exception
+    assert result.stdout.startswith("48 pictures, process start to file")
+    assert "fmengine" in result.stdout
+    missing = CliRunner().invoke(jobs, [folder, "--against", "caffe"])
+    assert "caffe is not installed" in str(missing.exception)

@@ -70,6 +70,18 @@ def test_a_process_that_dies_is_an_error(script: Path) -> None:
             worker.answer(["deadly.jpg"])
 
 
+def test_a_script_with_processes_of_its_own_ends(tmp_path: Path) -> None:
+    path = tmp_path / "forks.py"
+    forking = SCRIPT.replace("    return Opened(", "    pool.submit(os.getpid).result()\n    return Opened(")
+    forking = forking.replace("def open_peer", "from concurrent.futures import ProcessPoolExecutor\ndef open_peer")
+    forking = forking.replace("    def answer", "    pool = ProcessPoolExecutor(2)\n    def answer")
+    path.write_text(forking.format(here=str(HERE)))
+    worker = Worker(PEERS["fer"], [sys.executable, str(path)])
+    with worker:
+        worker.open(1, None)
+    assert worker._process.returncode == 0  # by itself, and so its pool is gone too
+
+
 def test_a_whole_job_from_the_shell(script: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()

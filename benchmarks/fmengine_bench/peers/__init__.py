@@ -14,6 +14,7 @@ from typing import Any, Self
 from fmengine.errors import UnavailableError
 
 HERE = Path(__file__).parent
+ENDING = 10  # seconds that a script has to end by itself
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,17 @@ class Worker:
         self._peer = peer
         program = "node" if peer.node else str(python_of(peer))
         folder = folder_of(peer)
-        self._process = subprocess.Popen(
-            command or [program, str(HERE / peer.script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=folder if folder.is_dir() else None,
-        )
+        try:
+            self._process = subprocess.Popen(
+                command or [program, str(HERE / peer.script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                cwd=folder if folder.is_dir() else None,
+            )
+        except FileNotFoundError as error:
+            raise UnavailableError(f"{peer.name} needs {program}, which is not there: {error}") from error
 
     def open(self, threads: int, model: Path | None, trained: bool = False) -> dict[str, Any]:
         """Make it ready: how it is run, whether its weights are trained, and its versions."""
@@ -166,5 +170,12 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        assert self._process.stdin
+        assert self._process.stdout
+        try:
+            self._process.stdin.close()  # the script ends at the end of its input, and its pool with it
+            self._process.wait(timeout=ENDING)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()  # not `communicate`: processes that a script forked may hold the pipe open

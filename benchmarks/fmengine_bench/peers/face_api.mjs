@@ -21,6 +21,7 @@ async function open(threads) {
   await faceapi.tf.setBackend("wasm");
   await faceapi.tf.ready();
   await faceapi.nets.faceExpressionNet.loadFromDisk(join(process.cwd(), "node_modules/@vladmandic/face-api/model"));
+  const used = wasm.getThreadsCount(); // node gives WASM one, whatever was asked for
   async function look(path) {
     const { width, height, data } = jpeg.decode(readFileSync(path), { useTArray: true, formatAsRGBA: false });
     const image = faceapi.tf.tensor3d(data, [height, width, 3], "int32");
@@ -30,7 +31,7 @@ async function open(threads) {
     return { label, score: scores[label] };
   }
   const versions = { "face-api": faceapi.version.faceapi ?? String(faceapi.version), tfjs: tf.version.tfjs };
-  return { look, versions, what: "its expression network, WASM, jpeg-js" };
+  return { look, versions, what: `its expression network, WASM on ${used} thread(s), jpeg-js` };
 }
 
 async function all(peer, paths) {

@@ -40,6 +40,7 @@ def main(open_peer: Open) -> None:
     parser.add_argument("output", nargs="?")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--model")
+    parser.add_argument("--library")
     parser.add_argument("--compile", action="store_true")
     options = vars(parser.parse_args())
     if options["folder"]:

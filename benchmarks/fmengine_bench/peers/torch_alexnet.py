@@ -1,6 +1,5 @@
 """Pillow, torchvision and PyTorch, as their users write it: the full AlexNet, with a DataLoader."""
 
-import time
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from serve import Answer, Opened, main
 from torchvision import transforms
 
 BATCH = 64
-TRIED = 256  # pictures on which the number of workers is chosen
 LABELS = ("happy", "sad")
 to_input = transforms.Compose(
     [
@@ -41,9 +39,9 @@ def open_peer(options: dict[str, Any]) -> Opened:
         model.load_state_dict(torch.load(options["model"], weights_only=True))
     if options.get("compile"):
         model = torch.compile(model, dynamic=True)
-    fastest: dict[str, int] = {}
+    workers = options["threads"]
 
-    def answers(paths: list[str], workers: int) -> list[Answer]:
+    def answer(paths: list[str]) -> list[Answer]:
         found = []
         with torch.inference_mode():
             for images in torch.utils.data.DataLoader(Pictures(paths), BATCH, num_workers=workers):
@@ -52,20 +50,9 @@ def open_peer(options: dict[str, Any]) -> Opened:
                 found += [Answer(LABELS[index], score) for index, score in pairs]
         return found
 
-    def answer(paths: list[str]) -> list[Answer]:
-        if "workers" not in fastest and len(paths) > 4 * TRIED:
-            taken = {}
-            answers(paths[:BATCH], 0)
-            for workers in (0, options["threads"]):
-                began = time.perf_counter()
-                answers(paths[:TRIED], workers)
-                taken[workers] = time.perf_counter() - began
-            fastest["workers"] = min(taken, key=taken.__getitem__)
-        return answers(paths, fastest.get("workers", options["threads"]))
-
     how = "torch.compile" if options.get("compile") else "eager"
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    what = f"full AlexNet, FP32, {how}, Pillow and torchvision, DataLoader"
+    what = f"full AlexNet, FP32, {how}, Pillow and torchvision, DataLoader with {workers} workers"
     return Opened(answer, what, bool(options.get("model")), versions)
 
 
