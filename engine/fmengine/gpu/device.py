@@ -1,5 +1,6 @@
 """Which GPU this is, and working on it: what engines and kernels are built for."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UnavailableError
 
+DRIVER = "libcuda.so.1"
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 
 
@@ -67,6 +69,18 @@ def on_gpu(index: int) -> Iterator[None]:
             driver.cuCtxPopCurrent()
     finally:
         driver.cuDevicePrimaryCtxRelease(device)
+
+
+def require_driver() -> None:
+    """Notice a machine without a GPU before anything large is imported.
+
+    Raises:
+        UnavailableError: if there is no driver.
+    """
+    try:
+        ctypes.CDLL(DRIVER)
+    except OSError as error:
+        raise UnavailableError(f"no NVIDIA driver: {DRIVER} is not on this machine") from error
 
 
 def start_driver() -> Any:
