@@ -43,12 +43,14 @@ class Effort:
         least: calls of each latency, at least.
         rounds: of A/B turns.
         deadline: of the server scenario, in milliseconds.
+        threads: of the peers and of the machine's peak, as many as the engine has.
     """
 
     seconds: float = 3.0
     least: int = 1000
     rounds: int = 5
     deadline: float = 10.0
+    threads: int = field(default_factory=usable_cores)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def run(
     say("server")
     served = server(engine, good, effort.deadline, effort.seconds / 3)
     say("the limit")
-    work, peak, rooflines = _limit(engine)
+    work, peak, rooflines = _limit(engine, effort.threads)
     alone = streams["the network alone"]
     means = {name: stage.mean for name, stage in one_by_one.stages.items()}
     device = {name: part.mean for name, part in one_by_one.device.items()}
@@ -135,16 +137,16 @@ def run(
         rooflines,
         holds_back(means, device, (alone.p90 - alone.p50) / alone.p50),
         len(good) / joules if joules else None,
-        against(engine, good, peers, effort.rounds, targets or {}, say) if peers else [],
+        against(engine, good, peers, effort.rounds, effort.threads, targets or {}, say) if peers else [],
     )
 
 
-def _limit(engine: Engine) -> tuple[Work, Peak | None, list[Roofline]]:
+def _limit(engine: Engine, threads: int) -> tuple[Work, Peak | None, list[Roofline]]:
     """The model's work, and on a CPU the machine's peak and the roofline; a GPU's peak is not measured here."""
     work = work_of(load_model_file(engine.model_path))
     if isinstance(engine.backend, PictureBackend):
         return work, None, []
-    peak = measure_peak(usable_cores())
+    peak = measure_peak(threads)
     batches = [batch for batch in BATCHES if batch <= engine.max_batch]
     calls: dict[str, Call] = {
         str(batch): partial(engine.backend.run, np.zeros(engine.spec.input_shape(batch), dtype=np.uint8))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fmengine.backends import BACKENDS
+from fmengine.cores import usable_cores
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.sources import walk
@@ -67,7 +68,7 @@ def bench(
     from .bench import Effort, as_text, drawn_pictures, run
     from .page import write
 
-    effort = Effort(seconds, least, rounds, deadline)
+    effort = Effort(seconds, least, rounds, deadline, threads or usable_cores())
     peers = [name.strip() for name in against.split(",") if name.strip()]
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmengine.cores import usable_cores
 from fmengine.engine import Engine
 from fmengine.errors import UnavailableError
 
@@ -46,6 +45,7 @@ def against(
     paths: Sequence[str],
     names: Sequence[str],
     rounds: int,
+    threads: int,
     targets: dict[str, str],
     say: Callable[[str], None],
 ) -> list[Contender]:
@@ -65,7 +65,6 @@ def against(
         labels = [getattr(result, "label", None) for result in engine.predict_many(part)]
         return time.perf_counter() - began, labels
 
-    threads = usable_cores()
     with ExitStack() as stack:
         asks: dict[str, Ask] = {OURS: ours}
         told: dict[str, dict[str, object]] = {OURS: {"what": "through Engine.predict_many", "trained": True}}

@@ -131,7 +131,7 @@ def holds_back(serial_means: dict[str, float], device_means: dict[str, float], s
     Args:
         serial_means: milliseconds by stage.
         device_means: milliseconds by part of the GPU's work, where there is one.
-        spread: of the network's time, its standard deviation over its mean.
+        spread: of the network's time: how far its 90th percentile is from its median, over the median.
     """
     slowest = max(serial_means, key=serial_means.__getitem__)
     share = serial_means[slowest] / sum(serial_means.values())
