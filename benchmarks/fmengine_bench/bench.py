@@ -20,7 +20,7 @@ from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.model_file import load_model_file
 
-from .contenders import Contender, against
+from .contenders import Contender, against, require
 from .energy import joules_of
 from .limits import Peak, Roofline, Work, holds_back, measure_peak, roofline, work_of
 from .scenarios import Server, offline, server, single_stream
@@ -100,7 +100,9 @@ def run(
 
     Raises:
         DataError: if no picture can be read.
+        UnavailableError: for a peer that is unknown, not installed, or fails.
     """
+    require(peers)
     say("the verdict")
     good = [path for path, made in zip(paths, engine.predict_many(paths), strict=True) if hasattr(made, "label")]
     if not good:
@@ -258,11 +260,11 @@ def _limit_lines(report: Report) -> list[str]:
 
 def _contender_lines(contenders: list[Contender]) -> list[str]:
     lines = [
-        f"{'the same pictures, in turn':<28}{'pictures/s':>12}{'95 % interval':>20}{'ours is':>10}{'right':>9}"
+        f"{'the same pictures, in turn':<28}{'pictures/s':>12}{'95 % interval':>20}{'ours is':>10}{'right':>11}"
     ]
     for c in contenders:
         right = "not known" if c.accuracy is None else f"{c.accuracy:.1%}"
         interval = f"[{c.rate.low:,.0f}, {c.rate.high:,.0f}]"
         times = "" if c.times is None else f"{c.times.median:.1f} ×"
-        lines.append(f"  {c.name:<26}{c.rate.median:>12,.0f}{interval:>20}{times:>10}{right:>9}  {c.what}")
+        lines.append(f"  {c.name:<26}{c.rate.median:>12,.0f}{interval:>20}{times:>10}{right:>11}  {c.what}")
     return lines

@@ -54,11 +54,7 @@ def against(
     Raises:
         UnavailableError: for a peer that is unknown, not installed, or fails.
     """
-    for name in names:
-        if name not in PEERS:
-            raise UnavailableError(f"unknown peer {name!r}; available are {', '.join(PEERS)}")
-        if not installed(PEERS[name]):
-            raise UnavailableError(f"{name} is not installed; run: fmengine bench install {name}")
+    require(names)
 
     def ours(part: Sequence[str]) -> tuple[float, Sequence[str | None]]:
         began = time.perf_counter()
@@ -75,6 +71,19 @@ def against(
             told[name] = worker.open(threads, model, trained)
             asks[name] = _asker(worker)
         return _in_turn(asks, told, paths, rounds, targets, say)
+
+
+def require(names: Sequence[str]) -> None:
+    """Notice a missing peer before the first measurement.
+
+    Raises:
+        UnavailableError: for a peer that is unknown or not installed.
+    """
+    for name in names:
+        if name not in PEERS:
+            raise UnavailableError(f"unknown peer {name!r}; available are {', '.join(PEERS)}")
+        if not installed(PEERS[name]):
+            raise UnavailableError(f"{name} is not installed; run: fmengine bench install {name}")
 
 
 def network_for(name: str, threads: int) -> tuple[Path | None, bool]:
