@@ -71,8 +71,7 @@ def _figures(document: dict[str, Any]) -> Iterator[tuple[str, Known]]:
     for batch, rate in document["offline"].items():
         yield f"offline, batch {batch}, pictures/s", (rate["median"], rate["low"], rate["high"], True)
     for name, row in document["single_stream"].items():
-        # From the fastest tenth's middle to the slowest tenth's edge would be too wide: the median's own interval
-        # is far narrower, but clocks drift between runs by more than that.
+        # The median's own interval is far narrower, but clocks drift between runs by more than that.
         for head in ("p50", "p99"):
             value = row[head]
             yield f"single stream, {name}, {head}, ms", (value, value * (1 - NOISE), value * (1 + NOISE), False)

@@ -67,8 +67,7 @@ def against(
         for name in names:
             say(f"starting {name}")
             worker = stack.enter_context(Worker(PEERS[name]))
-            model, trained = network_for(name, threads)
-            told[name] = worker.open(threads, model, trained)
+            told[name] = worker.open(threads, network_for(name))
             asks[name] = _asker(worker)
         return _in_turn(asks, told, paths, rounds, targets, say)
 
@@ -86,19 +85,19 @@ def require(names: Sequence[str]) -> None:
             raise UnavailableError(f"{name} is not installed; run: fmengine bench install {name}")
 
 
-def network_for(name: str, threads: int) -> tuple[Path | None, bool]:
+def network_for(name: str) -> Path | None:
     """The full AlexNet in FP32 for the peers that run an ONNX file: untrained, which costs the same."""
     if name not in ("onnxruntime", "openvino"):
-        return None, False
+        return None
     path = folder_of(PEERS[name]).parent / "alexnet.fp32.onnx"
     if not path.exists():
-        from .frontier import untrained_alexnet
+        from .frontier import as_file, untrained_alexnet
 
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_bytes(untrained_alexnet().data)
+        partial.write_bytes(as_file(untrained_alexnet()).data)
         partial.replace(path)
-    return path, False
+    return path
 
 
 def _asker(worker: Worker) -> Ask:

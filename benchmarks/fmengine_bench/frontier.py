@@ -66,24 +66,24 @@ class Point:
         return self.right / self.count
 
 
-def untrained_alexnet() -> ModelFile:
-    """The full AlexNet as an FP32 model file, 228 MB, with random weights."""
-    model = _alexnet()
+def untrained_alexnet() -> AlexNet:
+    """The full AlexNet with random weights."""
+    torch.manual_seed(0)
+    return AlexNet(ARCHITECTURES["alexnet"]).eval()
+
+
+def as_file(model: AlexNet) -> ModelFile:
+    """An untrained network as an FP32 model file, 228 MB for the full AlexNet."""
     untrained = {"labels": ("happy", "sad"), "fit": "crop", "temperature": 1.0, "unsure_below": 0.5}
     spec = make_spec(model, untrained | {"training_data": "none", "validation": {}}, "alexnet", "fp32")
     return ModelFile(Path("alexnet.fp32.onnx"), build_float(fold(model), spec), spec)
 
 
-def _alexnet() -> AlexNet:
-    torch.manual_seed(0)
-    return AlexNet(ARCHITECTURES["alexnet"]).eval()
-
-
 def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     """The full AlexNet in FP32, by library: gives for a batch size what runs one batch."""
     torch.set_num_threads(threads)
-    model = _alexnet()
-    file = untrained_alexnet()
+    model = untrained_alexnet()
+    file = as_file(model)
     spec, data = file.spec, file.data
 
     def pytorch(batch: int) -> Call:

@@ -19,7 +19,8 @@ from fmengine.errors import UnavailableError
 from fmengine.sources import walk
 
 from .contenders import OURS, network_for
-from .peers import HERE, PEERS, folder_of, installed, python_of
+from .peers import PEERS, folder_of, installed
+from .peers import command_of as start_of
 from .timing import figure
 
 
@@ -37,10 +38,8 @@ def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...]) 
             f"{name} is not installed; available with `fmengine bench install`: {', '.join(PEERS)}"
         )
     peer = PEERS[name]
-    threads = usable_cores()
-    program = ["node"] if peer.node else [str(python_of(peer))]
-    command = [*program, str(HERE / peer.script), str(folder), str(output), "--threads", str(threads)]
-    model, _ = network_for(name, threads)
+    command = [*start_of(peer), str(folder), str(output), "--threads", str(usable_cores())]
+    model = network_for(name)
     command += ["--model", str(model)] if model else []
     command += ["--compile"] if peer.options.get("compile") else []
     return command + (["--library", peer.options["library"]] if "library" in peer.options else [])

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from .batcher import Answer
 from .decode import Source, on_gpu
 from .prediction import Failure, Prediction
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from .gpu.pictures import Picture
 
 Prepare = Callable[[Source], "Picture | Failure"]
-Answer = Callable[["list[tuple[Source, Picture]]"], "list[Prediction] | list[Prediction | Failure]"]
 
 BATCHES_AHEAD = 2  # beyond those that the GPU works on: bounds the memory
 

@@ -206,12 +206,10 @@ def _plain_jpeg(data: bytes, color: Color, limits: Limits, least: int) -> Pixels
         if not is_plain_jpeg(data, limits):
             return None
         space = "GRAY" if color == "gray" else "RGB"
-        if least:
-            pixels: Pixels = simplejpeg.decode_jpeg(
-                data, space, strict=True, min_height=least, min_width=least, min_factor=2
-            )
-        else:
-            pixels = simplejpeg.decode_jpeg(data, space, strict=True)
+        # Of a `least` of 0 it makes nothing smaller.
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data, space, strict=True, min_height=least, min_width=least, min_factor=2
+        )
     except ValueError:
         return None
     if may_be_turned(data):

@@ -313,8 +313,8 @@ class Engine:
             return
         backend = self._for_lanes()
         lanes = Lanes(
-            lambda source: self._prepare_or_fail(source, channels),
-            lambda batch, pictures: self._answer(batch, cast("list[Picture]", pictures), backend),
+            partial(self._picture_or_fail, channels=channels),
+            partial(self._answer, backend=backend),
             count=self._workers,
             size=size,
         )
@@ -330,12 +330,6 @@ class Engine:
             if self._backend_of_lanes is None:
                 self._backend_of_lanes = self._open_for_lanes()
             return self._backend_of_lanes
-
-    def _prepare_or_fail(self, source: Source, channels: Channels) -> Pixels | Failure:
-        try:
-            return self.prepare(source, channels=channels)
-        except SourceError as error:
-            return Failure(error.kind, error.message, source)
 
     def _one_or_failure(self, source: Source, channels: Channels) -> Prediction | Failure:
         try:

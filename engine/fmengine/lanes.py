@@ -9,13 +9,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from .decode import Source
 from .prediction import Failure, Prediction
-from .preprocess import Pixels
 
-Prepare = Callable[[Source], Pixels | Failure]
-Answer = Callable[[list[Source], list[Pixels]], Iterable[Prediction]]
+if TYPE_CHECKING:
+    from .gpu.pictures import Picture
+
+Prepare = Callable[[Source], "Picture | Failure"]
+Answer = Callable[[list[Source], "list[Picture]"], Iterable[Prediction]]
 
 WINDOW = 2  # batches a lane that are under way at most: bounds the memory
 HANDFUL = 8  # pictures that a lane takes at once: one by one, threads would mostly wake each other
@@ -90,7 +93,7 @@ class Lanes:
     def _run(self) -> None:
         while (handful := self._waiting.get()) is not None:
             batch: list[Place] = []
-            pictures: list[Pixels] = []
+            pictures: list[Picture] = []
             while handful and not self._stopped:
                 self._take(handful, batch, pictures)
                 handful = self._next() if len(batch) + self._handful <= self._size else []
@@ -105,7 +108,7 @@ class Lanes:
         except Empty:
             return []
 
-    def _take(self, handful: list[Place], batch: list[Place], pictures: list[Pixels]) -> None:
+    def _take(self, handful: list[Place], batch: list[Place], pictures: "list[Picture]") -> None:
         for place in handful:
             try:
                 picture = self._prepare(place.source)
@@ -118,7 +121,7 @@ class Lanes:
                     batch.append(place)
                     pictures.append(picture)
 
-    def _finish(self, batch: list[Place], pictures: list[Pixels]) -> None:
+    def _finish(self, batch: list[Place], pictures: "list[Picture]") -> None:
         try:
             if batch:
                 sources = [place.source for place in batch]

@@ -112,6 +112,11 @@ def python_of(peer: Peer) -> Path:
     return folder_of(peer) / "bin" / "python"
 
 
+def command_of(peer: Peer) -> list[str]:
+    """What starts its script."""
+    return ["node" if peer.node else str(python_of(peer)), str(HERE / peer.script)]
+
+
 class Worker:
     """A peer's process, which answers on request. A context manager.
 
@@ -122,11 +127,11 @@ class Worker:
 
     def __init__(self, peer: Peer, command: Sequence[str] | None = None) -> None:
         self._peer = peer
-        program = "node" if peer.node else str(python_of(peer))
+        command = command or command_of(peer)
         folder = folder_of(peer)
         try:
             self._process = subprocess.Popen(
-                command or [program, str(HERE / peer.script)],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -134,12 +139,11 @@ class Worker:
                 cwd=folder if folder.is_dir() else None,
             )
         except FileNotFoundError as error:
-            raise UnavailableError(f"{peer.name} needs {program}, which is not there: {error}") from error
+            raise UnavailableError(f"{peer.name} needs {command[0]}, which is not there: {error}") from error
 
-    def open(self, threads: int, model: Path | None, trained: bool = False) -> dict[str, Any]:
+    def open(self, threads: int, model: Path | None) -> dict[str, Any]:
         """Make it ready: how it is run, whether its weights are trained, and its versions."""
-        told = self._ask({"do": "open", "threads": threads, "model": model and str(model), **self._peer.options})
-        return told | {"trained": told["trained"] or trained}
+        return self._ask({"do": "open", "threads": threads, "model": model and str(model), **self._peer.options})
 
     def answer(self, paths: Sequence[str]) -> dict[str, Any]:
         """The labels of picture files, and the seconds that it took."""
