@@ -23,7 +23,7 @@ from fmengine.model_file import load_model_file
 from .contenders import Contender, against, require
 from .energy import joules_of
 from .limits import Peak, Roofline, Work, holds_back, measure_peak, roofline, work_of
-from .scenarios import Server, offline, server, single_stream
+from .scenarios import LOWEST, Server, offline, server, single_stream
 from .stages import Overlapped, Serial, overlapped, serial
 from .timing import Call, Figure, Summary, time_in_turn
 from .verdict import Verdict, judge
@@ -222,9 +222,8 @@ def as_text(report: Report) -> str:
         f"  batch {batch:<6}{rate.median:10,.0f} pictures/s   [{rate.low:,.0f}, {rate.high:,.0f}]"
         for batch, rate in report.offline.items()
     ]
-    lines.append(
-        f"server: {report.server.rate:,.0f} pictures/s, Poisson, with 99 % within {report.server.deadline:g} ms"
-    )
+    rate = f"{report.server.rate:,.0f}" if report.server.rate else f"under {LOWEST:,.0f}"
+    lines.append(f"server: {rate} pictures/s, Poisson, with 99 % within {report.server.deadline:g} ms")
     lines += ["", *_limit_lines(report)]
     if report.contenders:
         lines += ["", *_contender_lines(report.contenders)]

@@ -17,6 +17,7 @@ from fmengine.errors import BusyError, DeadlineError
 from .timing import Figure, Summary, figure, latencies, summary
 
 BATCHES = (1, 4, 16, 64)
+LOWEST = 100.0  # pictures a second: under it, the pictures that a percentile needs would take minutes
 SHARE = 99  # percent of a server's answers that must meet the deadline
 PATIENCE = 1.0  # seconds after the last arrival in which answers still count
 
@@ -27,7 +28,8 @@ class Server:
 
     Attributes:
         deadline: milliseconds.
-        rate: the highest rate found, in pictures a second, at which `SHARE` percent meet the deadline; 0 if none.
+        rate: the highest rate found, in pictures a second, at which `SHARE` percent meet the deadline; 0 if
+            it is under `LOWEST`.
         tried: for each rate tried, the latency's percentile in milliseconds, infinite where some were refused.
     """
 
@@ -80,7 +82,9 @@ def server(engine: Engine, paths: Sequence[str], deadline: float, seconds: float
         tried[rate] = sorted(late)[len(late) // 2]
         return tried[rate] <= deadline
 
-    good, bad = 0.0, 100.0
+    if not meets(LOWEST):
+        return Server(deadline, 0.0, tried)
+    good, bad = LOWEST, 2 * LOWEST
     while meets(bad):
         good, bad = bad, bad * 2
     for _ in range(5):

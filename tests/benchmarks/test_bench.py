@@ -126,6 +126,15 @@ def test_the_server_finds_the_rate_that_meets_the_deadline(monkeypatch: pytest.M
     assert 730 * 0.95 <= found.rate <= 730
 
 
+def test_a_server_that_is_too_slow_is_not_searched_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def arrivals(engine, paths, rate, seconds):
+        return float("inf")
+
+    monkeypatch.setattr(scenarios, "_arrivals", arrivals)
+    found = scenarios.server(None, [], 10.0, 1.0)  # type: ignore[arg-type]
+    assert (found.rate, list(found.tried)) == (0, [scenarios.LOWEST])
+
+
 def test_what_the_shipped_network_asks_for() -> None:
     work = work_of(load_model_file(resolve("alexnet-slim", ("int8",))))
     # Five convolutions at 80 pixels: 24 channels of 5x5 at stride 2, and so on; products counted once, times two.

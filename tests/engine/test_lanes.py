@@ -122,13 +122,14 @@ def test_closing_drops_what_waits():
 
     def slow(source):
         prepared.append(source)
-        time.sleep(0.01)
+        time.sleep(0.002)
         return prepare(source)
 
-    opened = Lanes(slow, answer, count=2, size=8)
+    opened = Lanes(slow, answer, count=2, size=64)
     next(opened.outcomes(map(str, count())))
     opened.close()
     done = len(prepared)
+    assert done < 0.75 * WINDOW * 64 * 2  # of what waited
     time.sleep(0.05)
     assert len(prepared) == done
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fmengine-lane")]
