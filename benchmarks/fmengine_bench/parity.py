@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from fmengine.decode import Limits, decode
+from fmengine.decode import decode
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, SourceError
+from fmengine.limits import Limits
 from fmengine.model_file import ModelSpec
 from fmengine.preprocess import Pixels
 from fmengine_export.fold import fold

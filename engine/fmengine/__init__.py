@@ -6,9 +6,9 @@
 'happy'
 """
 
-from .decode import Limits
 from .engine import Engine
 from .errors import BusyError, DeadlineError, FmengineError, Kind, ModelError, SourceError, UnavailableError
+from .limits import Isolation, Limits
 from .model_file import ModelSpec
 from .prediction import Failure, Prediction
 
@@ -18,6 +18,7 @@ __all__ = [
     "Engine",
     "Failure",
     "FmengineError",
+    "Isolation",
     "Kind",
     "Limits",
     "ModelError",

@@ -12,15 +12,17 @@ import errno
 import io
 import os
 import stat
-from dataclasses import dataclass
+import threading
+from contextlib import nullcontext
 from functools import cache
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, TypeGuard, cast
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from .errors import Kind, SourceError
+from .limits import LEAST_ROW, Limits
 from .preprocess import Color, Pixels
 
 
@@ -38,35 +40,16 @@ class CudaArray(Protocol):
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
 
-Source = (
-    str
-    | os.PathLike[str]
-    | bytes
-    | bytearray
-    | memoryview
-    | np.ndarray[Any, Any]
-    | Image.Image
-    | DeviceMemory
-    | CudaArray
-)
+Encoded = str | os.PathLike[str] | bytes | bytearray | memoryview  # a path, or a file's bytes
+Source = Encoded | np.ndarray[Any, Any] | Image.Image | DeviceMemory | CudaArray
 Channels = Literal["rgb", "bgr"]
 DLPACK_CPU = 1  # DLPack's kDLCPU
 
 # Never opened: EPS runs Ghostscript, MPEG has no decoder, and the others are stubs that need a handler.
 REFUSED_FORMATS = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"})
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a picture may cost before it is decoded.
-
-    Attributes:
-        max_bytes: of an encoded picture.
-        max_pixels: width times height. The default is where Pillow calls a picture a decompression bomb.
-    """
-
-    max_bytes: int = 256 * 1024 * 1024
-    max_pixels: int = 2 * 89_478_485
+LARGE = 32_000_000  # pixels of 4 bytes: pictures from here on are decoded by Pillow one at a time
+_large = threading.Lock()
 
 
 def decode(source: Source, color: Color, limits: Limits, channels: Channels = "rgb", least: int = 0) -> Pixels:
@@ -114,6 +97,11 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
     )
 
 
+def is_encoded(source: object) -> TypeGuard[Encoded]:
+    """Whether a source is a path or a file's bytes, which are yet to be decoded."""
+    return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview)
+
+
 def on_gpu(source: object) -> bool:
     """Whether a source lies in a GPU's memory."""
     if isinstance(source, np.ndarray | str | bytes):
@@ -143,7 +131,7 @@ def read_file(path: str | os.PathLike[str], limits: Limits) -> bytes:
         finally:
             os.close(file)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise _read_error(error) from error
+        raise read_error(error) from error
     _check_bytes(len(data), limits)
     return data
 
@@ -171,7 +159,7 @@ def decode_bytes(data: bytes, color: Color, limits: Limits, least: int = 0) -> P
             # would stay gray.
             image.draft("L", None)
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
-        raise _decode_error(error) from error
+        raise decode_error(error) from error
     with image:
         return _guarded(image, color, limits)
 
@@ -215,11 +203,19 @@ def _plain_jpeg(data: bytes, color: Color, limits: Limits, least: int) -> Pixels
     if may_be_turned(data):
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # damaged metadata: let Pillow's own path decide what to make of it
+                orientation = _orientation(image)
+        except Exception:  # let Pillow's own path decide what to make of it
             return None
         pixels = _upright(pixels, orientation)
     return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """What the metadata say, 1 where they say nothing that can be read: the pixels are whole all the same."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow parses what it finds, and may raise anything
+        return 1
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -255,27 +251,32 @@ def _from_array(array: np.ndarray[Any, Any], limits: Limits, channels: Channels)
 def _guarded(image: Image.Image, color: Color, limits: Limits) -> Pixels:
     try:
         _check_pixels(*image.size, limits)
-        return _from_pillow(image, color)
+        with _large if image.width * image.height >= LARGE else nullcontext():
+            return _from_pillow(image, color)
     except SourceError:
         raise
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
-        raise _decode_error(error) from error
+        raise decode_error(error) from error
 
 
 def _from_pillow(image: Image.Image, color: Color) -> Pixels:
     image.load()
     # Pillow reads a PGM of 16 bits into 32, as it did with PNG.
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
-    image = ImageOps.exif_transpose(image)
+    orientation = _orientation(image)
     if deep:
         # Pillow's own conversion clips 16-bit levels to white; 65,535 / 257 = 255.
         levels = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode == "LAB":
+        # The one mode that `convert` does not know; a file's own profile is not looked at, as with every mode.
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = cast(Image.Image, ImageCms.profileToProfile(image, *profiles, outputMode="RGB"))
     image = image.convert("L" if color == "gray" else "RGB")
     pixels = np.asarray(image)
     if not pixels.size:
         raise SourceError(Kind.EMPTY, f"a picture of {image.width}×{image.height} pixels")
-    return pixels
+    return _upright(pixels, orientation)
 
 
 @cache
@@ -286,17 +287,20 @@ def _formats() -> tuple[str, ...]:
 
 def _check_bytes(size: int, limits: Limits) -> None:
     if size > limits.max_bytes:
-        raise SourceError(Kind.TOO_LARGE, f"over {limits.max_bytes:,} bytes, the limit for one file")
+        raise SourceError(Kind.FILE_TOO_LARGE, f"over {limits.max_bytes:,} bytes, the limit for one file")
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
-    if width * height > limits.max_pixels:
+    if max(width, LEAST_ROW) * height > limits.max_pixels:
+        narrow = f" (a row counts as {LEAST_ROW} at least)" if width < LEAST_ROW else ""
         raise SourceError(
-            Kind.TOO_LARGE, f"{width}×{height} pixels; the limit is {limits.max_pixels:,} pixels a picture"
+            Kind.TOO_LARGE,
+            f"{width}×{height} pixels; the limit is {limits.max_pixels:,} pixels a picture{narrow}",
         )
 
 
-def _read_error(error: OSError | ValueError) -> SourceError:
+def read_error(error: OSError | ValueError) -> SourceError:
+    """The error of a picture whose file cannot be read, from what the system says."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOENT, errno.ENOTDIR) or isinstance(error, ValueError):
         return SourceError(Kind.NOT_FOUND, "no such file")
@@ -304,13 +308,16 @@ def _read_error(error: OSError | ValueError) -> SourceError:
     return SourceError(Kind.UNREADABLE, f"cannot read the file: {reason}")
 
 
-def _decode_error(error: Exception) -> SourceError:
+def decode_error(error: Exception) -> SourceError:
+    """The error of a picture that cannot be decoded, from whatever a decoder raised."""
     text = str(error) or type(error).__name__
     match error:
         case UnidentifiedImageError():
             return SourceError(Kind.NOT_AN_IMAGE, "no known image format; expected JPEG, PNG, WebP or alike")
-        case Image.DecompressionBombError() | MemoryError():
+        case Image.DecompressionBombError():
             return SourceError(Kind.TOO_LARGE, f"too large to decode: {text}")
+        case MemoryError():
+            return SourceError(Kind.OUT_OF_MEMORY, f"no room to decode it: {text}")
         case NotImplementedError():
             return SourceError(Kind.UNSUPPORTED, f"a variant of the format that cannot be decoded: {text}")
         case EOFError():

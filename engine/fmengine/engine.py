@@ -18,15 +18,27 @@ from .ahead import outcomes as outcomes_ahead
 from .backends import Attempt, Backend, Options, Outputs, PictureBackend, open_backend
 from .batcher import Batcher
 from .cores import usable_cores
-from .decode import Channels, Limits, Source, decode, is_plain_jpeg, may_be_turned, on_gpu, read_file
-from .errors import CLOSED, DeadlineError, FmengineError, Kind, SourceError, UnavailableError
+from .decode import (
+    Channels,
+    Source,
+    decode,
+    decode_error,
+    is_encoded,
+    is_plain_jpeg,
+    may_be_turned,
+    on_gpu,
+    read_file,
+)
+from .errors import CLOSED, DeadlineError, FmengineError, SourceError, UnavailableError
 from .lanes import Lanes
+from .limits import Isolation, Limits
 from .model_file import ModelFile, ModelSpec
 from .prediction import UNSURE, Failure, Prediction
 from .preprocess import Pixels, preprocess
 
 if TYPE_CHECKING:
     from .gpu.pictures import Picture
+    from .isolation import InputWorkers
 
 SCALED = 2  # sides of the network's input that a JPEG keeps at least where it is decoded scaled
 MAX_HELD = 8 * 1024 * 1024  # bytes of a decoded picture that waits for a GPU
@@ -49,6 +61,7 @@ class Engine:
         max_batch: int = 64,
         workers: int = 0,
         limits: Limits | None = None,
+        isolate: Isolation | None = None,
         unsure_below: float = 0.0,
         queue_delay: float = 0.002,
         queue_size: int = 256,
@@ -68,6 +81,12 @@ class Engine:
         self._least = SCALED * max(self.spec.height, self.spec.width) if scaled_jpeg else 0
         self.attempts = tuple(attempts)
         self._workers = workers or usable_cores()
+        self._isolated: InputWorkers | None = None
+        if isolate is not None:
+            from . import isolation  # what starts processes takes time to import, and needs Linux
+
+            arguments = self.spec, self.limits, isolate
+            self._isolated = isolation.InputWorkers(*arguments, least=self._least, count=self._workers)
         self._queue_delay, self._queue_size = queue_delay, queue_size
         self._batcher: Batcher | None = None
         self._open_for_lanes = open_for_lanes
@@ -86,6 +105,7 @@ class Engine:
         threads: int = 0,
         workers: int = 0,
         limits: Limits | None = None,
+        isolate: Isolation | None = None,
         unsure_below: float | Literal["recommended"] = 0.0,
         queue_delay: float = 0.002,
         queue_size: int = 256,
@@ -104,6 +124,9 @@ class Engine:
                 0 for all cores.
             workers: threads of `predict_many`; 0 for as many as compute, or, beside a GPU, one a core.
             limits: what a picture may cost before it is refused.
+            isolate: read and decode paths and encoded pictures in worker processes with limits of their own, so
+                that a decoder that crashes, hangs or takes all memory costs one picture. Arrays and PIL images
+                are not concerned.
             unsure_below: the label is `unsure` where the confidence is less; `recommended` takes the
                 threshold that the model file names, 0 answers always.
             queue_delay: seconds that `apredict` waits at most for other pictures to share a batch with.
@@ -126,6 +149,8 @@ class Engine:
             raise ValueError(f"unsure_below {unsure_below}; expected a confidence from 0 to 1, or 'recommended'")
         if jpeg not in ("cpu", "gpu"):
             raise ValueError(f"jpeg {jpeg!r}; expected 'cpu' or 'gpu'")
+        if jpeg == "gpu" and isolate is not None:
+            raise ValueError("jpeg 'gpu' decodes in this process; isolate needs jpeg 'cpu'")
         options = Options(device=device, max_batch=max_batch, threads=threads or usable_cores(), jpeg=jpeg)
         opened, file, attempts = open_backend(backend, None if model is None else str(model), options)
         on_cpu = not isinstance(opened, PictureBackend)
@@ -143,6 +168,7 @@ class Engine:
             workers=workers,
             open_for_lanes=again if on_cpu and workers > 1 else None,
             limits=limits,
+            isolate=isolate,
             unsure_below=file.spec.unsure_below if unsure_below == "recommended" else unsure_below,
             queue_delay=queue_delay,
             queue_size=queue_size,
@@ -230,9 +256,11 @@ class Engine:
             SourceError: as for `predict`.
         """
         try:
+            if self._isolated is not None and is_encoded(source):
+                return self._isolated.prepare(source)
             return self._preprocess(self._decode(self._read(source), channels))
         except (MemoryError, Image.DecompressionBombError) as error:  # such as a long strip, padded to a square
-            raise SourceError(Kind.TOO_LARGE, f"too large to become the model's input: {error}") from error
+            raise decode_error(error) from error
 
     def close(self) -> None:
         """Give the backend's resources back. Closing twice is no error."""
@@ -244,6 +272,8 @@ class Engine:
             closed, self._closed = self._closed, True
         if not closed:
             self.backend.close()
+            if self._isolated is not None:
+                self._isolated.close()
             if self._backend_of_lanes is not None:
                 self._backend_of_lanes.close()
 
@@ -343,6 +373,8 @@ class Engine:
             return self.prepare(source, channels=channels)
         if on_gpu(source):
             return self._on_device.admit(source, channels)
+        if self._isolated is not None and is_encoded(source):
+            return self._made_smaller(source)
         source = self._read(source)
         try:
             if isinstance(source, bytes) and is_plain_jpeg(source, self.limits) and not may_be_turned(source):
@@ -351,18 +383,22 @@ class Engine:
                     return picture
             return self._decode(source, channels)
         except MemoryError as error:
-            raise SourceError(Kind.TOO_LARGE, f"too large to decode: {error}") from error
+            raise decode_error(error) from error
 
     def _picture_or_fail(self, source: Source, channels: Channels) -> "Picture | Failure":
         try:
             picture = self._picture(source, channels)
             too_large = isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD
             if too_large and self._on_device is not None:
-                # The same bits, and a batch of photographs does not fill the memory before it is uploaded.
-                return np.ascontiguousarray(self.prepare(cast("Pixels", picture)).transpose(1, 2, 0))
+                # A batch of photographs must not fill the memory before it is uploaded.
+                return self._made_smaller(cast("Pixels", picture))
             return picture
         except SourceError as error:
             return Failure(error.kind, error.message, source)
+
+    def _made_smaller(self, source: Source) -> Pixels:
+        """A picture as small as the network's input, `[H, W, C]`: a GPU makes the same bits of it."""
+        return np.ascontiguousarray(self.prepare(source).transpose(1, 2, 0))
 
     def _answer_or_fail(
         self, good: "list[tuple[Source, Picture]]"

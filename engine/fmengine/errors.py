@@ -68,7 +68,11 @@ class Kind(StrEnum):
     NOT_AN_IMAGE = "not_an_image"  # no known image format
     TRUNCATED = "truncated"  # the file ends before the picture does
     CORRUPT = "corrupt"  # a known format whose content cannot be decoded
-    TOO_LARGE = "too_large"  # over the limit of bytes or pixels
+    FILE_TOO_LARGE = "file_too_large"  # over the limit of encoded bytes
+    TOO_LARGE = "too_large"  # over the limit of pixels
+    OUT_OF_MEMORY = "out_of_memory"  # within the limits, and yet there was no room for it
+    TIMEOUT = "timeout"  # took longer than a file may, where decoding is isolated
+    CRASHED = "crashed"  # its decoder died, where decoding is isolated
     UNSUPPORTED = "unsupported"  # a source, dtype, shape or format that fmengine does not take
 
 

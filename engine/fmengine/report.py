@@ -15,8 +15,9 @@ from string import Template
 
 from PIL import Image
 
-from .decode import Limits, decode
+from .decode import decode
 from .errors import OutputError, SourceError
+from .limits import Limits
 from .model_file import ModelSpec
 from .output import temporary_of
 from .rows import Row, file_of, printable

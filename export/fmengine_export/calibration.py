@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from fmengine.decode import Limits, decode
+from fmengine.decode import decode
 from fmengine.errors import DataError, SourceError
+from fmengine.limits import Limits
 from fmengine.preprocess import Color, Fit, Pixels, preprocess
 from fmengine.sources import walk
 from fmengine_train.model import AlexNetConfig

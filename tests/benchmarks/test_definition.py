@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmengine.decode import Limits, decode
+from fmengine.decode import decode
+from fmengine.limits import Limits
 from fmengine.preprocess import COLORS, FITS, Color, Fit
 from fmengine.preprocess import preprocess as runtime
 from fmengine_bench.definition import coefficients, luma, preprocess, resize

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from fmengine.decode import Limits, Source, decode
+from fmengine.decode import Source, decode
 from fmengine.errors import Kind, SourceError
+from fmengine.limits import Limits
 
 # Pillow warns of odd files that it reads all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from fmengine import Engine, Failure
-from fmengine.decode import Limits
 from fmengine.errors import UnavailableError
+from fmengine.limits import Limits
 
 from . import driver, shuffles
 

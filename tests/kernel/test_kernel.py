@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmengine.decode import Limits, decode
+from fmengine.decode import decode
 from fmengine.errors import SourceError
 from fmengine.gpu.plan import PICTURE, Geometry, Plan, fit_box
+from fmengine.limits import Limits
 from fmengine.preprocess import FITS, preprocess
 
 from .cases import Case, random_box, random_case, reference

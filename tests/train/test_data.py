@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmengine.decode import Limits, decode
+from fmengine.decode import decode
 from fmengine.errors import DataError
+from fmengine.limits import Limits
 from fmengine.preprocess import preprocess
 from fmengine_train.data import Dataset, Item, find, held_out, load, part_of
 

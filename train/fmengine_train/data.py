@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from fmengine.decode import Limits, decode
+from fmengine.decode import decode
 from fmengine.errors import DataError, SourceError
+from fmengine.limits import Limits
 from fmengine.preprocess import Color, Fit, Pixels, preprocess
 
 from .checks import check_classes, check_path, leave_out

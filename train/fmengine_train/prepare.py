@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from fmengine.decode import Limits, decode
+from fmengine.decode import decode
 from fmengine.errors import DataError, OutputError, SourceError
+from fmengine.limits import Limits
 from fmengine.preprocess import Pixels
 
 from .data import Item, find

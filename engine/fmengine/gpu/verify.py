@@ -22,8 +22,9 @@ from PIL import Image
 
 from ..backends import Options, Outputs, open_backend
 from ..backends.onnxruntime import OnnxRuntimeBackend
-from ..decode import Limits, decode_bytes
+from ..decode import decode_bytes
 from ..errors import BackendError, DeviceError
+from ..limits import Limits
 from ..model_file import ModelFile, ModelSpec, load_model_file, resolve
 from ..preprocess import Pixels
 from .backend import GpuBackend

@@ -1,0 +1,48 @@
+"""What a picture may cost: before it is decoded, and, where decoding is isolated, while it is."""
+
+from dataclasses import dataclass
+
+LEAST_ROW = 16  # pixels that a row costs a decoder at least: a million rows of one pixel are no small picture
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is refused before it is decoded.
+
+    Attributes:
+        max_bytes: of an encoded picture; over it is `file_too_large`.
+        max_pixels: width times height, a row counting as `LEAST_ROW` pixels at least; over it is `too_large`. The
+            default is where Pillow calls a picture a decompression bomb. More than that needs a higher
+            `PIL.Image.MAX_IMAGE_PIXELS` too, which is the whole process's and not ours to change.
+
+    Raises:
+        ValueError: for a limit that nothing passes.
+    """
+
+    max_bytes: int = 256 * 1024**2
+    max_pixels: int = 2 * 89_478_485
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1 or self.max_pixels < 1:
+            raise ValueError(f"max_bytes {self.max_bytes}, max_pixels {self.max_pixels}: expected 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What a worker process may take for one picture; see `isolation`.
+
+    Attributes:
+        seconds: from the first byte that is read to the network's input; over it is `timeout`.
+        memory: bytes beyond what an idle worker has; over it is `out_of_memory`, or `crashed` where a decoder does
+            not notice.
+
+    Raises:
+        ValueError: for a limit that nothing passes.
+    """
+
+    seconds: float = 10.0
+    memory: int = 2 * 1024**3
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0 or self.memory < 1:
+            raise ValueError(f"seconds {self.seconds}, memory {self.memory}: expected more than 0")

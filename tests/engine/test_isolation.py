@@ -1,0 +1,299 @@
+"""Decoding in worker processes: whatever a decoder does, it costs its own picture and no other."""
+
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmengine import Engine, Failure, Isolation, Kind, Limits, Prediction, SourceError
+from fmengine.errors import UnavailableError
+
+# What a worker imports at its start, before anything of ours: a decoder with planted faults.
+PLANTED = """
+    import os, signal, sys, time
+    import simplejpeg
+
+    whole = simplejpeg.decode_jpeg_header
+    broken = []
+
+    def decode_jpeg_header(data, *arguments):
+        fault = bytes(data[-8:])
+        if fault == b"segfault": os.kill(os.getpid(), signal.SIGSEGV)
+        if fault == b"exit____": os._exit(7)
+        if fault == b"killed__": os.kill(os.getpid(), signal.SIGKILL)
+        if fault == b"hang____":
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+            while True: pass
+        if fault == b"sleep___": time.sleep(3600)
+        if fault == b"memory__":
+            while True: broken.append(bytes(1 << 24))
+        if fault == b"poisons_": broken.append(1)  # answers, and breaks whatever comes after it
+        elif broken: os.abort()
+        if fault == b"writes__": open(os.environ["FMENGINE_TEST_FILE"], "w").write("x" * 100)
+        if fault == b"raises__": raise RuntimeError("of no kind that is foreseen")
+        return whole(data, *arguments)
+
+    simplejpeg.decode_jpeg_header = decode_jpeg_header
+"""
+
+FAULTS = {
+    "segfault": (Kind.CRASHED, "SIGSEGV"),
+    "exit____": (Kind.CRASHED, "exit code 7"),
+    "killed__": (Kind.CRASHED, "SIGKILL, as the system does when memory runs out"),
+    "hang____": (Kind.TIMEOUT, "not decoded within 2 seconds"),
+    "sleep___": (Kind.TIMEOUT, "not decoded within 2 seconds"),
+    "memory__": (Kind.OUT_OF_MEMORY, "no room to decode it"),
+}
+LIMITS = Isolation(seconds=2.0, memory=256 * 1024**2)
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:::PIL")]
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch) -> None:
+    """Workers of this test have the planted decoder; this process has not."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(PLANTED))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.fixture(scope="module")
+def jpeg(portrait) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.open(portrait).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def children() -> set[int]:
+    """Processes that this one started."""
+    own = Path(f"/proc/{os.getpid()}/task")
+    return {int(pid) for task in own.iterdir() for pid in (task / "children").read_text().split()}
+
+
+def test_answers_are_those_without(portrait, jpeg, portrait_pixels):
+    sources = [
+        portrait,
+        str(portrait),
+        portrait.read_bytes(),
+        jpeg,
+        bytearray(jpeg),
+        memoryview(jpeg),
+        portrait_pixels,
+    ]
+    with Engine.load() as plain, Engine.load(isolate=LIMITS) as isolated:
+        assert list(isolated.predict_many(sources)) == list(plain.predict_many(sources))
+        for source in sources:
+            np.testing.assert_array_equal(isolated.prepare(source), plain.prepare(source))
+
+
+def test_failures_are_those_without(tmp_path, jpeg):
+    (tmp_path / "empty.jpg").touch()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    sources = [
+        *(b"", b"no picture", jpeg[:-600], b"\xff\xd8\xff", "nul\0.jpg", "\ud800.jpg", tmp_path),
+        *(tmp_path / name for name in ("missing", "empty.jpg", "pipe.jpg")),
+    ]
+    limits = Limits(max_bytes=10_000, max_pixels=20_000)
+    with Engine.load(limits=limits) as plain, Engine.load(limits=limits, isolate=LIMITS) as isolated:
+        sources += [bytes(10_001), jpeg]
+        found, expected = (list(engine.predict_many(sources)) for engine in (isolated, plain))
+    assert all(isinstance(failure, Failure) for failure in expected)
+    assert found == expected
+
+
+def test_hostile_files_get_the_same_answers(hostile_images):
+    files = sorted(path for path in hostile_images.rglob("*") if path.is_file())
+    with Engine.load() as plain, Engine.load(isolate=Isolation()) as isolated:
+        assert list(isolated.predict_many(files)) == list(plain.predict_many(files))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_costs_its_own_picture(planted, jpeg, fault):
+    kind, message = FAULTS[fault]
+    with Engine.load(workers=2) as plain, Engine.load(isolate=LIMITS, workers=2) as isolated:
+        (good,) = plain.predict_many([jpeg])
+        sources = [jpeg] * 20
+        for place in (0, 7, 8, 19):
+            sources[place] = jpeg + fault.encode()
+        answers = list(isolated.predict_many(sources))
+    assert [place for place, answer in enumerate(answers) if isinstance(answer, Failure)] == [0, 7, 8, 19]
+    for answer in answers:
+        if isinstance(answer, Failure):
+            assert answer.kind is kind
+            assert message in answer.message
+        else:
+            assert answer == good
+
+
+def test_predict_raises_what_the_worker_did(planted, jpeg):
+    with Engine.load(isolate=LIMITS) as engine:
+        with pytest.raises(SourceError, match="died of SIGSEGV") as caught:
+            engine.predict(jpeg + b"segfault")
+        assert caught.value.kind is Kind.CRASHED
+        assert isinstance(engine.predict(jpeg), Prediction)
+
+
+def test_a_picture_is_not_blamed_for_an_earlier_one(planted, jpeg):
+    """The poison breaks its worker silently; every picture after it must be answered all the same."""
+    with Engine.load(isolate=LIMITS, workers=1) as engine:
+        for source in [jpeg, jpeg + b"poisons_", jpeg, jpeg, jpeg + b"poisons_", jpeg]:
+            assert engine.predict(source).label == "happy"
+
+
+def test_a_worker_writes_no_files(planted, jpeg, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMENGINE_TEST_FILE", str(tmp_path / "written"))
+    with Engine.load(isolate=LIMITS) as engine:
+        engine.predict(jpeg + b"writes__")
+    assert (tmp_path / "written").stat().st_size == 0
+
+
+def test_an_unforeseen_error_in_a_worker_is_a_crash(planted, jpeg):
+    with Engine.load(isolate=LIMITS) as engine, pytest.raises(SourceError) as caught:
+        engine.predict(jpeg + b"raises__")
+    assert caught.value.kind is Kind.CRASHED
+
+
+def test_sixteen_threads_with_faults_mixed_in(planted, jpeg):
+    with Engine.load(isolate=LIMITS, workers=4) as engine:
+        expected = engine.predict(jpeg)
+        wrong: list[object] = []
+
+        def ask(number: int) -> None:
+            for turn in range(20):
+                bad = (number + turn) % 7 == 0
+                try:
+                    answer = engine.predict(jpeg + (b"segfault" if bad else b""))
+                    if bad or answer != expected:
+                        wrong.append(answer)
+                except SourceError as error:
+                    if not bad or error.kind is not Kind.CRASHED:
+                        wrong.append(error)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert len(children()) <= 4
+
+
+def test_workers_end_with_the_engine(jpeg):
+    before = children()
+    with Engine.load(isolate=LIMITS, workers=2) as engine:
+        list(engine.predict_many([jpeg] * 40))
+        assert children() > before
+    assert children() == before
+
+
+def test_workers_end_when_the_engine_is_killed(planted, jpeg, tmp_path):
+    """Also one that hangs in its decoder: nobody is left to end it."""
+    (tmp_path / "hang.jpg").write_bytes(jpeg + b"hang____")
+    program = (
+        "import sys; from fmengine import Engine, Isolation; engine = Engine.load(isolate=Isolation(seconds=1)); "
+    )
+    program += "engine.predict(sys.argv[1])"
+    process = subprocess.Popen([sys.executable, "-c", program, tmp_path / "hang.jpg"])
+    workers: list[str] = []
+    while not workers and process.poll() is None:
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    assert workers
+    deadline = time.monotonic() + 60
+    while any(running(int(pid)) for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlives its engine"
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_worker_has_less_than_the_engine(jpeg):
+    before = children()
+    with Engine.load(isolate=LIMITS, workers=1) as engine:
+        engine.predict(jpeg)
+        (worker,) = children() - before
+        soft = {
+            limit: resource.prlimit(worker, limit)[0] for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE)
+        }
+        assert set(soft.values()) == {0}
+        assert resource.prlimit(worker, resource.RLIMIT_AS)[0] < 4 * 1024**3
+        assert Path(f"/proc/{worker}/oom_score_adj").read_text().strip() == "1000"
+
+
+def test_a_worker_imports_nothing_from_the_current_folder(jpeg, tmp_path, monkeypatch):
+    for name in ("json", "sys", "numpy", "PIL", "simplejpeg", "fmengine"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    with Engine.load(isolate=LIMITS) as engine:
+        assert engine.predict(jpeg).label == "happy"
+
+
+def test_a_path_is_that_of_the_current_folder_now(jpeg, tmp_path, monkeypatch):
+    with Engine.load(isolate=LIMITS) as engine:
+        engine.predict(jpeg)
+        monkeypatch.chdir(tmp_path)
+        Path("here.jpg").write_bytes(jpeg)
+        assert engine.predict("here.jpg").label == "happy"
+
+
+def test_a_worker_that_cannot_start_is_no_fault_of_a_picture(jpeg, monkeypatch):
+    with Engine.load(isolate=LIMITS) as engine:
+        for program, says in (("/bin/false", "ended with 1 before"), ("/missing", "cannot start")):
+            monkeypatch.setattr(sys, "executable", program)
+            with pytest.raises(UnavailableError, match=says):
+                engine.predict(jpeg)
+        monkeypatch.undo()
+        assert engine.predict(jpeg).label == "happy"
+
+
+def test_a_read_that_stalls_is_a_timeout(jpeg, tmp_path, monkeypatch):
+    """As on a network drive that went away: the worker sleeps in `read`, whatever signal it is sent but one."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    stalling = """
+        import os, time
+        whole = os.open
+        def open_(path, *arguments, **more):
+            if os.fsencode(path).endswith(b"stalls.jpg"): time.sleep(3600)
+            return whole(path, *arguments, **more)
+        os.open = open_
+    """
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(stalling))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    paths = [tmp_path / name for name in ("a.jpg", "stalls.jpg", "b.jpg")]
+    for path in paths:
+        path.write_bytes(jpeg)
+    with Engine.load(isolate=LIMITS) as engine:
+        answers = list(engine.predict_many(paths))
+    assert [getattr(answer, "kind", None) for answer in answers] == [None, Kind.TIMEOUT, None]
+
+
+@pytest.mark.parametrize("limits", [{"seconds": 0}, {"seconds": -1.0}, {"memory": 0}])
+def test_limits_that_nothing_passes_are_refused(limits):
+    with pytest.raises(ValueError, match="expected more than 0"):
+        Isolation(**limits)
+
+
+def test_a_gpu_decodes_nothing_in_isolation():
+    with pytest.raises(ValueError, match="isolate needs jpeg 'cpu'"):
+        Engine.load(jpeg="gpu", isolate=LIMITS)
