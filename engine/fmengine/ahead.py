@@ -22,7 +22,14 @@ BATCHES_AHEAD = 2  # beyond those that the GPU works on: bounds the memory
 
 
 def outcomes(
-    sources: Iterator[Source], prepare: Prepare, answer: Answer, *, workers: int, lanes: int, size: int
+    sources: Iterator[Source],
+    prepare: Prepare,
+    answer: Answer,
+    *,
+    workers: int,
+    lanes: int,
+    size: int,
+    in_flight: int | None = None,
 ) -> Iterator[Prediction | Failure]:
     """What comes of each source, in order.
 
@@ -33,7 +40,9 @@ def outcomes(
         workers: threads that prepare.
         lanes: batches that the GPU works on at once, a thread each.
         size: pictures of a batch.
+        in_flight: pictures that are under way at most, `size` or more; None for some batches.
     """
+    most = BATCHES_AHEAD + lanes if in_flight is None else in_flight // size
     decoding = ThreadPoolExecutor(workers, thread_name_prefix="fmengine-decode")
     answering = ThreadPoolExecutor(lanes, thread_name_prefix="fmengine-answer")
     try:
@@ -41,7 +50,7 @@ def outcomes(
         while batch := list(islice(sources, size)):
             prepared = [(source, _prepared(source, prepare, decoding)) for source in batch]
             batches.append(answering.submit(_finish, prepared, answer))
-            if len(batches) >= BATCHES_AHEAD + lanes:
+            if len(batches) >= most:
                 yield from batches.popleft().result()
         while batches:
             yield from batches.popleft().result()

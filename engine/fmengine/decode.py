@@ -279,6 +279,11 @@ def _from_pillow(image: Image.Image, color: Color) -> Pixels:
     return _upright(pixels, orientation)
 
 
+def raise_pillows_limit(limits: Limits) -> None:
+    """Let Pillow open what our limits allow. Its own is the process's: for those that are all ours."""
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits.max_pixels // 2)
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()

@@ -218,7 +218,12 @@ class Engine:
             ) from None
 
     def predict_many(
-        self, sources: Iterable[Source], *, batch_size: int | None = None, channels: Channels = "rgb"
+        self,
+        sources: Iterable[Source],
+        *,
+        batch_size: int | None = None,
+        in_flight: int | None = None,
+        channels: Channels = "rgb",
     ) -> Iterator[Prediction | Failure]:
         """Answer for any number of pictures, in order, in constant memory.
 
@@ -229,16 +234,21 @@ class Engine:
         Args:
             sources: as for `predict`; may be endless.
             batch_size: pictures a run of the network, at most `max_batch`, which is the default.
+            in_flight: pictures under way at most: read, and not answered yet. By default as many as keep every
+                thread busy, some batches each.
             channels: as for `predict`.
         """
         size = self.max_batch if batch_size is None else batch_size
         if not 1 <= size <= self.max_batch:
             raise ValueError(f"batch_size {size}; expected 1 to max_batch, {self.max_batch}")
+        if in_flight is not None and in_flight < 1:
+            raise ValueError(f"in_flight {in_flight}; expected 1 or more")
+        size = min(size, in_flight or size)
         self._check_open()
         ended: list[Exception] = []
         until_error = _until_error(sources, ended)
         if self._on_device is None:
-            return _then_raise(self._through_lanes(until_error, size, channels), ended)
+            return _then_raise(self._through_lanes(until_error, size, in_flight, channels), ended)
         ahead = outcomes_ahead(
             until_error,
             partial(self._picture_or_fail, channels=channels),
@@ -246,6 +256,7 @@ class Engine:
             workers=self._workers,
             lanes=self._on_device.lanes,
             size=size,
+            in_flight=in_flight,
         )
         return _then_raise(ahead, ended)
 
@@ -334,7 +345,7 @@ class Engine:
         return self._post(sources, self._compute(pictures, backend or self.backend))
 
     def _through_lanes(
-        self, sources: Iterator[Source], size: int, channels: Channels
+        self, sources: Iterator[Source], size: int, in_flight: int | None, channels: Channels
     ) -> Iterator[Prediction | Failure]:
         """Where the CPU computes: each thread decodes and runs the network on its own batch."""
         first = list(islice(sources, 2))
@@ -347,6 +358,7 @@ class Engine:
             partial(self._answer, backend=backend),
             count=self._workers,
             size=size,
+            in_flight=in_flight,
         )
         with closing(lanes):
             yield from lanes.outcomes(chain(first, sources))

@@ -33,7 +33,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from .decode import Encoded, decode, decode_error, read_error
+from .decode import Encoded, decode, decode_error, raise_pillows_limit, read_error
 from .errors import Kind, SourceError, UnavailableError
 from .limits import Isolation, Limits
 from .model_file import ModelSpec
@@ -265,7 +265,9 @@ def network_input(
     least: int,
 ) -> bytes:
     """The task of an engine: the network's input, uint8 `[C, height, width]`."""
-    pixels = decode(source, color, Limits(max_bytes, max_pixels), least=least)
+    limits = Limits(max_bytes, max_pixels)
+    raise_pillows_limit(limits)
+    pixels = decode(source, color, limits, least=least)
     try:
         return preprocess(pixels, height, width, color, fit).tobytes()
     except Image.DecompressionBombError as error:  # such as a long strip, padded to a square

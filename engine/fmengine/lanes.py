@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Prepare = Callable[[Source], "Picture | Failure"]
 Answer = Callable[[list[Source], "list[Picture]"], Iterable[Prediction]]
 
-WINDOW = 2  # batches a lane that are under way at most: bounds the memory
+WINDOW = 2  # batches a lane that are under way at most, unless told otherwise: bounds the memory
 HANDFUL = 8  # pictures that a lane takes at once: one by one, threads would mostly wake each other
 
 
@@ -42,11 +42,15 @@ class Lanes:
         answer: the network on a batch.
         count: threads.
         size: pictures of the largest batch.
+        in_flight: pictures that are under way at most, `size` or more; None for `WINDOW` batches a lane.
     """
 
-    def __init__(self, prepare: Prepare, answer: Answer, *, count: int, size: int) -> None:
+    def __init__(
+        self, prepare: Prepare, answer: Answer, *, count: int, size: int, in_flight: int | None = None
+    ) -> None:
         self._prepare, self._answer, self._size = prepare, answer, size
-        self._handful = min(HANDFUL, size)
+        self._most = in_flight or WINDOW * size * count
+        self._handful = min(HANDFUL, size)  # no more than `_most`: what is waited for must have been handed out
         self._waiting: SimpleQueue[list[Place] | None] = SimpleQueue()
         self._finished = threading.Event()  # set when some batch is
         self._stopped = False
@@ -58,7 +62,6 @@ class Lanes:
         """What comes of each source, in order and as soon as it is known."""
         places: deque[Place] = deque()
         handful: list[Place] = []
-        most = WINDOW * self._size * len(self._threads)
         for source in sources:
             place = Place(source)
             places.append(place)
@@ -66,7 +69,7 @@ class Lanes:
             if len(handful) == self._handful or self._waiting.empty():
                 self._waiting.put(handful)
                 handful = []
-            while places and (places[0].outcome is not None or len(places) >= most):
+            while places and (places[0].outcome is not None or len(places) >= self._most):
                 yield self._first(places)
         self._waiting.put(handful)
         while places:

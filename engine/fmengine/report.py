@@ -3,11 +3,11 @@
 import base64
 import html
 import io
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -15,18 +15,27 @@ from string import Template
 
 from PIL import Image
 
-from .decode import decode
+from .cores import usable_cores
+from .decode import Encoded, decode
 from .errors import OutputError, SourceError
-from .limits import Limits
+from .limits import Isolation, Limits
 from .model_file import ModelSpec
 from .output import temporary_of
+from .prediction import UNSURE
 from .rows import Row, file_of, printable
 
 THUMBNAIL = 192  # pixels of the longer side, sharp on a phone's screen at half that size
 READ_AHEAD = 256  # pictures; bounds memory
 
 
-def write_report(path: Path, rows: Iterable[Row], spec: ModelSpec, describe: dict[str, str]) -> None:
+def write_report(
+    path: Path,
+    rows: Iterable[Row],
+    spec: ModelSpec,
+    describe: dict[str, str],
+    limits: Limits | None = None,
+    isolate: Isolation | None = None,
+) -> None:
     """Write the contact sheet.
 
     Args:
@@ -34,6 +43,8 @@ def write_report(path: Path, rows: Iterable[Row], spec: ModelSpec, describe: dic
         rows: of `rows.to_row`, in the order to show.
         spec: of the model that answered.
         describe: of the backend that answered.
+        limits: of a picture, as when it was labelled.
+        isolate: decode in worker processes, as when it was labelled.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -41,14 +52,14 @@ def write_report(path: Path, rows: Iterable[Row], spec: ModelSpec, describe: dic
     template = Template(resources.files("fmengine").joinpath("report.html").read_text(encoding="utf-8"))
     before, after = template.template.split("$cards")
     counts: Counter[str] = Counter()
+    names = [*spec.labels, "error", UNSURE]
     temporary = temporary_of(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(Template(before).substitute(title=html.escape(printable(path.stem))))
-            for number, (row, thumbnail) in enumerate(_with_thumbnails(rows)):
+            for number, (row, jpeg) in enumerate(_with_thumbnails(rows, limits or Limits(), isolate)):
                 counts[row["label"] or "error"] += 1
-                file.write(_card(number, row, thumbnail, spec))
-            names = [*spec.labels, "error"]
+                file.write(_card(number, row, jpeg, names))
             values = {
                 "total": f"{counts.total():,}",
                 "filters": "".join(
@@ -66,42 +77,57 @@ def write_report(path: Path, rows: Iterable[Row], spec: ModelSpec, describe: dic
             temporary.unlink(missing_ok=True)
 
 
-def _with_thumbnails(rows: Iterable[Row]) -> Iterator[tuple[Row, str]]:
-    """Each row with its picture as a data URI, decoded by threads, in order, a bounded number ahead."""
-    iterator = iter(rows)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+def _with_thumbnails(
+    rows: Iterable[Row], limits: Limits, isolate: Isolation | None
+) -> Iterator[tuple[Row, bytes]]:
+    """Each row with its thumbnail, made by threads, in order, a bounded number ahead; none for a failure."""
+    iterator, threads = iter(rows), usable_cores()
+    with ExitStack() as stack:
+        make: Callable[[Encoded], bytes] = lambda source: thumbnail(source, **asdict(limits))  # noqa: E731
+        if isolate is not None:
+            from .isolation import Workers  # what starts processes takes time to import
+
+            workers = Workers(f"{__name__}:thumbnail", asdict(limits), isolate, threads)
+            make = stack.enter_context(workers).run
+
+        def made(row: Row) -> bytes:
+            if row["error"]:
+                return b""
+            try:
+                return make(file_of(row))
+            except SourceError:  # the file changed or went away since it was labelled
+                return b""
+
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
         while chunk := list(islice(iterator, READ_AHEAD)):
-            yield from zip(chunk, pool.map(_thumbnail, chunk), strict=True)
+            yield from zip(chunk, pool.map(made, chunk), strict=True)
 
 
-def _thumbnail(row: Row) -> str:
-    if row["error"]:
-        return ""
-    try:
-        image = Image.fromarray(decode(file_of(row), "rgb", Limits()))
-    except SourceError:  # the file changed or went away since it was labelled
-        return ""
+def thumbnail(source: Encoded, **limits: int) -> bytes:
+    """A picture, small, as a JPEG. Raises SourceError as `decode` does."""
+    image = Image.fromarray(decode(source, "rgb", Limits(**limits)))
     scale = THUMBNAIL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
-def _card(number: int, row: Row, thumbnail: str, spec: ModelSpec) -> str:
+def _card(number: int, row: Row, jpeg: bytes, names: list[str]) -> str:
     name = html.escape(row["path"])
     short = html.escape(row["path"].rsplit("/", 1)[-1])
     if row["error"]:
         kind, message = (html.escape(row["error"][key]) for key in ("kind", "message"))
         picture = '<div class="none" aria-hidden="true">?</div>'
-        label, confidence, tone, detail = "error", -1.0, len(spec.labels), f"{kind}: {message}"
+        label, confidence, detail = "error", -1.0, f"{kind}: {message}"
         answer = f'<b>{kind}</b><p class="message">{message}</p>'
     else:
-        label, confidence, tone = row["label"], row["confidence"], spec.labels.index(row["label"])
+        label, confidence = row["label"], row["confidence"]
         detail = html.escape(", ".join(f"{k} {p:.3f}" for k, p in row["probabilities"].items()))
+        data = base64.b64encode(jpeg).decode()
         picture = (
-            f'<img src="{thumbnail}" alt="{html.escape(label)}" loading="lazy">'
-            if thumbnail
+            f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(label)}" loading="lazy">'
+            if jpeg
             else ('<div class="none">gone</div>')
         )
         answer = (
@@ -109,7 +135,7 @@ def _card(number: int, row: Row, thumbnail: str, spec: ModelSpec) -> str:
             f'<i><i style="width:{confidence:.1%}"></i></i>'
         )
     return (
-        f'<figure class="tone{tone % 6}" data-n="{number}" data-label="{html.escape(label)}" '
+        f'<figure class="tone{names.index(label) % 6}" data-n="{number}" data-label="{html.escape(label)}" '
         f'data-confidence="{confidence:.6f}" data-path="{name}" title="{name} — {detail}">{picture}'
         f"<figcaption>{answer}<small>{short}</small></figcaption></figure>\n"
     )

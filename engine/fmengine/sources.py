@@ -1,15 +1,19 @@
 """What the command line's sources stand for: files, folders, globs, and lists on stdin."""
 
 import glob
+import heapq
+import io
 import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, cast
 
 from .errors import FmengineError
 
 STDIN = "-"
+ENTRIES_AT_ONCE = 32_768  # of a folder: bounds the memory, some 10 MB
 
 
 def expand(sources: Iterable[str], stdin: BinaryIO | None = None) -> Iterator[str]:
@@ -36,19 +40,37 @@ def walk(folder: str) -> Iterator[str]:
     to folders are not followed, so there are no loops. Pipes, sockets and devices are left out. A folder
     that cannot be read is given itself, to become a row that says why.
     """
-    left: list[str | os.DirEntry[str]] = [folder]  # not recursive: folders may be nested a thousand deep
+    left = [(folder, _entries(folder))]  # not recursive: folders may be nested a thousand deep
     while left:
-        entry = left.pop()
-        if isinstance(entry, str) or entry.is_dir(follow_symlinks=False):
-            try:
-                with os.scandir(entry) as listing:
-                    entries = sorted(listing, key=lambda entry: os.fsencode(entry.name), reverse=True)
-            except OSError:
-                yield os.fspath(entry)
-            else:
-                left += entries
+        path, entries = left[-1]
+        try:
+            entry = next(entries, None)
+        except OSError:
+            yield path
+            entry = None
+        if entry is None:
+            left.pop()
+        elif entry.is_dir(follow_symlinks=False):
+            left.append((entry.path, _entries(entry.path)))
         elif entry.is_file(follow_symlinks=False) or (entry.is_symlink() and _is_file_or_nothing(entry.path)):
             yield entry.path
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """What a folder holds, in the order of the names' bytes; a large one is listed again for each part of it."""
+    after = b""
+    while True:
+        with os.scandir(folder) as listing:
+            later = (entry for entry in listing if _name(entry) > after)
+            part = heapq.nsmallest(ENTRIES_AT_ONCE, later, key=_name)
+        yield from part
+        if len(part) < ENTRIES_AT_ONCE:
+            return
+        after = _name(part[-1])
+
+
+def _name(entry: os.DirEntry[str]) -> bytes:
+    return os.fsencode(entry.name)
 
 
 def _is_file_or_nothing(link: str) -> bool:
@@ -74,10 +96,49 @@ def _files(source: str, stdin: BinaryIO | None) -> Iterable[str]:
 
 
 def _listed(stream: BinaryIO) -> Iterator[str]:
-    """Paths from a stream: separated by NUL if the first line holds one, else one a line."""
-    first = stream.readline()
-    if b"\0" in first:
-        names: Iterable[bytes] = (first + stream.read()).split(b"\0")
-    else:
-        names = (line.rstrip(b"\r\n") for line in itertools.chain([first], stream))
-    return (os.fsdecode(name) for name in names if name)
+    """Paths from a stream as they arrive: separated by NUL if the first line holds one, else one a line."""
+    parts = iter(lambda: cast(io.BufferedReader, stream).read1(1 << 16), b"")
+    head = b""
+    while b"\n" not in head and b"\0" not in head and (part := next(parts, b"")):
+        head += part
+    separator = b"\0" if b"\0" in head.partition(b"\n")[0] else b"\n"
+    for name in _split(itertools.chain([head], parts), separator):
+        if name := name if separator == b"\0" else name.rstrip(b"\r"):
+            yield os.fsdecode(name)
+
+
+def _split(parts: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
+    rest = b""
+    for part in parts:
+        *whole, rest = (rest + part).split(separator)
+        yield from whole
+    yield rest
+
+
+def without(paths: Iterable[str], own: list[Path]) -> Iterator[str]:
+    """Leave out our own files: they are no pictures although they may lie in a folder of pictures."""
+    names, places = {path.name for path in own}, {_place(path) for path in own}
+    return (path for path in paths if os.path.basename(path) not in names or _place(path) not in places)
+
+
+def _place(path: str | Path) -> str:
+    """One name for a file, however its folder was named."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def gather(sources: tuple[str, ...], folders: tuple[str, ...]) -> Iterator[str]:
+    """The files of folders, then of sources, as a command line gives them."""
+    for folder in folders:
+        if not os.path.isdir(folder):
+            what = "is not a folder" if os.path.exists(folder) else "does not exist"
+            raise FmengineError(f"--batch {folder} {what}; expected a folder of pictures")
+    return itertools.chain(itertools.chain.from_iterable(map(walk, folders)), expand(sources))
+
+
+def first_or_error(paths: Iterator[str], folders: tuple[str, ...]) -> Iterable[str]:
+    """Notice that there is nothing to do before a model is loaded or a file is made."""
+    first = next(paths, None)
+    if first is None:
+        raise FmengineError(f"no files in {', '.join(folders) or 'the sources given'}; expected pictures")
+    return itertools.chain([first], paths)

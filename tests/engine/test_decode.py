@@ -367,7 +367,7 @@ def test_too_many_bytes(tmp_path):
     path.write_bytes(data)
     for source in (data, path):
         assert decode(source, "rgb", Limits(max_bytes=len(data))).shape == (23, 37, 3)
-        assert kind_of(source, limits=Limits(max_bytes=len(data) - 1)) is Kind.TOO_LARGE
+        assert kind_of(source, limits=Limits(max_bytes=len(data) - 1)) is Kind.FILE_TOO_LARGE
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int8, bool, object])

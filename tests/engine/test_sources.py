@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fmengine import sources
 from fmengine.errors import FmengineError, Kind
 from fmengine.prediction import Failure
 from fmengine.rows import file_of, printable, to_row, to_text
@@ -213,3 +214,45 @@ def test_any_name_is_one_line_of_utf8_and_comes_back(name):
 def test_different_names_give_different_rows(one, other):
     rows = [to_row(name, Failure(Kind.EMPTY, "", name)) for name in (one, other)]
     assert (rows[0] == rows[1]) == (one == other)
+
+
+# Large folders, which are listed part by part.
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 8, 9, 100])
+def test_a_large_folder_is_listed_whole_and_in_order(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(sources, "ENTRIES_AT_ONCE", at_once)
+    names = [b"%d.png" % number for number in range(7)] + [b"\xff.png"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).touch()
+    (tmp_path / "3below").mkdir()
+    for number in range(3):
+        (tmp_path / "3below" / f"{number}.png").touch()
+    found = [os.path.relpath(path, tmp_path) for path in walk(str(tmp_path))]
+    expected = [*names[:4], b"3below/0.png", b"3below/1.png", b"3below/2.png", *names[4:]]
+    assert found == [os.fsdecode(name) for name in expected]
+
+
+def test_a_large_folder_that_goes_away_midway_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "ENTRIES_AT_ONCE", 2)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").touch()
+    found = walk(str(folder))
+    assert [next(found), next(found)] == [str(folder / "0.png"), str(folder / "1.png")]
+    folder.rename(tmp_path / "elsewhere")
+    assert list(found) == [str(folder)]
+
+
+def test_list_by_nul_is_read_as_it_comes(tmp_path):
+    """The first names are there before the last ones are written."""
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as stream, os.fdopen(write, "wb", buffering=0) as other:
+        other.write(b"a.png\0b\n.png\0c")
+        names = expand(["-"], stream)
+        assert next(names) == "a.png"
+        assert next(names) == "b\n.png"
+        other.write(b".png\0" + b"\0".join(b"%d" % number for number in range(1000)))
+        other.close()
+        assert list(names) == ["c.png", *map(str, range(1000))]

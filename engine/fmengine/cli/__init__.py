@@ -4,6 +4,7 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 all well, 1 a chec
 3 some inputs failed, 4 the machine lacks what was asked for, 130 interrupted.
 """
 
+import logging
 import os
 import sys
 import traceback
@@ -18,6 +19,7 @@ from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import FmengineError, UnavailableError
+from .streams import configure, flush, leave_stdout, say, structured
 
 
 class Entry(NamedTuple):
@@ -52,9 +54,9 @@ def _reader_may_leave() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()  # here, for at the interpreter's exit it is too late to be quiet about it
+            flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_stdout()
         sys.exit(0)
 
 
@@ -112,7 +114,10 @@ def _missing_extra(command: str, error: ModuleNotFoundError) -> Exception:
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fmengine")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks. Any command takes it.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks and logs. Any command takes it.")
+@click.option(
+    "--log-json", is_flag=True, expose_value=False, help="Write JSON lines to stderr. Any command takes it."
+)
 def cli() -> None:
     """Tell a happy face from a sad one, with a confidence that can be trusted.
 
@@ -122,29 +127,42 @@ def cli() -> None:
 
 def main(command: click.Command = cli, name: str = "fmengine") -> None:
     """Run the command line, or a command of its own, and exit with its code."""
-    if debug := "--debug" in sys.argv:  # before or after the command
-        sys.argv.remove("--debug")
+    debug, log_json = _taken_out("--debug"), _taken_out("--log-json")
     # A stream that the caller closed (`>&-`) is None in Python.
     sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
+    configure(as_json=log_json, debug=debug)
     # Pillow warns on stderr of pictures that fmengine answers with a row.
     warnings.filterwarnings("ignore", module="PIL")
     try:
         sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.ClickException as error:
-        error.show()
+        if structured():
+            _say_error(error.format_message(), error, error.exit_code, debug)
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("fmengine: interrupted", err=True)
+        say("fmengine: interrupted", level=logging.ERROR, exit_code=INTERRUPTED)
         sys.exit(INTERRUPTED)
+    except FmengineError as error:
+        _say_error(f"fmengine: {error}", error, error.exit_code, debug)
+        sys.exit(error.exit_code)
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        elif isinstance(error, FmengineError):
-            click.echo(f"fmengine: {error}", err=True)
-        else:
-            kind = type(error).__name__
-            click.echo(
-                f"fmengine: {kind}: {error}. Not an error we foresaw: --debug shows where",
-                err=True,
-            )
-        sys.exit(error.exit_code if isinstance(error, FmengineError) else 1)
+        hint = "" if debug else " Not an error we foresaw: --debug shows where"
+        _say_error(f"fmengine: {type(error).__name__}: {error}.{hint}", error, 1, debug)
+        sys.exit(1)
+
+
+def _taken_out(option: str) -> bool:
+    """Whether the command line has an option that may stand before or after the command; it is taken out."""
+    if found := option in sys.argv:
+        sys.argv.remove(option)
+    return found
+
+
+def _say_error(message: str, error: Exception, exit_code: int, debug: bool) -> None:
+    if debug and not structured():
+        traceback.print_exception(error)
+        return
+    fields: dict[str, Any] = {"error": type(error).__name__, "exit_code": exit_code}
+    say(message, level=logging.ERROR, **fields, **({"exc_info": error} if debug else {}))

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
-from itertools import chain
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,25 +14,18 @@ import click
 from tqdm import tqdm
 
 from ..backends import BACKENDS
+from ..decode import raise_pillows_limit
 from ..engine import Engine
-from ..errors import FmengineError, OutputError
+from ..errors import OutputError
+from ..limits import Isolation, Limits
 from ..output import OutputFile, state_of, temporary_of
+from ..prediction import Failure
 from ..rows import Row, to_row, to_text
-from ..sources import expand, walk
+from ..sources import first_or_error, gather, without
+from .parameters import Size, threshold
+from .streams import emit, logger, quiet_decoders, say, structured
 
 SOME_FAILED = 3
-
-
-def _threshold(context: click.Context, option: click.Parameter, value: str) -> float | Literal["recommended"]:
-    if value == "recommended":
-        return "recommended"
-    try:
-        threshold = float(value)
-    except ValueError:
-        threshold = -1.0
-    if not 0 <= threshold <= 1:
-        raise click.BadParameter(f"{value!r}; expected a confidence from 0 to 1, or `recommended`")
-    return threshold
 
 
 @click.command()
@@ -57,7 +50,7 @@ def _threshold(context: click.Context, option: click.Parameter, value: str) -> f
 @click.option(
     "--unsure-below",
     metavar="CONFIDENCE",
-    callback=_threshold,
+    callback=threshold,
     default="0",
     help="Answer `unsure` under this confidence, 0 to 1; `recommended` takes the model's own.  [default: never]",
 )
@@ -85,6 +78,24 @@ def _threshold(context: click.Context, option: click.Parameter, value: str) -> f
 @click.option(
     "--threads", type=click.IntRange(0), default=0, help="Of the network on a CPU.  [default: all cores]"
 )
+@click.option(
+    "--in-flight", type=click.IntRange(1), help="Pictures under way at most.  [default: some batches a thread]"
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=Limits().max_pixels,
+    show_default=True,
+    help="Of a picture; more is refused before it is decoded.",
+)
+@click.option("--max-bytes", type=Size(), default="256M", show_default=True, help="Of a file; more is not read.")
+@click.option(
+    "--isolate",
+    is_flag=True,
+    help="Decode in worker processes: a decoder that crashes, hangs or takes all memory costs one picture.",
+)
+@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), help="Of a file, isolated.  [default: 10]")
+@click.option("--max-memory", type=Size(), help="Of a file, isolated.  [default: 2G]")
 def infer(
     sources: tuple[str, ...],
     folders: tuple[str, ...],
@@ -101,6 +112,12 @@ def infer(
     device: int,
     batch_size: int,
     threads: int,
+    in_flight: int | None,
+    max_pixels: int,
+    max_bytes: int,
+    isolate: bool,
+    max_seconds: float | None,
+    max_memory: int | None,
 ) -> None:
     """Label pictures: SOURCE is a file, a folder, a glob, or `-` for a list of paths on stdin.
 
@@ -113,7 +130,10 @@ def infer(
         raise click.UsageError("--resume goes on with an output file: give --output x.jsonl")
     if report is not None:
         _check_report(report, replace=overwrite or resume)
-    paths = _first_or_error(_without(_paths(sources, folders), _written(output, report)), folders)
+    limits = Limits(max_bytes, max_pixels)
+    raise_pillows_limit(limits)
+    isolation = _isolation(isolate, max_seconds, max_memory)
+    paths = first_or_error(without(gather(sources, folders), _written(output, report)), folders)
     with ExitStack() as stack:
         engine = Engine.load(
             model,
@@ -121,23 +141,29 @@ def infer(
             device=device,
             max_batch=batch_size,
             threads=threads,
+            limits=limits,
+            isolate=isolation,
             unsure_below=unsure_below,
             jpeg=jpeg,
             scaled_jpeg=scaled_jpeg,
         )
         stack.enter_context(engine)
+        if "--debug" not in sys.argv:
+            stack.enter_context(quiet_decoders())
         file = None
         if output is not None:
             identity: dict[str, Any] = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
-            identity |= {"unsure_below": engine.unsure_below, "scaled_jpeg": scaled_jpeg}
+            identity |= {"unsure_below": engine.unsure_below, "jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
+            identity |= asdict(limits) | {"isolate": isolation and asdict(isolation)}
             opened = OutputFile(output, engine.spec.labels, identity, resume=resume, overwrite=overwrite)
             file = stack.enter_context(opened)
-        rows = _rows(engine, _unfinished(paths, file.finished) if file else paths)
+        rows = _rows(engine, _unfinished(paths, file.finished) if file else paths, in_flight)
         counts, kept = _consume(rows, file, as_json=as_json, keep=report is not None)
         if report is not None:
             from ..report import write_report  # a few milliseconds that most runs need not pay
 
-            write_report(report, file.rows() if file else kept, engine.spec, engine.backend.describe())
+            found = file.rows() if file else kept
+            write_report(report, found, engine.spec, engine.backend.describe(), limits, isolation)
         _summarise(counts, file, report)
     if counts["error"] or (file and file.failed):
         sys.exit(SOME_FAILED)
@@ -150,7 +176,7 @@ def _consume(
     counts: Counter[str] = Counter()
     kept: list[Row] = []
     # A bar over rows printed on the same terminal would only break them up.
-    hidden = True if file is None and sys.stdout.isatty() else None
+    hidden = True if structured() or (file is None and sys.stdout.isatty()) else None
     try:
         with closing(rows), tqdm(rows, unit=" pictures", disable=hidden) as bar:
             for row in bar:
@@ -158,14 +184,23 @@ def _consume(
                 if file is not None:
                     file.write(row)
                     continue
-                click.echo(json.dumps(row, ensure_ascii=False) if as_json else to_text(row))
+                emit(json.dumps(row, ensure_ascii=False) if as_json else to_text(row))
                 if keep:
                     kept.append(row)
     except KeyboardInterrupt:
         if file is not None:
-            click.echo(f"fmengine: {file.path} holds every finished row; go on with --resume", err=True)
+            say(f"fmengine: {file.path} holds every finished row; go on with --resume")
         raise
     return counts, kept
+
+
+def _isolation(isolate: bool, seconds: float | None, memory: int | None) -> Isolation | None:
+    default = Isolation()
+    if isolate:
+        return Isolation(seconds or default.seconds, memory or default.memory)
+    if seconds or memory:
+        raise click.UsageError("--max-seconds and --max-memory limit the workers of --isolate: add it")
+    return None
 
 
 def _check_report(report: Path, *, replace: bool) -> None:
@@ -185,34 +220,6 @@ def _written(output: Path | None, report: Path | None) -> list[Path]:
     return own + [temporary_of(path) for path in own]
 
 
-def _without(paths: Iterable[str], own: list[Path]) -> Iterator[str]:
-    """Leave out our own files: they are no pictures although they may lie in a folder of pictures."""
-    names, places = {path.name for path in own}, {_place(path) for path in own}
-    return (path for path in paths if os.path.basename(path) not in names or _place(path) not in places)
-
-
-def _place(path: str | Path) -> str:
-    """One name for a file, however its folder was named."""
-    folder, name = os.path.split(path)
-    return os.path.join(os.path.realpath(folder), name)
-
-
-def _paths(sources: tuple[str, ...], folders: tuple[str, ...]) -> Iterator[str]:
-    for folder in folders:
-        if not os.path.isdir(folder):
-            what = "is not a folder" if os.path.exists(folder) else "does not exist"
-            raise FmengineError(f"--batch {folder} {what}; expected a folder of pictures")
-    return chain(chain.from_iterable(map(walk, folders)), expand(sources))
-
-
-def _first_or_error(paths: Iterator[str], folders: tuple[str, ...]) -> Iterable[str]:
-    """Notice that there is nothing to do before a model is loaded or a file is made."""
-    first = next(paths, None)
-    if first is None:
-        raise FmengineError(f"no files in {', '.join(folders) or 'the sources given'}; expected pictures")
-    return chain([first], paths)
-
-
 def _unfinished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]:
     """Leave out each path as often as it has a row."""
     left = finished.copy()
@@ -223,9 +230,11 @@ def _unfinished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]:
             yield path
 
 
-def _rows(engine: Engine, paths: Iterable[str]) -> Generator[Row, None, None]:
-    for result in engine.predict_many(paths):
+def _rows(engine: Engine, paths: Iterable[str], in_flight: int | None) -> Generator[Row, None, None]:
+    for result in engine.predict_many(paths, in_flight=in_flight):
         assert isinstance(result.source, str)
+        if isinstance(result, Failure):
+            logger.info(result.message, extra={"fields": {"path": result.source, "kind": result.kind}})
         yield to_row(result.source, result)
 
 
@@ -233,7 +242,7 @@ def _summarise(counts: Counter[str], file: OutputFile | None, report: Path | Non
     parts = [f"{count} {label}" for label, count in sorted(counts.items()) if label != "error"]
     text = ", ".join([*parts, f"{counts['error']} failed"])
     earlier = f"; {file.finished.total()} had a row already" if file and file.finished else ""
-    click.echo(f"{counts.total()} pictures: {text}{earlier}", err=True)
+    say(f"{counts.total()} pictures: {text}{earlier}", pictures=counts.total(), counts=dict(counts))
     for name, path in (("rows", file and file.path), ("report", report)):
         if path:
-            click.echo(f"{name}: {path}", err=True)
+            say(f"{name}: {path}")

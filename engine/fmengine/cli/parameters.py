@@ -1,0 +1,34 @@
+"""Values of options that click has no type for."""
+
+import re
+from typing import Any, ClassVar, Literal
+
+import click
+
+
+def threshold(context: click.Context, option: click.Parameter, value: str) -> float | Literal["recommended"]:
+    """A confidence, or the word for the model's own."""
+    if value == "recommended":
+        return "recommended"
+    try:
+        confidence = float(value)
+    except ValueError:
+        confidence = -1.0
+    if not 0 <= confidence <= 1:
+        raise click.BadParameter(f"{value!r}; expected a confidence from 0 to 1, or `recommended`")
+    return confidence
+
+
+class Size(click.ParamType[int]):
+    """Bytes, such as 300000, 64M or 2G."""
+
+    name = "size"
+    factors: ClassVar = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d{1,15})([KMG]?)B?", value.upper())
+        if found is None or not int(found[1]):
+            self.fail(f"{value!r}; expected bytes, such as 300000, 64M or 2G", parameter, context)
+        return int(found[1]) * self.factors[found[2]]
