@@ -1,11 +1,12 @@
 """The output file of `fmengine infer`: rows appended whole, and enough beside them to go on.
 
-`x.jsonl` (or `x.csv`) grows as results arrive. `x.jsonl.state.json` says which model made it and how far it
-is known to be on the disk. `--resume` drops a torn last line and goes on with the pictures that have no
-row yet.
+`x.jsonl` (or `x.csv`) grows as results arrive. `x.jsonl.state.json` says which model and options made it, how far
+it is known to be on the disk, and the sha256 of that much. `--resume` verifies it, drops a torn last line and goes
+on with the pictures that have no row yet.
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -15,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 from .errors import OutputError
-from .rows import KEYS, Row, file_of
+from .rows import KEYS, Row, file_of, printable
 
 SYNC_SECONDS = 1.0  # at most this much work is lost when the machine loses power
-FORMATS = (".jsonl", ".csv")
+FORMATS = (".jsonl", ".csv", ".parquet")
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes a cell that begins like this for a program
 
 
 def state_of(path: Path) -> Path:
@@ -31,6 +34,49 @@ def state_of(path: Path) -> Path:
 def temporary_of(path: Path) -> Path:
     """Where a file that is replaced as a whole is until then; what a killed run may leave behind."""
     return path.parent / f".{path.name}.tmp"
+
+
+def files_of(path: Path) -> list[Path]:
+    """An output file, and what may lie beside it: its state, and what a killed run leaves behind."""
+    own = [path, state_of(path)]
+    if path.suffix == ".parquet":
+        own += [*files_of(journal_of(path)), *files_of(restored_of(path))]
+    return own + [temporary_of(file) for file in own]
+
+
+def journal_of(path: Path) -> Path:
+    """Where the rows of a Parquet file are until they are all there."""
+    return path.parent / f"{path.name}.rows.jsonl"
+
+
+def restored_of(path: Path) -> Path:
+    """Where the journal of a finished Parquet file is made again."""
+    return path.parent / f".{path.name}.rows.jsonl"
+
+
+def check_target(path: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is an output file already. Raises OutputError if there must not be, or it is none."""
+    # `os.path` answers that a name too long for the file system does not exist; `pathlib` raises.
+    exists = os.path.exists(path)
+    if exists and not os.path.isfile(path):
+        raise OutputError(f"{path} is not a regular file; choose another --output")
+    if exists and not (resume or overwrite):
+        raise OutputError(f"{path} exists; go on with --resume, or replace it with --overwrite")
+    return exists
+
+
+def open_output(
+    path: Path, labels: Sequence[str], identity: dict[str, Any], *, resume: bool, overwrite: bool
+) -> "OutputFile":
+    """Open or make an output file in the format that its name says; see `OutputFile`."""
+    if path.suffix not in FORMATS:
+        raise OutputError(f"cannot write {path.name}; the name must end in {', '.join(FORMATS)}")
+    kind = OutputFile
+    if path.suffix == ".parquet":
+        from .parquet import ParquetFile  # needs a library of its own
+
+        kind = ParquetFile
+    return kind(path, labels, identity, resume=resume, overwrite=overwrite)
 
 
 class Jsonl:
@@ -49,34 +95,38 @@ class Jsonl:
 
 
 class Csv:
-    """`path,label,confidence,<a column a label>,error_kind,error_message,path_encoding`."""
+    """`path,label,confidence,<a column a label>,error_kind,error_message,path_encoding`.
+
+    No cell is a formula to a spreadsheet: such a path is percent-encoded, other text gets an apostrophe in front.
+    """
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = labels
         self.header = self._line(
-            ["path", "label", "confidence", *labels, "error_kind", "error_message", "path_encoding"]
+            ["path", "label", "confidence", *map(_text, labels), "error_kind", "error_message", "path_encoding"]
         )
 
     def encode(self, row: Row) -> str:
         probabilities, error = row["probabilities"] or {}, row["error"] or {}
-        values = [
-            row["path"],
-            row["label"],
-            row["confidence"],
-            *(probabilities.get(label) for label in self.labels),
-        ]
-        return self._line([*values, error.get("kind"), error.get("message"), row.get("path_encoding")])
+        path, encoding = row["path"], row.get("path_encoding")
+        if path.startswith(FORMULA):
+            path, encoding = path if encoding else quote(path, safe="/"), "percent"
+            path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` leaves
+        values = [path, _text(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
+        return self._line([*values, error.get("kind"), _text(error.get("message")), encoding])
 
     def decode(self, line: str) -> Row:
         path, label, confidence, *probabilities, kind, message, encoding = next(csv.reader([line]))
         if len(probabilities) != len(self.labels):
             raise ValueError("wrong number of columns")
         row: Row = {"path": path} | ({"path_encoding": encoding} if encoding else {})
+        if encoding and printable(file_of(row)) == file_of(row):  # it would have been a formula
+            row = {"path": file_of(row)}
         if kind:
-            error = {"kind": kind, "message": message}
+            error = {"kind": kind, "message": _bare(message)}
             return row | {"label": None, "confidence": None, "probabilities": None, "error": error}
         return row | {
-            "label": label,
+            "label": _bare(label),
             "confidence": float(confidence),
             "probabilities": {k: float(p) for k, p in zip(self.labels, probabilities, strict=True)},
             "error": None,
@@ -86,6 +136,14 @@ class Csv:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(values)
         return text.getvalue()
+
+
+def _text(value: str | None) -> str | None:
+    return f"'{value}" if value and value.startswith((*FORMULA, "'")) else value
+
+
+def _bare(cell: str) -> str:
+    return cell.removeprefix("'")
 
 
 class OutputFile:
@@ -103,7 +161,7 @@ class OutputFile:
         """Open or make the file.
 
         Args:
-            path: ends in one of `FORMATS`.
+            path: ends in `.jsonl` or `.csv`.
             labels: the model's.
             identity: what made the rows (model digest, options); `resume` refuses another.
             resume: go on with the file, if there is one.
@@ -112,25 +170,18 @@ class OutputFile:
         Raises:
             OutputError: if the file exists and neither was asked for, or cannot be continued.
         """
-        if path.suffix not in FORMATS:
-            raise OutputError(f"cannot write {path.name}; the name must end in {' or '.join(FORMATS)}")
-        # `os.path` answers that a name too long for the file system does not exist; `pathlib` raises.
-        exists = os.path.exists(path)
-        if exists and not os.path.isfile(path):
-            raise OutputError(f"{path} is not a regular file; choose another --output")
-        if exists and not (resume or overwrite):
-            raise OutputError(f"{path} exists; go on with --resume, or replace it with --overwrite")
+        exists = check_target(path, resume=resume, overwrite=overwrite)
         self.path, self.state_path = path, state_of(path)
         self._format = Jsonl() if path.suffix == ".jsonl" else Csv(labels)
         self._identity = identity
         self._rows, self._size, self._synced_at = 0, 0, time.monotonic()
+        self._digest = hashlib.sha256()  # of the bytes written so far
         self.finished: Counter[str] = Counter()
         self.failed = 0
         try:
             # An empty file holds nothing to lose: its run was killed before it wrote anything.
             if exists and resume and path.stat().st_size:
-                self._read_state()
-                self._recover()
+                self._recover(*self._read_state())
             else:
                 self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
                 self._sync()  # first, so that there is a state wherever there is a row
@@ -191,20 +242,22 @@ class OutputFile:
             os.lseek(self._file, self._size, os.SEEK_SET)
             raise
         self._size += len(data)
+        self._digest.update(data)
 
     def _sync(self) -> None:
         os.fsync(self._file)
-        state = {"version": 1, **self._identity, "rows": self._rows, "bytes": self._size}
+        known = {"rows": self._rows, "bytes": self._size, "sha256": self._digest.hexdigest()}
+        state = {"version": 2, **self._identity, **known}
         temporary = temporary_of(self.state_path)
         temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.state_path)
         self._synced_at = time.monotonic()
 
-    def _read_state(self) -> None:
-        """Check that the file was made with this model and these options, and has not shrunk since."""
+    def _read_state(self) -> tuple[int, str]:
+        """Check that this model and these options made the file; its bytes when last synced, and their sha256."""
         try:
             state = json.loads(self.state_path.read_text(encoding="utf-8"))
-            size = int(state["bytes"])
+            size, digest = int(state["bytes"]), str(state["sha256"])
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise OutputError(
                 f"cannot resume {self.path}: {self.state_path.name} is missing or damaged; use --overwrite"
@@ -219,9 +272,14 @@ class OutputFile:
             raise OutputError(
                 f"cannot resume {self.path}: it is shorter than when it was written; use --overwrite"
             )
+        return size, digest
 
-    def _recover(self) -> None:
-        """Read the rows that are there, open the file, and cut off a torn last line."""
+    def _recover(self, known: int, digest: str) -> None:
+        """Read the rows that are there, open the file, and cut off a torn last line.
+
+        The first `known` bytes must have the digest of the state; what came after it is rows that can be read.
+        """
+        unchanged = known == 0
         with self.path.open("rb") as file:
             for number, raw in enumerate(file):
                 if not raw.endswith(b"\n"):
@@ -231,6 +289,12 @@ class OutputFile:
                 elif raw != self._format.header.encode():
                     raise OutputError(f"cannot resume {self.path}: line 1 is not its header; use --overwrite")
                 self._size += len(raw)
+                self._digest.update(raw)
+                unchanged |= self._size == known and self._digest.hexdigest() == digest
+        if not unchanged:
+            raise OutputError(
+                f"cannot resume {self.path}: its rows were changed since they were written; use --overwrite"
+            )
         self._file = os.open(self.path, os.O_RDWR)
         os.ftruncate(self._file, self._size)
         os.lseek(self._file, self._size, os.SEEK_SET)

@@ -1,5 +1,7 @@
 """The output file: whole rows only, and `resume` that ends where an uninterrupted run would."""
 
+import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -12,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fmengine.errors import Kind, OutputError, SourceError
-from fmengine.output import Csv, Jsonl, OutputFile
+from fmengine.output import Csv, Jsonl, OutputFile, open_output
 from fmengine.prediction import Failure, Prediction
 from fmengine.rows import Row, to_row
 
@@ -41,7 +43,7 @@ ROWS = [
 
 
 def opened(path: Path, *, resume=False, overwrite=False, identity=IDENTITY) -> OutputFile:
-    return OutputFile(path, LABELS, identity, resume=resume, overwrite=overwrite)
+    return open_output(path, LABELS, identity, resume=resume, overwrite=overwrite)
 
 
 def write(path: Path, rows=ROWS, **options) -> bytes:
@@ -97,7 +99,8 @@ def test_csv_has_a_column_a_label(tmp_path):
 def test_state_says_what_made_the_file(path):
     data = write(path)
     state = json.loads(state_of(path).read_text())
-    assert state == {"version": 1, **IDENTITY, "rows": len(ROWS), "bytes": len(data)}
+    known = {"rows": len(ROWS), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert state == {"version": 2, **IDENTITY, **known}
     assert sorted(os.listdir(path.parent)) == sorted([path.name, state_of(path).name])
 
 
@@ -255,6 +258,37 @@ def test_file_shorter_than_its_state_is_refused(path):
     assert "shorter" in refusal(path, resume=True)
 
 
+def test_any_changed_byte_is_refused(path):
+    """What was known to be on the disk is what is continued."""
+    data = write(path)
+    for position in range(len(data)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        assert "cannot resume" in refusal(path, resume=True)
+    path.write_bytes(data.replace(b"a.png", b"b.png", 1))
+    assert "its rows were changed since they were written" in refusal(path, resume=True)
+    path.write_bytes(data.replace(b"a.png", b"longer.png", 1))
+    assert "its rows were changed since they were written" in refusal(path, resume=True)
+
+
+FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(A1)", "=\xff", "-\n", "'=1", "%3D"]
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_no_cell_of_a_csv_is_a_formula(tmp_path, name):
+    path = tmp_path / "x.csv"
+    labels = ("=happy", "-")
+    rows = [
+        to_row(name, Prediction("=happy", 0.75, {"=happy": 0.75, "-": 0.25}, name)),
+        failure(name, name),
+    ]
+    with open_output(path, labels, IDENTITY, resume=False, overwrite=False) as file:
+        for row in rows:
+            file.write(row)
+        assert list(file.rows()) == rows
+    cells = [cell for line in csv.reader(path.read_text().splitlines()) for cell in line]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+
+
 BAD_LINES = {
     "jsonl": [
         b"hello",
@@ -292,7 +326,7 @@ def test_csv_without_its_header_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.json", "x.jsonl.gz", ".jsonl"])
 def test_other_suffixes_are_refused(tmp_path, name):
-    assert ".jsonl or .csv" in refusal(tmp_path / name)
+    assert "must end in .jsonl, .csv, .parquet" in refusal(tmp_path / name)
     assert not (tmp_path / name).exists()
 
 

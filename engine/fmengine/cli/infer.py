@@ -18,7 +18,7 @@ from ..decode import raise_pillows_limit
 from ..engine import Engine
 from ..errors import OutputError
 from ..limits import Isolation, Limits
-from ..output import OutputFile, state_of, temporary_of
+from ..output import OutputFile, files_of, open_output, temporary_of
 from ..prediction import Failure
 from ..rows import Row, to_row, to_text
 from ..sources import first_or_error, gather, without
@@ -40,7 +40,7 @@ SOME_FAILED = 3
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Write rows to x.jsonl or x.csv, which grows as results arrive, and not to stdout.",
+    help="Write rows to x.jsonl, x.csv or x.parquet, as results arrive, and not to stdout.",
 )
 @click.option("--resume", is_flag=True, help="Go on with an output file after any interruption.")
 @click.option("--overwrite", is_flag=True, help="Replace an output file or report that exists.")
@@ -155,7 +155,7 @@ def infer(
             identity: dict[str, Any] = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
             identity |= {"unsure_below": engine.unsure_below, "jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
             identity |= asdict(limits) | {"isolate": isolation and asdict(isolation)}
-            opened = OutputFile(output, engine.spec.labels, identity, resume=resume, overwrite=overwrite)
+            opened = open_output(output, engine.spec.labels, identity, resume=resume, overwrite=overwrite)
             file = stack.enter_context(opened)
         rows = _rows(engine, _unfinished(paths, file.finished) if file else paths, in_flight)
         counts, kept = _consume(rows, file, as_json=as_json, keep=report is not None)
@@ -164,7 +164,10 @@ def infer(
 
             found = file.rows() if file else kept
             write_report(report, found, engine.spec, engine.backend.describe(), limits, isolation)
-        _summarise(counts, file, report)
+        _summarise(counts, file)
+    for name, path in (("rows", output), ("report", report)):
+        if path:
+            say(f"{name}: {path}")
     if counts["error"] or (file and file.failed):
         sys.exit(SOME_FAILED)
 
@@ -215,9 +218,8 @@ def _check_report(report: Path, *, replace: bool) -> None:
 
 def _written(output: Path | None, report: Path | None) -> list[Path]:
     """What this run writes, and what one before it may have left behind."""
-    own = [] if report is None else [report]
-    own += [] if output is None else [output, state_of(output)]
-    return own + [temporary_of(path) for path in own]
+    own = [] if report is None else [report, temporary_of(report)]
+    return own if output is None else own + files_of(output)
 
 
 def _unfinished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]:
@@ -238,11 +240,8 @@ def _rows(engine: Engine, paths: Iterable[str], in_flight: int | None) -> Genera
         yield to_row(result.source, result)
 
 
-def _summarise(counts: Counter[str], file: OutputFile | None, report: Path | None) -> None:
+def _summarise(counts: Counter[str], file: OutputFile | None) -> None:
     parts = [f"{count} {label}" for label, count in sorted(counts.items()) if label != "error"]
     text = ", ".join([*parts, f"{counts['error']} failed"])
     earlier = f"; {file.finished.total()} had a row already" if file and file.finished else ""
     say(f"{counts.total()} pictures: {text}{earlier}", pictures=counts.total(), counts=dict(counts))
-    for name, path in (("rows", file and file.path), ("report", report)):
-        if path:
-            say(f"{name}: {path}")
