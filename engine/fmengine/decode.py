@@ -119,8 +119,8 @@ def read_file(path: str | os.PathLike[str], limits: Limits) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise SourceError(Kind.NOT_A_FILE, f"{what}; expected a picture file")
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a device or a socket"
+            raise SourceError(Kind.NOT_A_FILE, f"it is {what}; expected a regular file")
         _check_bytes(status.st_size, limits)
         file = os.open(path, os.O_RDONLY)
         try:

@@ -14,6 +14,7 @@ again.
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import resource
@@ -38,6 +39,8 @@ from .errors import Kind, SourceError, UnavailableError
 from .limits import Isolation, Limits
 from .model_file import ModelSpec
 from .preprocess import Color, Fit, Pixels, preprocess
+
+log = logging.getLogger(__name__)
 
 Task = Callable[..., bytes]  # of a path or encoded bytes, and the settings
 
@@ -111,8 +114,10 @@ class Workers:
     def _ask_twice(self, worker: "_Worker", request: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
         """Ask a worker, and a fresh one where the first had seen other pictures and died."""
         if worker.answered:
-            with suppress(_DiedError):
+            try:
                 return self._ask(worker, request)
+            except _DiedError as death:
+                log.info("a worker ended (%s); the picture is tried once more in a fresh one", death)
             worker = _Worker(*self._arguments)
         return self._ask(worker, request)
 

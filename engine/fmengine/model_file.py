@@ -20,7 +20,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .errors import ModelError
+from .decode import read_file
+from .errors import ModelError, SourceError
+from .limits import Limits
 from .preprocess import COLORS, FITS, Color, Fit
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -36,6 +38,20 @@ _MAX_BYTES = 2**31  # protobuf's own limit for one message
 # Field numbers in ModelProto and StringStringEntryProto.
 _GRAPH, _METADATA_PROPS = 7, 14
 _KEY, _VALUE = 1, 2
+
+# Where tensors are: the fields of each message that hold one, or a message that may; what in TensorProto names
+# another file.
+_MESSAGES: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_EXTERNAL_DATA = 13
 
 
 def _is_file_name(value: Any) -> bool:
@@ -194,14 +210,14 @@ def load_model_file(path: str | Path) -> ModelFile:
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            raise ModelError(f"{path} is a folder; expected a model file (.onnx)")
-        if path.stat().st_size > _MAX_BYTES:
-            raise ModelError(f"{path} is larger than 2 GiB, the limit of an ONNX file")
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ModelError(f"cannot read the model {path}: {reason}; shipped are {', '.join(shipped())}") from error
+        data = read_file(path, Limits(max_bytes=_MAX_BYTES))
+    except SourceError as error:
+        raise ModelError(
+            f"cannot read the model {path}: {error}; expected an ONNX file of at most 2 GiB, "
+            f"or one of {', '.join(shipped())}"
+        ) from error
+    if path.parent == shipped_folder() and hashlib.sha256(data).hexdigest() != _shipped_digest(path.name):
+        raise ModelError(f"{path} is not the file that fmengine ships: its sha256 differs; install fmengine again")
     return ModelFile(path, data, _verify(path, data))
 
 
@@ -238,6 +254,15 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in shipped_folder().glob("*.onnx"))
 
 
+def _shipped_digest(name: str) -> str:
+    """The sha256 of a shipped model, which `sha256sum --check SHA256SUMS` verifies too."""
+    for line in (shipped_folder() / "SHA256SUMS").read_text(encoding="ascii").splitlines():
+        digest, _, file = line.partition("  ")
+        if file == name:
+            return digest
+    return ""
+
+
 def seal(data: bytes) -> bytes:
     """Write the file's digest into a serialised ONNX whose metadata hold a `ModelSpec`."""
     slot = _digest_slot(data, _document(data))
@@ -253,6 +278,11 @@ def _verify(path: Path, data: bytes) -> ModelSpec:
         raise ModelError(f"{path}: {error}") from error
     if _digest(data, slot) != spec.file_sha256:
         raise ModelError(f"{path} is damaged: its bytes do not give the digest it carries; get or export it again")
+    if _has_external_data(data):
+        raise ModelError(
+            f"{path} keeps weights in other files, which its digest says nothing of; expected one file that holds "
+            "everything: export it again, without external data"
+        )
     return spec
 
 
@@ -289,6 +319,23 @@ def _document(data: bytes) -> slice:
             "add them with `fmengine export --describe spec.json MODEL.onnx`"
         )
     return found
+
+
+def _has_external_data(data: bytes) -> bool:
+    """Whether any tensor of a serialised ModelProto says that its values are in another file.
+
+    Backends would look for it wherever it says, or in the current folder, for they are given bytes without a path.
+    """
+    left = [("model", slice(0, len(data)))]
+    while left:
+        kind, span = left.pop()
+        for number, content in _fields(data, span):
+            if content is not None:
+                if kind == "tensor" and number == _EXTERNAL_DATA:
+                    return True
+                if child := _MESSAGES[kind].get(number):
+                    left.append((child, content))
+    return False
 
 
 def _fields(data: bytes, span: slice) -> Iterator[tuple[int, slice | None]]:

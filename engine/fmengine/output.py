@@ -19,7 +19,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from .errors import OutputError
-from .rows import KEYS, Row, file_of, printable
+from .rows import KEYS, Row, begun, file_of
 
 SYNC_SECONDS = 1.0  # at most this much work is lost when the machine loses power
 FORMATS = (".jsonl", ".csv", ".parquet")
@@ -119,9 +119,9 @@ class Csv:
         path, label, confidence, *probabilities, kind, message, encoding = next(csv.reader([line]))
         if len(probabilities) != len(self.labels):
             raise ValueError("wrong number of columns")
-        row: Row = {"path": path} | ({"path_encoding": encoding} if encoding else {})
-        if encoding and printable(file_of(row)) == file_of(row):  # it would have been a formula
-            row = {"path": file_of(row)}
+        row: Row = {"path": path}
+        if encoding:  # perhaps only here, because it would have been a formula
+            row = begun(file_of({"path": path, "path_encoding": encoding}))
         if kind:
             error = {"kind": kind, "message": _bare(message)}
             return row | {"label": None, "confidence": None, "probabilities": None, "error": error}

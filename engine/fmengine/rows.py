@@ -14,13 +14,14 @@ from .prediction import Failure, Prediction
 
 Row = dict[str, Any]
 
+TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})  # Unicode's bidi controls
+
 KEYS = frozenset({"path", "label", "confidence", "probabilities", "error"})  # that every row has
 
 
 def to_row(path: str, result: Prediction | Failure) -> Row:
     """The row of one picture."""
-    shown = printable(path)
-    row: Row = {"path": shown} | ({"path_encoding": "percent"} if shown != path else {})
+    row = begun(path)
     if isinstance(result, Prediction):
         return row | {
             "label": result.label,
@@ -32,6 +33,12 @@ def to_row(path: str, result: Prediction | Failure) -> Row:
     message = result.message.encode(errors="backslashreplace").decode()
     error = {"kind": result.kind.value, "message": message}
     return row | {"label": None, "confidence": None, "probabilities": None, "error": error}
+
+
+def begun(path: str) -> Row:
+    """The part of a row that names its picture."""
+    shown = printable(path)
+    return {"path": shown} | ({"path_encoding": "percent"} if shown != path else {})
 
 
 def file_of(row: Row) -> str:
@@ -51,7 +58,14 @@ def printable(path: str) -> str:
     """A path as a row gives it: percent-encoded where it could not stand in a line of UTF-8 as it is."""
     if path.isprintable():
         return path
-    # `os.fsdecode` turns bytes that are no UTF-8 into surrogates, category Cs.
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in path):
+    if any(_is_unfit(character) for character in path):
         return quote_from_bytes(os.fsencode(path), safe="/")
     return path
+
+
+def _is_unfit(character: str) -> bool:
+    """Whether it would break a line or turn its direction, or is a byte that is no UTF-8 (a surrogate, Cs)."""
+    return (
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        or unicodedata.bidirectional(character) in TURNING
+    )

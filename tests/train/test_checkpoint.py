@@ -74,12 +74,12 @@ def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatc
 # Never pickle
 
 
-@pytest.mark.parametrize("package", ["fmengine_train", "fmengine_export", "fmengine_bench"])
+@pytest.mark.parametrize("package", ["fmengine", "fmengine_train", "fmengine_export", "fmengine_bench"])
 def test_nothing_imports_pickle_or_calls_torch_load(package: str) -> None:
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.origin is not None
-    files = sorted(Path(spec.origin).parent.glob("*.py"))
+    files = sorted(Path(spec.origin).parent.rglob("*.py"))
     assert files
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -91,7 +91,9 @@ def test_nothing_imports_pickle_or_calls_torch_load(package: str) -> None:
             elif isinstance(node, ast.Attribute):
                 names = [ast.unparse(node)]
             for name in names:
-                assert not name.startswith(("pickle", "torch.load", "torch.save", "joblib", "dill")), file
+                assert not name.startswith(
+                    ("pickle", "marshal", "shelve", "torch.load", "torch.save", "joblib", "dill")
+                ), file
 
 
 # Tensors and their document

@@ -35,8 +35,6 @@ def open_peer(options: dict[str, Any]) -> Opened:
     torch.manual_seed(0)
     torch.set_num_threads(options["threads"])
     model: Any = torchvision.models.alexnet(num_classes=2).eval()
-    if options.get("model"):
-        model.load_state_dict(torch.load(options["model"], weights_only=True))
     if options.get("compile"):
         model = torch.compile(model, dynamic=True)
     workers = options["threads"]
