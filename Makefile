@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 DEMO := .cache/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore lint clean model kernel-check kernel-run kernel-pillows kernel-figures
+.PHONY: help demo test explore fuzz fuzz-coverage kills soak lint clean model kernel-check kernel-run kernel-pillows kernel-figures
 CASES ?= 20000
 SEED ?= 7
 PILLOWS := 11 12 13
@@ -18,6 +18,10 @@ help:
 	@echo "make demo    real faces, labelled, on a page to look at (no PyTorch needed)"
 	@echo "make test    everything that CI runs: ruff, mypy, pytest"
 	@echo "make explore the property tests on other, and more, examples"
+	@echo "make fuzz [MUTATIONS=100000 SEED=7]      damaged pictures, each held against what Pillow makes of it"
+	@echo "make fuzz-coverage [SECONDS=600]         the same under atheris"
+	@echo "make kills [KILLS=100]                   infer, killed and resumed"
+	@echo "make soak [PREDICTIONS=1000000]          memory of a long run"
 	@echo "make lint    the same without pytest"
 	@echo "make model DATA=faces/   the shipped model, from the pictures; goes on after an interruption"
 	@echo "make clean   remove .venv and .cache"
@@ -118,6 +122,27 @@ model: $(VENV)/develop
 # The property tests on examples that no run before had.
 explore: $(VENV)/develop
 	HYPOTHESIS_PROFILE=explore $(BIN)/pytest -m "not slow" tests
+
+# What tests/fuzz holds; `make test` runs a part of it.
+MUTATIONS ?= 100000
+SECONDS ?= 600
+KILLS ?= 100
+PREDICTIONS ?= 1000000
+
+fuzz: | $(VENV)/develop
+	@$(BIN)/python -m tests.fuzz.mutate --count $(MUTATIONS) --seed $(SEED)
+
+fuzz-coverage: | $(VENV)/develop
+	@$(PIP) atheris
+	@$(BIN)/python -m tests.fuzz.corpus .cache/fuzz/corpus
+	@$(BIN)/python -m tests.fuzz.decode_target .cache/fuzz/corpus -max_total_time=$(SECONDS) -max_len=65536 \
+		-artifact_prefix=.cache/fuzz/ -timeout=20 -rss_limit_mb=4096 -close_fd_mask=2
+
+kills: | $(VENV)/develop
+	@$(BIN)/python -m tests.fuzz.kills --count $(KILLS) --seed $(SEED)
+
+soak: | $(VENV)/develop
+	@$(BIN)/python -m tests.fuzz.soak --count $(PREDICTIONS)
 
 clean:
 	rm -rf $(VENV) .cache

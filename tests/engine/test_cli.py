@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.fuzz.oracle import pixels as definition
 
 import fmengine
 from fmengine.backends import BACKENDS
@@ -479,3 +480,166 @@ def test_unsure_answers_and_other_options_on_resume(faces):
     for wrong in ("2", "-1", "nan", "often"):
         _, err = run("infer", faces, "--unsure-below", wrong, code=2)
         assert "expected a confidence from 0 to 1, or `recommended`" in err
+
+
+# Limits, isolation and logs.
+
+
+def log_lines(err: str) -> list[dict]:
+    return [json.loads(line) for line in err.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"),
+    [(["--max-pixels", "255"], "too_large"), (["--max-bytes", "40"], "file_too_large")],
+    ids=["pixels", "bytes"],
+)
+@pytest.mark.parametrize("more", [[], ["--isolate"]], ids=["plain", "isolated"])
+def test_limits_are_settable(faces, option, kind, more):
+    out, _ = run("infer", faces / "a.png", "--json", *option, *more, code=3)
+    assert json_rows(out)[0]["error"]["kind"] == kind
+    run("infer", faces / "a.png", "--max-pixels", "256", "--max-bytes", "1K", *more)
+
+
+def test_a_higher_limit_than_pillows(tmp_path):
+    """180 million pixels in 200 kB: beyond where Pillow refuses by itself."""
+    Image.new("1", (15_000, 12_000)).save(tmp_path / "large.png")
+    out, _ = run("infer", tmp_path / "large.png", "--json", code=3)
+    assert json_rows(out)[0]["error"]["kind"] == "too_large"
+    for more in ([], ["--isolate"]):
+        run("infer", tmp_path / "large.png", "--max-pixels", "200000000", *more)
+
+
+def test_isolation_changes_no_row(faces):
+    (faces / "broken.png").touch()
+    run("infer", faces, "--output", "plain.jsonl", code=3)
+    run("infer", faces, "--output", "isolated.jsonl", "--isolate", "--report", "x.html", code=3)
+    assert Path("isolated.jsonl").read_text() == Path("plain.jsonl").read_text()
+    assert Path("x.html").read_text().count("data:image/jpeg") == len(NAMES)
+
+
+def test_limits_of_workers_need_workers(faces):
+    assert "add it" in refused("infer", faces, "--max-seconds", "3")
+    assert "add it" in refused("infer", faces, "--max-memory", "1G")
+
+
+@pytest.mark.parametrize("size", ["", "0", "-1", "1.5G", "1T", "many"])
+def test_sizes_that_are_none(faces, size):
+    assert "such as 300000, 64M or 2G" in refused("infer", faces, "--max-bytes", size)
+
+
+def test_other_limits_on_resume_are_refused(faces):
+    run("infer", faces, "--output", "x.jsonl", "--isolate")
+    assert "isolate" in refused("infer", faces, "--output", "x.jsonl", "--resume")
+    options = ["--output", "x.jsonl", "--resume", "--isolate"]
+    assert "max_pixels" in refused("infer", faces, *options, "--max-pixels", "1000")
+    run("infer", faces, *options)
+
+
+@pytest.mark.parametrize("in_flight", ["1", "2", "5"])
+def test_pictures_in_flight(faces, in_flight):
+    out, _ = run("infer", faces, "--in-flight", in_flight)
+    assert out == run("infer", faces)[0]
+
+
+def test_json_lines_on_stderr(faces):
+    (faces / "broken.png").touch()
+    out, err = run("infer", faces, "--output", "x.jsonl", "--log-json", code=3)
+    assert out == ""
+    lines = log_lines(err)
+    assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
+    assert [(line["path"], line["kind"]) for line in lines if "kind" in line] == [("faces/broken.png", "empty")]
+    (summary,) = (line for line in lines if "pictures" in line)
+    assert summary["pictures"] == len(NAMES) + 1
+    assert summary["counts"]["error"] == 1
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["before", "after"])
+def test_errors_are_json_lines_too(faces, place):
+    arguments: list[object] = ["infer", faces, "--model", "missing.onnx"]
+    arguments.insert(place, "--log-json")
+    (line,) = log_lines(refused(*arguments))
+    assert (line["level"], line["error"], line["exit_code"]) == ("error", "ModelError", 2)
+    (line,) = log_lines(refused("infer", "--log-json"))
+    assert (line["level"], line["exit_code"]) == ("error", 2)
+    (line,) = log_lines(run("infer", faces, "--model", "missing.onnx", "--log-json", "--debug", code=2)[1])
+    assert "Traceback" in line["traceback"]
+
+
+def broken_tiff() -> bytes:
+    """A picture of which libtiff complains on stderr by itself."""
+    import io
+
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64), 9).save(buffer, "TIFF", compression="tiff_lzw")
+    data = bytearray(buffer.getvalue())
+    data[9:13] = b"\xff" * 4  # of the codes, which follow the header
+    return bytes(data)
+
+
+def test_decoders_in_c_are_not_heard(faces):
+    (faces / "broken.tif").write_bytes(broken_tiff())
+    _, loud = run("infer", faces, "--output", "x.jsonl", "--debug", code=3)
+    _, err = run("infer", faces, "--output", "y.jsonl", code=3)
+    assert "LZWDecode" in loud, "it does complain"
+    assert err == f"{len(NAMES) + 1} pictures: {err.split(': ')[1].splitlines()[0]}\nrows: y.jsonl\n"
+
+
+def test_a_full_disk_behind_stdout(faces):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "infer", faces], stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=120
+        )
+    assert done.returncode == 2
+    assert done.stderr.decode() == (
+        "fmengine: cannot write to stdout: No space left on device; rows printed before it are whole\n"
+    )
+
+
+def test_a_folder_that_goes_away_under_the_output(faces):
+    """Rows go on into the file that nobody finds any more; what cannot be kept is said."""
+    Path("out").mkdir()
+    for number in range(3000):
+        os.link(faces / "a.png", faces / f"x{number}.png")
+    process = subprocess.Popen(
+        [*COMMAND, "infer", faces, "--output", "out/x.jsonl", "--batch-size", "1"],
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    while not Path("out/x.jsonl").exists() and process.poll() is None:
+        time.sleep(0.002)
+    shutil.rmtree("out")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert b"cannot write out/x.jsonl: No such file or directory" in err
+    assert b"Traceback" not in err
+
+
+def test_unsure_answers_on_a_report(faces):
+    run("infer", faces, "--unsure-below", "1", "--report", "x.html")
+    assert Path("x.html").read_text().count('data-label="unsure"') == len(NAMES)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:::PIL")
+def test_hostile_images_as_one_folder(hostile_images, tmp_path):
+    """One row a file, exit 3, memory within bounds, and an answer for all that Pillow opens."""
+    import resource
+
+    output = tmp_path / "x.jsonl"
+    _, err = run("infer", "--batch", hostile_images, "--output", output, code=3)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 600e6
+    files = sorted(str(path) for path in hostile_images.rglob("*") if path.is_file())
+    rows = json_rows(output.read_text())
+    assert sorted(row["path"] for row in rows) == files
+    assert len(err.splitlines()) == 2
+    with fmengine.Engine.load() as engine:
+        for row in rows:
+            pixels = definition(Path(row["path"]).read_bytes(), "gray", fmengine.Limits())
+            if pixels is None:
+                # Pillow opens LAB, and does not convert it.
+                assert row["error"] or "lab" in row["path"].lower()
+            else:
+                answer = engine.predict(pixels)
+                assert row["label"] == answer.label, row
+                assert row["probabilities"] == {k: round(p, 6) for k, p in answer.probabilities.items()}

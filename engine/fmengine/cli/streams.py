@@ -42,6 +42,8 @@ class _JsonLines(logging.Formatter):
 def configure(*, as_json: bool, debug: bool) -> None:
     """Show what fmengine logs: nothing by default, JSON lines if asked for, all of it as text to debug."""
     root = logging.getLogger("fmengine")
+    if not debug:
+        logging.getLogger("PIL").addHandler(logging.NullHandler())  # it complains of what is answered with a row
     if not (as_json or debug):
         return
     handler = _Echo()
