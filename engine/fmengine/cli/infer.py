@@ -1,6 +1,7 @@
 """`fmengine infer`: label pictures, one row each."""
 
 import json
+import logging
 import os
 import sys
 from collections import Counter
@@ -148,13 +149,14 @@ def infer(
             scaled_jpeg=scaled_jpeg,
         )
         stack.enter_context(engine)
-        if "--debug" not in sys.argv:
+        if not logger.isEnabledFor(logging.DEBUG):
             stack.enter_context(quiet_decoders())
         file = None
         if output is not None:
             identity: dict[str, Any] = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
             identity |= {"unsure_below": engine.unsure_below, "jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
-            identity |= asdict(limits) | {"isolate": isolation and asdict(isolation)}
+            # Not whether decoding is isolated: who resumes a run that crashed may well ask for it now.
+            identity |= asdict(limits)
             opened = open_output(output, engine.spec.labels, identity, resume=resume, overwrite=overwrite)
             file = stack.enter_context(opened)
         rows = _rows(engine, _unfinished(paths, file.finished) if file else paths, in_flight)
