@@ -1,15 +1,19 @@
 """Decoding: the same pixels as Pillow whatever the path taken, and a kind for everything that goes wrong."""
 
+import errno
 import io
 import os
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from fmengine.decode import Source, decode
 from fmengine.errors import Kind, SourceError
@@ -430,6 +434,140 @@ def test_eps_is_never_opened(tmp_path):
         assert image.format == "EPS", "Pillow knows it, so that it is fmengine that refuses"
     for source in (path, path.read_bytes()):
         assert kind_of(source) is Kind.NOT_AN_IMAGE
+
+
+# A file that changes, vanishes or fails while it is read.
+
+
+@pytest.fixture
+def reads(tmp_path, monkeypatch) -> Callable[[Callable[[int, int], bytes]], Path]:
+    """Put a function in the place of `os.read`, for a picture on the disk."""
+
+    def planted(read: Callable[[int, int], bytes]) -> Path:
+        path = tmp_path / "a.png"
+        path.write_bytes(encoded(random_image()))
+        monkeypatch.setattr(os, "read", read)
+        return path
+
+    return planted
+
+
+real_read = os.read
+
+
+def test_read_error_in_the_middle(reads):
+    def fails_later(file: int, count: int) -> bytes:
+        if os.lseek(file, 0, os.SEEK_CUR):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real_read(file, 100)
+
+    with pytest.raises(SourceError, match="cannot read the file: Input/output error") as caught:
+        decode(reads(fails_later), "gray", LIMITS)
+    assert caught.value.kind is Kind.UNREADABLE
+
+
+def test_reads_that_give_little_at_a_time(reads):
+    """As pipes and some network drives do."""
+    path = reads(lambda file, count: real_read(file, min(count, 7)))
+    np.testing.assert_array_equal(decode(path, "gray", LIMITS), decode(path.read_bytes(), "gray", LIMITS))
+
+
+def test_file_that_shrinks_while_it_is_read(reads):
+    def shrinks(file: int, count: int) -> bytes:
+        os.truncate(path, 300)
+        return real_read(file, count)
+
+    path = reads(shrinks)
+    assert decode_or_kind(path) in (Kind.TRUNCATED, Kind.CORRUPT)
+
+
+def test_file_that_grows_while_it_is_read(reads):
+    """All of it is taken, and never more than the limit."""
+
+    def grows(file: int, count: int) -> bytes:
+        if path.stat().st_size < 100_000:
+            with open(path, "ab") as more:
+                more.write(bytes(1000))
+        return real_read(file, count)
+
+    path = reads(grows)
+    assert isinstance(decode_or_kind(path), np.ndarray), "what follows a PNG is no part of it"
+
+    def grows_without_end(file: int, count: int) -> bytes:
+        return bytes(count)
+
+    assert kind_of(reads(grows_without_end), limits=Limits(max_bytes=100_000)) is Kind.FILE_TOO_LARGE
+
+
+def test_file_that_vanishes_before_it_is_opened(tmp_path, monkeypatch):
+    path, real_open = tmp_path / "a.png", os.open
+    path.write_bytes(encoded(random_image()))
+
+    def late(name: str, *arguments: int) -> int:
+        path.unlink()
+        return real_open(name, *arguments)
+
+    monkeypatch.setattr(os, "open", late)
+    assert kind_of(path) is Kind.NOT_FOUND
+
+
+def test_file_that_vanishes_once_it_is_open_is_read(reads):
+    def vanishes(file: int, count: int) -> bytes:
+        path.unlink(missing_ok=True)
+        return real_read(file, count)
+
+    path = reads(vanishes)
+    assert isinstance(decode_or_kind(path), np.ndarray)
+
+
+def test_no_room_is_a_kind_of_its_own(monkeypatch):
+    def no_room(*arguments: object, **more: object) -> None:
+        raise MemoryError
+
+    data = encoded(random_image())
+    monkeypatch.setattr(Image.Image, "convert", no_room)
+    assert kind_of(data) is Kind.OUT_OF_MEMORY
+
+
+def test_lab_is_converted():
+    """What Pillow opens, and `convert` does not know."""
+    rgb = Image.new("RGB", (9, 7), (200, 30, 90))
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.profileToProfile(rgb, *profiles, outputMode="LAB")
+    found = decode(encoded(lab, "TIFF"), "rgb", LIMITS)
+    assert abs(found.astype(int) - np.asarray(rgb)).max() <= 3
+    assert decode(encoded(lab, "TIFF"), "gray", LIMITS).shape == (7, 9)
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"no tiff header", b"II*\0\xff\xff\xff\xff"])
+def test_metadata_that_cannot_be_read_cost_no_picture(text):
+    image = random_image()
+    found = decode(encoded(image, "PNG", exif=b"Exif\0\0" + text), "rgb", LIMITS)
+    np.testing.assert_array_equal(found, np.asarray(image))
+
+
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
+    """Two threads with a picture of a gigabyte each would need two."""
+    monkeypatch.setattr("fmengine.decode.LARGE", 100)
+    at_work, most, lock = 0, 0, threading.Lock()
+    load = Image.Image.convert
+
+    def slow(image: Image.Image, mode: str) -> Image.Image:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.02)
+        with lock:
+            at_work -= 1
+        return load(image, mode)
+
+    monkeypatch.setattr(Image.Image, "convert", slow)
+    data = encoded(random_image())
+    with ThreadPoolExecutor(4) as pool:
+        for pixels in pool.map(lambda _: decode(data, "gray", LIMITS), range(8)):
+            assert pixels.shape == (23, 37)
+    assert most == 1
 
 
 def hostile_files(folder: Path) -> list[Path]:

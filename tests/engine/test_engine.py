@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmengine import Engine, Failure, FmengineError, Kind, Prediction, SourceError
+from fmengine import Engine, Failure, FmengineError, Kind, Limits, Prediction, SourceError
 from fmengine.cores import usable_cores
 from fmengine.lanes import WINDOW
 from fmengine.model_file import load_model_file, shipped_folder
@@ -237,3 +237,41 @@ def test_many_threads_of_one_engine_and_its_lanes_give_the_same_bits(engine, fil
     """The lanes' network runs on one thread each, the other on all: no bit may depend on it."""
     alone = [engine.predict(file).probabilities for file in files]
     assert [result.probabilities for result in engine.predict_many(files)] == alone
+
+
+@pytest.mark.parametrize("in_flight", [0, -1])
+def test_in_flight_out_of_range_is_refused_at_once(engine, in_flight):
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        engine.predict_many([], in_flight=in_flight)
+
+
+@pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"max_pixels": 0}])
+def test_limits_that_nothing_passes_are_refused(limits):
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        Limits(**limits)
+
+
+def test_sixteen_threads_with_failures_mixed_in_give_the_serial_answers(engine, files, portrait):
+    """Equal to the bit, whoever fails beside them."""
+    sources = [
+        *files[:20],
+        b"",
+        b"no picture",
+        portrait.read_bytes()[:-500],
+        "missing.png",
+        np.zeros((0, 4), np.uint8),
+    ]
+
+    def ask(number: int) -> list[object]:
+        found: list[object] = []
+        for turn in range(200):
+            try:
+                found.append(engine.predict(sources[(number + turn * 7) % len(sources)]))
+            except SourceError as error:
+                found.append((error.kind, error.message))
+        return found
+
+    expected = [ask(number) for number in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(16))) == expected
+    assert {type(answer) for answers in expected for answer in answers} == {Prediction, tuple}

@@ -144,3 +144,23 @@ def test_a_containers_quota_counts(monkeypatch, tmp_path, quota, most):
     monkeypatch.setattr(cores, "CGROUP", file)
     monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: range(64))
     assert cores.usable_cores() == most
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3, 7, 8, 9, 17])
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_no_more_pictures_are_under_way_than_may_be(in_flight, lanes):
+    given = answered = most = 0
+
+    def sources():
+        nonlocal given, most
+        for number in range(100):
+            given += 1
+            most = max(most, given - answered)
+            yield number
+
+    with closing(Lanes(prepare, answer, count=lanes, size=min(8, in_flight), in_flight=in_flight)) as opened:
+        for number, outcome in enumerate(opened.outcomes(sources())):
+            assert told(outcome) == expected(number)
+            answered += 1
+    assert answered == 100
+    assert most <= in_flight

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from fmengine import Engine, Failure, FmengineError, SourceError
+from fmengine import Engine, Failure, FmengineError, Isolation, SourceError
 from fmengine.backends import Options
 from fmengine.cli.infer import infer
 from fmengine.errors import BackendError, DeviceError, ModelError, UnavailableError
@@ -293,6 +293,18 @@ def test_a_picture_that_does_not_fit_fails_alone(monkeypatch):
         shuffles.check(answers[:5] + answers[6:], 10)
         with pytest.raises(SourceError, match=r"GPU 0 has no room: .* bytes are needed"):
             engine.predict(strip)
+
+
+def test_isolated_decoding_gives_the_same_answers(tmp_path):
+    """Workers send pictures that are as small as the network's input; the kernel makes the same bits of them."""
+    paths = []
+    for number, picture in enumerate(shuffles.pictures(12)):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(picture).save(paths[-1])
+    paths.insert(5, tmp_path / "missing.png")
+    with load() as plain, load(isolate=Isolation()) as isolated:
+        assert list(isolated.predict_many(paths)) == list(plain.predict_many(paths))
+        assert list(isolated.predict_many(paths, in_flight=2)) == list(plain.predict_many(paths))
 
 
 def test_a_batch_that_does_not_fit_is_cut_smaller(monkeypatch):
