@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-FILES = 2000
+FILES = 4000
 
 
 def make_pictures(folder: Path, count: int = FILES) -> Path:
