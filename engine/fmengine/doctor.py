@@ -3,7 +3,8 @@
 import os
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,20 @@ def diagnose(device: int = 0) -> list[Diagnosis]:
             continue
         detail = ", ".join(f"{key} {value}" for key, value in backend.describe().items() if key != "backend")
         backend.close()
-        chosen = not any(diagnosis.chosen for diagnosis in diagnoses)
-        diagnoses.append(Diagnosis(name, True, f"{detail}, {file.path.name}", chosen))
+        diagnoses.append(Diagnosis(name, True, f"{detail}, {file.path.name}", False))
+    with suppress(FmengineError):
+        backend, _, attempts = open_backend("auto", None, Options(device=device))
+        backend.close()
+        reasons = dict(attempts)
+        return [_with_choice(diagnosis, backend.name, reasons) for diagnosis in diagnoses]
     return diagnoses
+
+
+def _with_choice(diagnosis: Diagnosis, taken: str, reasons: dict[str, str]) -> Diagnosis:
+    """Whether `auto` takes it, or why not although it works."""
+    reason = reasons.get(diagnosis.backend, "")
+    detail = f"{diagnosis.detail}; {reason}" if diagnosis.works and reason else diagnosis.detail
+    return replace(diagnosis, chosen=diagnosis.backend == taken, detail=detail)
 
 
 def environment() -> dict[str, str]:

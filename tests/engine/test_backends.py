@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from itertools import takewhile
 
 import pytest
 
@@ -38,7 +37,7 @@ def test_auto_takes_the_first_that_works_and_keeps_the_reasons():
         assert engine.backend.name == "onnxruntime"
         assert engine.attempts[0] == Attempt("broken", "no such device")
         assert engine.attempts[-1] == Attempt("onnxruntime", "")
-        assert [attempt.name for attempt in engine.attempts] == [*takewhile("openvino".__ne__, backends.BACKENDS)]
+        assert {attempt.name for attempt in engine.attempts} == backends.BACKENDS.keys()
         assert all(attempt.reason for attempt in engine.attempts[:-1])
 
 

@@ -4,9 +4,10 @@ Whether a backend works on this machine is found out by opening it: lists of "av
 providers name what a library was compiled with, not what runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -28,6 +29,8 @@ BACKENDS = {
     "onnxruntime": "fmengine.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "fmengine.backends.openvino:OpenVinoBackend",
 }
+# On a CPU, where several are installed, `auto` measures; see `choice`.
+CPU_BACKENDS = ("onnxruntime", "openvino")
 
 
 class Outputs(NamedTuple):
@@ -118,7 +121,7 @@ class Attempt(NamedTuple):
 
 
 def open_backend(name: str, model: str | None, options: Options) -> tuple[Backend, ModelFile, Sequence[Attempt]]:
-    """Open the backend asked for, or with `auto` the first that works.
+    """Open the backend asked for, or with `auto` the first that works; of several on a CPU, the fastest.
 
     Args:
         name: one of `BACKENDS`, or `auto`. A backend asked for by name works, or it is an error.
@@ -134,8 +137,8 @@ def open_backend(name: str, model: str | None, options: Options) -> tuple[Backen
     """
     if name != "auto" and name not in BACKENDS:
         raise UnavailableError(f"unknown backend {name!r}; available are auto, {', '.join(BACKENDS)}")
-    attempts = []
-    for candidate in BACKENDS if name == "auto" else (name,):
+    attempts: list[Attempt] = []
+    for candidate, others in _in_order() if name == "auto" else ((name, ()),):
         try:
             backend, file = _open(candidate, model, options)
         except BackendError as error:
@@ -143,9 +146,24 @@ def open_backend(name: str, model: str | None, options: Options) -> tuple[Backen
                 raise
             attempts.append(Attempt(candidate, str(error)))
         else:
-            return backend, file, [*attempts, Attempt(candidate, "")]
+            return backend, file, [*attempts, *others, Attempt(candidate, "")]
     reasons = "; ".join(f"{attempt.name}: {attempt.reason}" for attempt in attempts)
     raise UnavailableError(f"no backend works on this machine: {reasons}")
+
+
+def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
+    """What `auto` tries, and what there is to say of others where it is taken."""
+    on_cpu = [name for name in CPU_BACKENDS if name in BACKENDS]
+    yield from ((name, ()) for name in BACKENDS if name not in on_cpu)
+    if sum(find_spec(name) is not None for name in on_cpu) < 2:
+        yield from ((name, ()) for name in on_cpu)
+        return
+    from .choice import choose  # which most installations never need
+
+    choice = choose()
+    reasons = [Attempt(name, choice.reason(name)) for name in choice.order[1:] if name in choice.rates]
+    for number, name in enumerate(choice.order):
+        yield name, () if number else reasons
 
 
 def _open(name: str, model: str | None, options: Options) -> tuple[Backend, ModelFile]:
