@@ -228,7 +228,11 @@ def running(pid: int) -> bool:
 
 
 def test_a_worker_has_less_than_the_engine(jpeg):
-    before = children()
+    before, had = children(), resource.getrlimit(resource.RLIMIT_CORE)
+    with suppress(
+        ValueError
+    ):  # who is not root cannot raise it, and where it is 0 already there is nothing to see
+        resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))
     with Engine.load(isolate=LIMITS, workers=1) as engine:
         engine.predict(jpeg)
         (worker,) = children() - before
@@ -238,6 +242,7 @@ def test_a_worker_has_less_than_the_engine(jpeg):
         assert set(soft.values()) == {0}
         assert resource.prlimit(worker, resource.RLIMIT_AS)[0] < 4 * 1024**3
         assert Path(f"/proc/{worker}/oom_score_adj").read_text().strip() == "1000"
+    resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
 def test_a_worker_imports_nothing_from_the_current_folder(jpeg, tmp_path, monkeypatch):
