@@ -228,11 +228,8 @@ def running(pid: int) -> bool:
 
 
 def test_a_worker_has_less_than_the_engine(jpeg):
-    before, had = children(), resource.getrlimit(resource.RLIMIT_CORE)
-    with suppress(
-        ValueError
-    ):  # who is not root cannot raise it, and where it is 0 already there is nothing to see
-        resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))
+    before, (soft, hard) = children(), resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
     with Engine.load(isolate=LIMITS, workers=1) as engine:
         engine.predict(jpeg)
         (worker,) = children() - before
