@@ -30,12 +30,14 @@ def model(location: str, where: str) -> bytes:
             [helper.make_node("Identity", ["w"], ["out"])], "inner", [], [out("out")], initializer=[tensor]
         )
         nodes = [helper.make_node("If", ["c"], [name], then_branch=inner, else_branch=inner) for name in LOGITS]
+    sparse = onnx.SparseTensorProto(values=tensor, indices=kinds(data_type=kinds.INT64, dims=[2]), dims=[2])
     if where == "sparse":
-        sparse = onnx.SparseTensorProto(values=tensor, indices=kinds(data_type=kinds.INT64, dims=[2]), dims=[2])
         nodes.insert(0, helper.make_node("Constant", [], ["w"], sparse_value=sparse))
     images = helper.make_tensor_value_info("images", kinds.UINT8, ["N", 1, 8, 8])
     weights = [tensor] if where == "initializer" else []
     graph = helper.make_graph(nodes, "g", [images], [out(name) for name in LOGITS], initializer=weights)
+    if where == "sparse initializer":
+        graph.sparse_initializer.append(sparse)
     made = helper.make_model(graph)
     spec = ModelSpec("m", ("a", "b"), 8, 8, "gray", "crop", "fp32", (0,), (255.0,))
     made.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
@@ -49,7 +51,7 @@ def out(name: str):
     return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
 
 
-@pytest.mark.parametrize("where", ["initializer", "constant", "branch", "sparse"])
+@pytest.mark.parametrize("where", ["initializer", "constant", "branch", "sparse", "sparse initializer"])
 @pytest.mark.parametrize("place", ["outside", "absolute", "beside", "current"])
 def test_weights_in_another_file(tmp_path, monkeypatch, where, place):
     folder = tmp_path / "models"

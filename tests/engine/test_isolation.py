@@ -1,7 +1,11 @@
 """Decoding in worker processes: whatever a decoder does, it costs its own picture and no other."""
 
+import io
 import os
 import resource
+import signal
+import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -11,9 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fmengine import Engine, Failure, Isolation, Kind, Limits, Prediction, SourceError
+from fmengine import Engine, Failure, Isolation, Kind, Limits, Prediction, SourceError, isolation
 from fmengine.errors import UnavailableError
+from fmengine.report import write_report
+from fmengine.rows import to_row
 
 # What a worker imports at its start, before anything of ours: a decoder with planted faults.
 PLANTED = """
@@ -71,10 +78,6 @@ def planted(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def jpeg(portrait) -> bytes:
-    import io
-
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.open(portrait).convert("RGB").save(buffer, "JPEG")
     return buffer.getvalue()
@@ -301,3 +304,78 @@ def test_limits_that_nothing_passes_are_refused(limits):
 def test_a_gpu_decodes_nothing_in_isolation():
     with pytest.raises(ValueError, match="isolate needs jpeg 'cpu'"):
         Engine.load(jpeg="gpu", isolate=LIMITS)
+
+
+def test_a_worker_that_had_no_room_is_not_kept(planted, jpeg):
+    """What it could not free would count against the next picture."""
+    before = children()
+    with Engine.load(isolate=LIMITS, workers=1) as engine:
+        with pytest.raises(SourceError):
+            engine.predict(jpeg + b"memory__")
+        assert children() == before
+
+
+@pytest.mark.parametrize("size", [0, 1, 6399, 6401])
+def test_an_answer_of_another_size_is_a_crash(jpeg, monkeypatch, size):
+    """As of a decoder that was taken over, or whose memory is broken."""
+    with Engine.load(isolate=LIMITS) as engine:
+        monkeypatch.setattr(isolation.Workers, "run", lambda workers, source: bytes(size))
+        with pytest.raises(SourceError, match=f"its decoder gave {size} bytes") as caught:
+            engine.predict(jpeg)
+    assert caught.value.kind is Kind.CRASHED
+
+
+def test_an_answer_larger_than_any_is_not_waited_for():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(struct.pack("<cQ", b"O", 1 << 40))
+        with pytest.raises(ConnectionError, match="an answer of 1099511627776 bytes"):
+            isolation._receive(ours, time.monotonic() + 5)
+
+
+def test_decoders_in_a_worker_are_not_heard(capfd):
+    """libtiff complains on the process's own stderr."""
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64), 9).save(buffer, "TIFF", compression="tiff_lzw")
+    data = bytearray(buffer.getvalue())
+    data[9:13] = b"\xff" * 4
+    for limits, heard in ((None, True), (LIMITS, False)):
+        with Engine.load(isolate=limits) as engine, pytest.raises(SourceError):
+            engine.predict(bytes(data))
+        assert ("LZWDecode" in capfd.readouterr().err) is heard
+
+
+def test_a_contact_sheet_is_made_in_isolation_too(planted, jpeg, tmp_path):
+    """A file that changed since it was labelled, to one that crashes its decoder."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg)
+    with Engine.load(isolate=LIMITS) as engine:
+        row = to_row(str(path), engine.predict(path))
+        path.write_bytes(jpeg + b"segfault")
+        write_report(tmp_path / "x.html", [row, row], engine.spec, {}, isolate=LIMITS)
+        assert (tmp_path / "x.html").read_text().count('<div class="none">gone</div>') == 2
+        path.write_bytes(jpeg)
+        write_report(tmp_path / "x.html", [row, row], engine.spec, {}, isolate=LIMITS)
+        assert (tmp_path / "x.html").read_text().count("data:image/jpeg") == 2
+        write_report(tmp_path / "x.html", [row], engine.spec, {}, Limits(max_pixels=100))
+        assert (tmp_path / "x.html").read_text().count('<div class="none">gone</div>') == 1
+
+
+def test_ctrl_c_reaches_the_engine_alone(jpeg, tmp_path):
+    """A terminal sends it to the whole group; a worker that obeyed would make its picture a crash."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3000):
+        (folder / f"{number}.jpg").write_bytes(jpeg)
+    output = tmp_path / "x.jsonl"
+    command = [sys.executable, "-m", "fmengine", "infer", "--batch", folder, "--output", output, "--isolate"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    while process.poll() is None and not (output.exists() and output.stat().st_size):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert b"go on with --resume" in err
+    assert '"label": null' not in output.read_text()
+    assert subprocess.run([*command, "--resume"], capture_output=True, timeout=100).returncode == 0
+    assert output.read_text().count("\n") == 3000
