@@ -173,6 +173,7 @@ def test_an_unforeseen_error_in_a_worker_is_a_crash(planted, jpeg):
 
 
 def test_sixteen_threads_with_faults_mixed_in(planted, jpeg):
+    before = children()
     with Engine.load(isolate=LIMITS, workers=4) as engine:
         expected = engine.predict(jpeg)
         wrong: list[object] = []
@@ -191,10 +192,12 @@ def test_sixteen_threads_with_faults_mixed_in(planted, jpeg):
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        most = 0
+        while any(thread.is_alive() for thread in threads):
+            most = max(most, len(children() - before))
+            time.sleep(0.01)
         assert not wrong
-        assert len(children()) <= 4
+        assert 0 < most <= 8, "four, each of which may be about to be replaced"
 
 
 def test_workers_end_with_the_engine(jpeg):
@@ -240,6 +243,7 @@ def test_a_worker_has_less_than_the_engine(jpeg):
     with Engine.load(isolate=LIMITS, workers=1) as engine:
         engine.predict(jpeg)
         (worker,) = children() - before
+        assert os.getpgid(worker) != os.getpgrp(), "Ctrl-C is for the engine"
         assert resource.prlimit(worker, resource.RLIMIT_CORE)[0] == 0
         assert resource.prlimit(worker, resource.RLIMIT_FSIZE)[0] == 0
         assert resource.prlimit(worker, resource.RLIMIT_AS)[0] < 4 * 1024**3
@@ -333,16 +337,20 @@ def test_an_answer_larger_than_any_is_not_waited_for():
             isolation._receive(ours, time.monotonic() + 5)
 
 
-def test_decoders_in_a_worker_are_not_heard(capfd):
+@pytest.mark.parametrize(("isolate", "heard"), [("None", True), ("Isolation()", False)])
+def test_decoders_in_a_worker_are_not_heard(tmp_path, isolate, heard):
     """libtiff complains on the process's own stderr."""
     buffer = io.BytesIO()
     Image.new("L", (64, 64), 9).save(buffer, "TIFF", compression="tiff_lzw")
     data = bytearray(buffer.getvalue())
     data[9:13] = b"\xff" * 4
-    for limits, heard in ((None, True), (LIMITS, False)):
-        with Engine.load(isolate=limits) as engine, pytest.raises(SourceError):
-            engine.predict(bytes(data))
-        assert ("LZWDecode" in capfd.readouterr().err) is heard
+    (tmp_path / "a.tif").write_bytes(data)
+    program = "import sys; from fmengine import Engine, Isolation; "
+    program += f"print(*Engine.load(isolate={isolate}).predict_many(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, tmp_path / "a.tif"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert "corrupt" in done.stdout
+    assert ("LZWDecode" in done.stderr) is heard
 
 
 def test_a_contact_sheet_is_made_in_isolation_too(planted, jpeg, tmp_path):
