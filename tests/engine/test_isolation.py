@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,11 @@ def jpeg(portrait) -> bytes:
 
 def children() -> set[int]:
     """Processes that this one started."""
-    own = Path(f"/proc/{os.getpid()}/task")
-    return {int(pid) for task in own.iterdir() for pid in (task / "children").read_text().split()}
+    found: set[int] = set()
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
 
 
 def test_answers_are_those_without(portrait, jpeg, portrait_pixels):
