@@ -13,7 +13,8 @@ from typing import BinaryIO, cast
 from .errors import FmengineError
 
 STDIN = "-"
-ENTRIES_AT_ONCE = 32_768  # of a folder: bounds the memory, some 10 MB
+ENTRIES_AT_ONCE = 16_384  # of a folder: bounds the memory, some 3 MB
+FOLDER, FILE, LINK = "folder", "file", "link"
 
 
 def expand(sources: Iterable[str], stdin: BinaryIO | None = None) -> Iterator[str]:
@@ -44,33 +45,43 @@ def walk(folder: str) -> Iterator[str]:
     while left:
         path, entries = left[-1]
         try:
-            entry = next(entries, None)
+            name, kind = next(entries, ("", ""))
         except OSError:
             yield path
-            entry = None
-        if entry is None:
+            name, kind = "", ""
+        below = os.path.join(path, name)
+        if not name:
             left.pop()
-        elif entry.is_dir(follow_symlinks=False):
-            left.append((entry.path, _entries(entry.path)))
-        elif entry.is_file(follow_symlinks=False) or (entry.is_symlink() and _is_file_or_nothing(entry.path)):
-            yield entry.path
+        elif kind == FOLDER:
+            left.append((below, _entries(below)))
+        elif kind == FILE or _is_file_or_nothing(below):
+            yield below
 
 
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """What a folder holds, in the order of the names' bytes; a large one is listed again for each part of it."""
+def _entries(folder: str) -> Iterator[tuple[str, str]]:
+    """Folders, files and links in a folder: name and kind, in the order of the names' bytes.
+
+    A large folder is listed again for each part of it.
+    """
     after = b""
     while True:
         with os.scandir(folder) as listing:
-            later = (entry for entry in listing if _name(entry) > after)
-            part = heapq.nsmallest(ENTRIES_AT_ONCE, later, key=_name)
-        yield from part
+            named = ((os.fsencode(entry.name), _kind(entry)) for entry in listing)
+            part = heapq.nsmallest(ENTRIES_AT_ONCE, (pair for pair in named if pair[0] > after and pair[1]))
+        for name, kind in part:
+            yield os.fsdecode(name), kind
         if len(part) < ENTRIES_AT_ONCE:
             return
-        after = _name(part[-1])
+        after = part[-1][0]
 
 
-def _name(entry: os.DirEntry[str]) -> bytes:
-    return os.fsencode(entry.name)
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What the listing itself says it is; nothing for pipes, sockets and devices."""
+    if entry.is_dir(follow_symlinks=False):
+        return FOLDER
+    if entry.is_file(follow_symlinks=False):
+        return FILE
+    return LINK if entry.is_symlink() else ""
 
 
 def _is_file_or_nothing(link: str) -> bool:
