@@ -28,8 +28,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -92,26 +91,16 @@ class Workers:
                 answer = self._ask_twice(worker, request)
             except _DiedError as death:
                 raise SourceError(death.kind, str(death)) from death
-        kind, content = answer
-        if kind == _DONE:
-            return content
-        name, message = json.loads(content)
-        raise SourceError(Kind(name), message)
+        if isinstance(answer, SourceError):
+            raise answer
+        return answer
 
     def close(self) -> None:
         """End the workers that are idle; those at work end when they are done."""
         while self._idle:
             self._idle.pop().end()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _ask_twice(self, worker: "_Worker", request: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    def _ask_twice(self, worker: "_Worker", request: tuple[bytes, bytes]) -> bytes | SourceError:
         """Ask a worker, and a fresh one where the first had seen other pictures and died."""
         if worker.answered:
             try:
@@ -121,7 +110,7 @@ class Workers:
             worker = _Worker(*self._arguments)
         return self._ask(worker, request)
 
-    def _ask(self, worker: "_Worker", request: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    def _ask(self, worker: "_Worker", request: tuple[bytes, bytes]) -> bytes | SourceError:
         try:
             answer = worker.ask(*request)
         except BaseException:  # such as Ctrl-C, which leaves an answer under way that nobody waits for
@@ -175,7 +164,7 @@ class _Worker:
             self._socket.close()
             raise UnavailableError(f"cannot start a worker process to decode in: {error}") from error
         try:
-            _receive(self._socket, time.monotonic() + START_SECONDS)
+            _receive(self._socket, time.monotonic() + START_SECONDS, most=0)
         except OSError as error:
             self.end()
             raise UnavailableError(
@@ -183,22 +172,22 @@ class _Worker:
                 f"does `{sys.executable} -c 'import fmengine'` work?"
             ) from error
 
-    def ask(self, what: bytes, content: bytes) -> tuple[bytes, bytes]:
-        """Send a request and wait for its answer. Raises _DiedError."""
+    def ask(self, what: bytes, content: bytes) -> bytes | SourceError:
+        """Send a request and wait for its answer, or the error that the task raised. Raises _DiedError."""
         until = time.monotonic() + self._seconds
         try:
             self._socket.settimeout(self._seconds)
             _send(self._socket, what, content)
-            kind, answer = _receive(self._socket, until)
+            answer = _understood(*_receive(self._socket, until, MAX_ANSWER))
         except TimeoutError as error:
             raise _DiedError(Kind.TIMEOUT, f"not decoded within {self._seconds:g} seconds") from error
         except OSError as error:  # it closed its end
             raise _DiedError(*self._cause()) from error
-        if kind == _FAILED and json.loads(answer)[0] == Kind.OUT_OF_MEMORY:
+        if isinstance(answer, SourceError) and answer.kind is Kind.OUT_OF_MEMORY:
             # It lives, but what it could not free would count against the next picture.
-            raise _DiedError(Kind.OUT_OF_MEMORY, json.loads(answer)[1])
+            raise _DiedError(answer.kind, answer.message)
         self.answered += 1
-        return kind, answer
+        return answer
 
     def end(self) -> None:
         """Kill it. One that sleeps in the kernel, on a drive that does not answer, is not waited for."""
@@ -229,15 +218,28 @@ def _request(source: Encoded) -> tuple[bytes, bytes]:
         raise read_error(error) from error
 
 
+def _understood(what: bytes, content: bytes) -> bytes | SourceError:
+    """An answer, which a decoder that was taken over may have made up. Raises _DiedError if it makes no sense."""
+    try:
+        if what == _DONE:
+            return content
+        if what == _FAILED:
+            kind, message = json.loads(content)
+            return SourceError(Kind(kind), message)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _DiedError(Kind.CRASHED, f"its decoder gave an answer that makes no sense: {error}") from error
+    raise _DiedError(Kind.CRASHED, f"its decoder gave an answer that makes no sense: {what!r}")
+
+
 def _send(to: socket.socket, what: bytes, content: bytes) -> None:
     to.sendall(_HEAD.pack(what, len(content)))
     to.sendall(content)
 
 
-def _receive(come_from: socket.socket, until: float | None = None) -> tuple[bytes, bytes]:
-    """A message. Raises TimeoutError, or ConnectionError where there is none or it makes no sense."""
+def _receive(come_from: socket.socket, until: float | None = None, most: int | None = None) -> tuple[bytes, bytes]:
+    """A message of at most so many bytes. Raises TimeoutError, or ConnectionError where there is none."""
     what, size = _HEAD.unpack(_exactly(come_from, _HEAD.size, until))
-    if what in (_DONE, _FAILED) and size > MAX_ANSWER:
+    if most is not None and size > most:
         raise ConnectionError(f"an answer of {size} bytes")
     return what, _exactly(come_from, size, until)
 

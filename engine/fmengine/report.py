@@ -6,7 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from importlib import resources
 from itertools import islice
@@ -88,7 +88,7 @@ def _with_thumbnails(
             from .isolation import Workers  # what starts processes takes time to import
 
             workers = Workers(f"{__name__}:thumbnail", asdict(limits), isolate, threads)
-            make = stack.enter_context(workers).run
+            make = stack.enter_context(closing(workers)).run
 
         def made(row: Row) -> bytes:
             if row["error"]:

@@ -336,9 +336,23 @@ def test_an_answer_of_another_size_is_a_crash(jpeg, monkeypatch, size):
 def test_an_answer_larger_than_any_is_not_waited_for():
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.sendall(struct.pack("<cQ", b"O", 1 << 40))
-        with pytest.raises(ConnectionError, match="an answer of 1099511627776 bytes"):
-            isolation._receive(ours, time.monotonic() + 5)
+        theirs.sendall(struct.pack("<cQ", b"?", 1 << 63))
+        with pytest.raises(ConnectionError, match=f"an answer of {1 << 63} bytes"):
+            isolation._receive(ours, time.monotonic() + 5, isolation.MAX_ANSWER)
+
+
+NONSENSE = (b"", b"[]", b"{", b"null", b'["none", "x"]', b'["corrupt", 5]', b"[" * 99_999)
+
+
+@pytest.mark.parametrize("answer", [*((b"F", text) for text in NONSENSE), (b"?", b"x")])
+def test_an_answer_that_makes_no_sense_is_a_crash(jpeg, monkeypatch, answer):
+    with Engine.load(isolate=LIMITS) as engine:
+        assert engine.predict(jpeg).label == "happy"
+        receive = isolation._receive
+        monkeypatch.setattr(isolation, "_receive", lambda *given, **more: receive(*given, **more) and answer)
+        with pytest.raises(SourceError, match="its decoder gave an answer that makes no sense") as caught:
+            engine.predict(jpeg)
+    assert caught.value.kind is Kind.CRASHED
 
 
 @pytest.mark.parametrize(("isolate", "heard"), [("None", True), ("Isolation()", False)])
