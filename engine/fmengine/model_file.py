@@ -34,6 +34,7 @@ DEFAULT_MODEL = "alexnet-slim"
 
 _UNSEALED = "0" * 64
 _MAX_BYTES = 2**31  # protobuf's own limit for one message
+_MAX_DOCUMENT = 2**20  # bytes; ours have less than 2,000
 
 # Field numbers in ModelProto and StringStringEntryProto.
 _GRAPH, _METADATA_PROPS = 7, 14
@@ -318,6 +319,8 @@ def _document(data: bytes) -> slice:
             f"an ONNX model without {METADATA_KEY} metadata, so its labels and preprocessing are unknown; "
             "add them with `fmengine export --describe spec.json MODEL.onnx`"
         )
+    if found.stop - found.start > _MAX_DOCUMENT:
+        raise ModelError(f"the model's {METADATA_KEY} document is larger than {_MAX_DOCUMENT:,} bytes")
     return found
 
 

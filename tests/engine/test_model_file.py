@@ -346,6 +346,14 @@ def test_document_without_digest(tmp_path):
     assert "no digest" in error_of(path)
 
 
+def test_document_larger_than_any(tmp_path):
+    document = dataclasses.replace(SPEC, training_data="x" * 2**20).to_json()
+    with pytest.raises(ModelError, match="larger than 1,048,576 bytes"):
+        sealed(document)
+    data = tiny_onnx({METADATA_KEY: document})
+    assert "larger than 1,048,576 bytes" in error_of(written(tmp_path, data))
+
+
 def test_onnx_without_metadata_says_how_to_add_it(tmp_path):
     assert "fmengine export --describe" in error_of(written(tmp_path, tiny_onnx({"author": "somebody"})))
 
