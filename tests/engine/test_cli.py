@@ -549,6 +549,9 @@ def test_json_lines_on_stderr(faces):
     lines = log_lines(err)
     assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
     assert [(line["path"], line["kind"]) for line in lines if "kind" in line] == [("faces/broken.png", "empty")]
+    assert lines[0]["message"] == "model loaded"
+    assert lines[0]["backend"] == "onnxruntime"
+    assert len(lines[0]["model_sha256"]) == 64
     (summary,) = (line for line in lines if "pictures" in line)
     assert summary["pictures"] == len(NAMES) + 1
     assert summary["counts"]["error"] == 1

@@ -149,6 +149,8 @@ def infer(
             scaled_jpeg=scaled_jpeg,
         )
         stack.enter_context(engine)
+        model_fields = {"model": str(engine.model_path), "model_sha256": engine.spec.file_sha256}
+        logger.info("model loaded", extra={"fields": model_fields | engine.backend.describe()})
         if not logger.isEnabledFor(logging.DEBUG):
             stack.enter_context(quiet_decoders())
         file = None
