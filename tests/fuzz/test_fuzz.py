@@ -1,8 +1,10 @@
 """A part of what `make fuzz` and `make kills` do, in every run; and what they ever found."""
 
+import io
 import subprocess
 
 import pytest
+from PIL import Image
 
 from .corpus import pictures
 from .kills import disturbed, infer, make_pictures, rows
@@ -13,8 +15,18 @@ pytestmark = pytest.mark.timeout(300)
 CORPUS = pictures()
 PART = 250
 
+
+def png_with_exif(block: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7), (200, 30, 90)).save(buffer, "PNG", exif=b"Exif\0\0" + block)
+    return buffer.getvalue()
+
+
 # Files that were once answered wrongly, by what was wrong.
-FOUND: dict[str, bytes] = {}
+FOUND: dict[str, bytes] = {
+    "metadata that are no TIFF cost the picture": png_with_exif(b"no tiff header"),
+    "an Exif block that ends at once cost the picture": png_with_exif(b"II*\0\xff\xff\xff\xff"),
+}
 
 
 @pytest.mark.parametrize("name", CORPUS)
@@ -43,7 +55,7 @@ def test_every_prefix(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_killed_and_resumed(tmp_path, suffix):
-    folder = make_pictures(tmp_path / "pictures")
+    folder = make_pictures(tmp_path / "pictures", 1500)
     assert subprocess.run(infer(folder, tmp_path / f"whole.{suffix}"), capture_output=True).returncode == 3
     disturbed(folder, tmp_path / f"x.{suffix}", kills=3, seed=7)
     assert rows(tmp_path / f"x.{suffix}") == rows(tmp_path / f"whole.{suffix}")
