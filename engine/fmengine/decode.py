@@ -213,7 +213,8 @@ def _plain_jpeg(data: bytes, color: Color, limits: Limits, least: int) -> Pixels
 def _orientation(image: Image.Image) -> int:
     """What the metadata say, 1 where they say nothing that can be read: the pixels are whole all the same."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        value: int = image.getexif().get(ExifTags.Base.Orientation, 1)  # or text, or anything, which turns nothing
+        return value
     except Exception:  # Pillow parses what it finds, and may raise anything
         return 1
 

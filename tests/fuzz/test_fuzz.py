@@ -25,6 +25,9 @@ def png_with_exif(block: bytes) -> bytes:
 # Files that were once answered wrongly, by what was wrong.
 FOUND: dict[str, bytes] = {
     "metadata that are no TIFF cost the picture": png_with_exif(b"no tiff header"),
+    "an orientation that is text turned the picture": png_with_exif(
+        b"II*\0\x08\0\0\0\1\0\x12\1\2\0\2\0\0\0006\0\0\0\0\0\0\0"
+    ),
     "an Exif block that ends at once cost the picture": png_with_exif(b"II*\0\xff\xff\xff\xff"),
 }
 
