@@ -19,7 +19,7 @@ def threshold(context: click.Context, option: click.Parameter, value: str) -> fl
     return confidence
 
 
-class Size(click.ParamType[int]):
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
     """Bytes, such as 300000, 64M or 2G."""
 
     name = "size"
