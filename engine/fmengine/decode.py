@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, TypeGuard, cast
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import Kind, SourceError
 from .limits import LEAST_ROW, Limits
@@ -270,6 +270,8 @@ def _from_pillow(image: Image.Image, color: Color) -> Pixels:
         levels = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if image.mode == "LAB":
+        from PIL import ImageCms  # milliseconds of every start, for a mode that is rare
+
         # The one mode that `convert` does not know; a file's own profile is not looked at, as with every mode.
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         image = cast(Image.Image, ImageCms.profileToProfile(image, *profiles, outputMode="RGB"))
@@ -280,9 +282,9 @@ def _from_pillow(image: Image.Image, color: Color) -> Pixels:
     return _upright(pixels, orientation)
 
 
-def raise_pillows_limit(limits: Limits) -> None:
+def raise_pillows_limit(max_pixels: int) -> None:
     """Let Pillow open what our limits allow. Its own is the process's: for those that are all ours."""
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits.max_pixels // 2)
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels // 2)
 
 
 @cache

@@ -64,7 +64,7 @@ class Workers:
 
     Args:
         task: `module:function` of ours; called with a path or encoded bytes, and the settings.
-        settings: the task's keyword arguments, as JSON.
+        settings: the task's keyword arguments, as JSON; those of `Limits` are among them.
         isolation: a worker's limits.
         count: workers at most.
     """
@@ -272,19 +272,15 @@ def network_input(
     least: int,
 ) -> bytes:
     """The task of an engine: the network's input, uint8 `[C, height, width]`."""
-    limits = Limits(max_bytes, max_pixels)
-    raise_pillows_limit(limits)
-    pixels = decode(source, color, limits, least=least)
-    try:
-        return preprocess(pixels, height, width, color, fit).tobytes()
-    except Image.DecompressionBombError as error:  # such as a long strip, padded to a square
-        raise decode_error(error) from error
+    pixels = decode(source, color, Limits(max_bytes, max_pixels), least=least)
+    return preprocess(pixels, height, width, color, fit).tobytes()
 
 
 def serve(descriptor: int, task: str, settings: dict[str, Any], seconds: float, memory: int) -> None:
     """Do a task for every request, until the other end is closed."""
     module, name = task.split(":")
     do: Task = getattr(import_module(module), name)
+    raise_pillows_limit(settings["max_pixels"])
     _confine(memory)
     with socket.socket(fileno=descriptor) as pipe:
         _send(pipe, _READY, b"")
@@ -301,7 +297,7 @@ def _answer(do: Task, source: Encoded, settings: dict[str, Any]) -> tuple[bytes,
     try:
         try:
             return _DONE, do(source, **settings)
-        except MemoryError as error:
+        except (MemoryError, Image.DecompressionBombError) as error:  # the latter as in `Engine.prepare`
             raise decode_error(error) from error
     except SourceError as error:
         return _FAILED, json.dumps([error.kind, error.message]).encode()

@@ -387,6 +387,17 @@ def test_a_contact_sheet_is_made_in_isolation_too(planted, jpeg, tmp_path):
         assert (tmp_path / "x.html").read_text().count('<div class="none">gone</div>') == 1
 
 
+def test_a_contact_sheet_takes_what_its_limits_allow(tmp_path):
+    """Beyond where Pillow refuses by itself, in a worker that made no network's input before."""
+    Image.new("1", (15_000, 12_000)).save(tmp_path / "large.png")
+    row = {"path": str(tmp_path / "large.png"), "label": "sad", "confidence": 0.75, "error": None}
+    row["probabilities"] = {"happy": 0.25, "sad": 0.75}
+    with Engine.load() as engine:
+        limits = Limits(max_pixels=200_000_000)
+        write_report(tmp_path / "x.html", [row], engine.spec, {}, limits, Isolation(seconds=60.0))
+    assert (tmp_path / "x.html").read_text().count("data:image/jpeg") == 1
+
+
 def test_ctrl_c_reaches_the_engine_alone(jpeg, tmp_path):
     """A terminal sends it to the whole group; a worker that obeyed would make its picture a crash."""
     folder = tmp_path / "pictures"

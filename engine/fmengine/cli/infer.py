@@ -132,7 +132,7 @@ def infer(
     if report is not None:
         _check_report(report, replace=overwrite or resume)
     limits = Limits(max_bytes, max_pixels)
-    raise_pillows_limit(limits)
+    raise_pillows_limit(max_pixels)
     isolation = _isolation(isolate, max_seconds, max_memory)
     paths = first_or_error(without(gather(sources, folders), _written(output, report)), folders)
     with ExitStack() as stack:
