@@ -90,9 +90,9 @@ def _marks(engine: Engine, path: str) -> list[float]:
     pixels = engine._decode(data, "rgb")
     marks.append(clock())
     # A GPU's backend preprocesses too.
-    picture = pixels if isinstance(engine.backend, PictureBackend) else engine._preprocess(pixels)
+    batch = [pixels] if isinstance(engine.backend, PictureBackend) else engine._preprocess([pixels])
     marks.append(clock())
-    outputs = engine._compute([picture], engine.backend)
+    outputs = engine._compute(batch, engine.backend)
     marks.append(clock())
     engine._post([path], outputs)
     marks.append(clock())

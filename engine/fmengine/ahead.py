@@ -30,8 +30,8 @@ def outcomes(
     lanes: int,
     size: int,
     in_flight: int | None = None,
-) -> Iterator[Prediction | Failure]:
-    """What comes of each source, in order.
+) -> Iterator[list[Prediction | Failure]]:
+    """What comes of each source, in order: batch by batch.
 
     Args:
         sources: may be endless; read only as far as needed.
@@ -51,9 +51,9 @@ def outcomes(
             prepared = [(source, _prepared(source, prepare, decoding)) for source in batch]
             batches.append(answering.submit(_finish, prepared, answer))
             if len(batches) >= most:
-                yield from batches.popleft().result()
+                yield batches.popleft().result()
         while batches:
-            yield from batches.popleft().result()
+            yield batches.popleft().result()
     finally:
         for pool in (decoding, answering):  # what runs is waited for, what waits is dropped
             pool.shutdown(cancel_futures=True)

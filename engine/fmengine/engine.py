@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,7 @@ from .lanes import Lanes
 from .limits import Isolation, Limits
 from .model_file import ModelFile, ModelSpec
 from .prediction import UNSURE, Failure, Prediction
-from .preprocess import Pixels, preprocess
+from .preprocess import Pixels, preprocess_batch
 
 if TYPE_CHECKING:
     from .gpu.pictures import Picture
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 SCALED = 2  # sides of the network's input that a JPEG keeps at least where it is decoded scaled
 MAX_HELD = 8 * 1024 * 1024  # bytes of a decoded picture that waits for a GPU
+SMALL = 256  # rows and columns at most of one that waits to be preprocessed on the CPU, together with others
 
 
 class Engine:
@@ -238,6 +239,21 @@ class Engine:
                 thread busy, some batches each.
             channels: as for `predict`.
         """
+        chunks = self.predict_chunks(sources, batch_size=batch_size, in_flight=in_flight, channels=channels)
+        return (outcome for chunk in chunks for outcome in chunk)
+
+    def predict_chunks(
+        self,
+        sources: Iterable[Source],
+        *,
+        batch_size: int | None = None,
+        in_flight: int | None = None,
+        channels: Channels = "rgb",
+    ) -> Iterator[list[Prediction | Failure]]:
+        """As `predict_many`, in lists of those answers that are known: to store many at once costs less.
+
+        A list never waits for more answers than its first.
+        """
         size = self.max_batch if batch_size is None else batch_size
         if not 1 <= size <= self.max_batch:
             raise ValueError(f"batch_size {size}; expected 1 to max_batch, {self.max_batch}")
@@ -269,8 +285,9 @@ class Engine:
         try:
             if self._isolated is not None and is_encoded(source):
                 return self._isolated.prepare(source)
-            return self._preprocess(self._decode(self._read(source), channels))
-        except (MemoryError, Image.DecompressionBombError) as error:  # such as a long strip, padded to a square
+            made: Pixels = self._preprocess([self._decode(self._read(source), channels)])[0]
+            return made
+        except MemoryError as error:
             raise decode_error(error) from error
 
     def close(self) -> None:
@@ -319,15 +336,18 @@ class Engine:
     def _decode(self, source: Source, channels: Channels) -> Pixels:
         return decode(source, self.spec.color, self.limits, channels, self._least)
 
-    def _preprocess(self, pixels: Pixels) -> Pixels:
+    def _preprocess(self, pictures: list[Pixels]) -> Pixels:
         spec = self.spec
-        return preprocess(pixels, spec.height, spec.width, spec.color, spec.fit)
+        try:
+            return preprocess_batch(pictures, spec.height, spec.width, spec.color, spec.fit)
+        except (MemoryError, Image.DecompressionBombError) as error:  # such as a long strip, padded to a square
+            raise decode_error(error) from error
 
-    def _compute(self, pictures: "list[Picture]", backend: Backend) -> Outputs:
+    def _compute(self, pictures: "Pixels | Sequence[Picture]", backend: Backend) -> Outputs:
+        """The network on a preprocessed batch; on decoded pictures where the backend preprocesses them."""
         if self._on_device is not None:
-            return self._on_device.run_pictures(pictures)
-        inputs = cast("list[Pixels]", pictures)
-        return backend.run(inputs[0][np.newaxis] if len(inputs) == 1 else np.stack(inputs))
+            return self._on_device.run_pictures(cast("Sequence[Picture]", pictures))
+        return backend.run(cast("Pixels", pictures))
 
     def _post(self, sources: list[Source], outputs: Outputs) -> list[Prediction]:
         labels = self.spec.labels
@@ -342,15 +362,16 @@ class Engine:
         self, sources: list[Source], pictures: "list[Picture]", backend: Backend | None = None
     ) -> list[Prediction]:
         self._check_open()
-        return self._post(sources, self._compute(pictures, backend or self.backend))
+        batch = pictures if self._on_device is not None else self._preprocess(cast("list[Pixels]", pictures))
+        return self._post(sources, self._compute(batch, backend or self.backend))
 
     def _through_lanes(
         self, sources: Iterator[Source], size: int, in_flight: int | None, channels: Channels
-    ) -> Iterator[Prediction | Failure]:
+    ) -> Iterator[list[Prediction | Failure]]:
         """Where the CPU computes: each thread decodes and runs the network on its own batch."""
         first = list(islice(sources, 2))
         if len(first) < 2:  # one picture: all threads work on it together
-            yield from (self._one_or_failure(source, channels) for source in first)
+            yield from ([self._one_or_failure(source, channels)] for source in first)
             return
         backend = self._for_lanes()
         lanes = Lanes(
@@ -380,16 +401,14 @@ class Engine:
             return Failure(error.kind, error.message, source)
 
     def _picture(self, source: Source, channels: Channels) -> "Picture":
-        """What the backend is given: a picture, or the network's input where it does not preprocess."""
-        if self._on_device is None:
-            return self.prepare(source, channels=channels)
-        if on_gpu(source):
+        """A decoded picture."""
+        if self._on_device is not None and on_gpu(source):
             return self._on_device.admit(source, channels)
         if self._isolated is not None and is_encoded(source):
             return self._made_smaller(source)
         source = self._read(source)
         try:
-            if isinstance(source, bytes) and is_plain_jpeg(source, self.limits) and not may_be_turned(source):
+            if self._on_device is not None and isinstance(source, bytes) and _is_upright_jpeg(source, self.limits):
                 picture = self._on_device.decode_jpeg(source)
                 if picture is not None:
                     return picture
@@ -400,17 +419,20 @@ class Engine:
     def _picture_or_fail(self, source: Source, channels: Channels) -> "Picture | Failure":
         try:
             picture = self._picture(source, channels)
-            too_large = isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD
-            if too_large and self._on_device is not None:
-                # A batch of photographs must not fill the memory before it is uploaded.
-                return self._made_smaller(cast("Pixels", picture))
+            if isinstance(picture, np.ndarray) and self._is_large(picture):
+                return self._made_smaller(picture)
             return picture
         except SourceError as error:
             return Failure(error.kind, error.message, source)
 
+    def _is_large(self, picture: Pixels) -> bool:
+        """Whether a batch of such pictures would fill the memory, or a processor's cache, until it is computed."""
+        return max(picture.shape[:2]) > SMALL if self._on_device is None else picture.nbytes > MAX_HELD
+
     def _made_smaller(self, source: Source) -> Pixels:
-        """A picture as small as the network's input, `[H, W, C]`: a GPU makes the same bits of it."""
-        return np.ascontiguousarray(self.prepare(source).transpose(1, 2, 0))
+        """A picture as small as the network's input, of which preprocessing makes the same bits."""
+        made = self.prepare(source)
+        return made[0] if self.spec.color == "gray" else np.ascontiguousarray(made.transpose(1, 2, 0))
 
     def _answer_or_fail(
         self, good: "list[tuple[Source, Picture]]"
@@ -432,6 +454,10 @@ class Engine:
             raise FmengineError(CLOSED)
 
 
+def _is_upright_jpeg(data: bytes, limits: Limits) -> bool:
+    return is_plain_jpeg(data, limits) and not may_be_turned(data)
+
+
 def _until_error(sources: Iterable[Source], ended: list[Exception]) -> Iterator[Source]:
     """The sources, and what ended them if it was an error: what came before it is answered first."""
     try:
@@ -441,8 +467,8 @@ def _until_error(sources: Iterable[Source], ended: list[Exception]) -> Iterator[
 
 
 def _then_raise(
-    outcomes: Iterator[Prediction | Failure], ended: list[Exception]
-) -> Iterator[Prediction | Failure]:
+    outcomes: Iterator[list[Prediction | Failure]], ended: list[Exception]
+) -> Iterator[list[Prediction | Failure]]:
     yield from outcomes
     if ended:
         raise ended[0]

@@ -58,8 +58,8 @@ class Lanes:
         for thread in self._threads:
             thread.start()
 
-    def outcomes(self, sources: Iterable[Source]) -> Iterator[Prediction | Failure]:
-        """What comes of each source, in order and as soon as it is known."""
+    def outcomes(self, sources: Iterable[Source]) -> Iterator[list[Prediction | Failure]]:
+        """What comes of each source, in order and as soon as it is known: in lists of those that are."""
         places: deque[Place] = deque()
         handful: list[Place] = []
         for source in sources:
@@ -69,11 +69,11 @@ class Lanes:
             if len(handful) == self._handful or self._waiting.empty():
                 self._waiting.put(handful)
                 handful = []
-            while places and (places[0].outcome is not None or len(places) >= self._most):
-                yield self._first(places)
+            if places[0].outcome is not None or len(places) >= self._most:
+                yield self._known(places)
         self._waiting.put(handful)
         while places:
-            yield self._first(places)
+            yield self._known(places)
 
     def close(self) -> None:
         """Stop; what waits is dropped, what runs is waited for."""
@@ -83,15 +83,20 @@ class Lanes:
         for thread in self._threads:
             thread.join()
 
-    def _first(self, places: deque[Place]) -> Prediction | Failure:
-        place = places.popleft()
-        while place.outcome is None:
+    def _known(self, places: deque[Place]) -> list[Prediction | Failure]:
+        """Take the first outcome, as soon as it is known, and those behind it that are known by then."""
+        while places[0].outcome is None:
             self._finished.clear()
-            if place.outcome is None:  # else it came before `clear`, and nobody would set the event again
+            if places[0].outcome is None:  # else it came before `clear`, and nobody would set the event again
                 self._finished.wait()
-        if isinstance(place.outcome, BaseException):
-            raise place.outcome
-        return place.outcome
+        if isinstance(error := places[0].outcome, BaseException):
+            places.popleft()
+            raise error
+        known: list[Prediction | Failure] = []
+        while places and isinstance(outcome := places[0].outcome, Prediction | Failure):
+            known.append(outcome)
+            places.popleft()
+        return known
 
     def _run(self) -> None:
         while (handful := self._waiting.get()) is not None:

@@ -83,9 +83,10 @@ class Jsonl:
     """One JSON object a line."""
 
     header = ""
+    _encoder = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` would make one for every row
 
     def encode(self, row: Row) -> str:
-        return json.dumps(row, ensure_ascii=False) + "\n"
+        return self._encoder.encode(row) + "\n"
 
     def decode(self, line: str) -> Row:
         row = json.loads(line)
@@ -190,11 +191,11 @@ class OutputFile:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
-    def write(self, row: Row) -> None:
-        """Append a row, whole or not at all."""
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append rows, all of them whole or none."""
         try:
-            self._append(self._format.encode(row))
-            self._rows += 1
+            self._append("".join(map(self._format.encode, rows)))
+            self._rows += len(rows)
             if time.monotonic() - self._synced_at > SYNC_SECONDS:
                 self._sync()
         except OSError as error:

@@ -86,8 +86,8 @@ class ParquetFile(OutputFile):
                 made_by = json.loads((file.schema_arrow.metadata or {})[MADE_BY])
                 with OutputFile(partial, labels, made_by, resume=False, overwrite=True) as restored:
                     for batch in file.iter_batches(ROW_GROUP):
-                        for row in batch.to_pylist():
-                            restored.write({k: v for k, v in row.items() if k != "path_encoding" or v})
+                        rows = batch.to_pylist()
+                        restored.write([{k: v for k, v in r.items() if k != "path_encoding" or v} for r in rows])
             state_of(partial).replace(state_of(journal))
             partial.replace(journal)
         except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:

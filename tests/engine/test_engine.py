@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count, islice
@@ -96,7 +97,24 @@ def test_an_abandoned_stream_leaves_no_threads(engine, portrait):
     stream = engine.predict_many(portrait for _ in count())
     next(stream)
     stream.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fmengine-decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fmengine-")]
+
+
+def test_chunks_are_what_is_known(engine, portrait):
+    """A slow source, such as a camera, has its answers before it gives the next pictures; none come twice."""
+    good = engine.predict(portrait)
+    taken = []
+
+    def slow():
+        for number in range(40):
+            yield portrait if number % 5 else b""
+            if number % 10 == 9:
+                time.sleep(0.2)
+
+    for chunk in engine.predict_chunks(slow()):
+        assert chunk
+        taken += chunk
+    assert [getattr(outcome, "probabilities", None) for outcome in taken] == 8 * [None, *4 * [good.probabilities]]
 
 
 def test_an_error_of_the_source_iterator_reaches_the_caller(engine, portrait):

@@ -3,7 +3,7 @@
 import threading
 import time
 from contextlib import closing
-from itertools import count, islice
+from itertools import chain, count, islice
 
 import numpy as np
 import pytest
@@ -33,6 +33,10 @@ def expected(number):
     return "seven" if number % 7 == 3 else str(number % 251)
 
 
+def outcomes_of(lanes, sources):
+    return chain.from_iterable(lanes.outcomes(sources))
+
+
 def told(outcome):
     return outcome.message if isinstance(outcome, Failure) else outcome.label
 
@@ -40,7 +44,7 @@ def told(outcome):
 @given(pictures=st.integers(0, 200), lanes=st.integers(1, 4), size=st.integers(1, 40))
 def test_every_source_has_its_outcome_in_its_place(pictures, lanes, size):
     with closing(Lanes(prepare, answer, count=lanes, size=size)) as opened:
-        outcomes = list(opened.outcomes(map(str, range(pictures))))
+        outcomes = list(outcomes_of(opened, map(str, range(pictures))))
     assert [told(outcome) for outcome in outcomes] == [expected(number) for number in range(pictures)]
     assert [outcome.source for outcome in outcomes] == [str(number) for number in range(pictures)]
 
@@ -54,7 +58,7 @@ def test_no_batch_is_larger_than_asked_for(size):
         return answer(sources, pictures)
 
     with closing(Lanes(prepare, noting, count=2, size=size)) as opened:
-        list(opened.outcomes(map(str, range(150))))
+        list(outcomes_of(opened, map(str, range(150))))
     assert max(sizes) <= size
 
 
@@ -72,7 +76,7 @@ def test_an_error_reaches_the_caller_in_its_place(broken):
 
     work = (fail_prepare, answer) if broken == "prepare" else (prepare, fail_answer)
     with closing(Lanes(*work, count=2, size=1)) as opened:
-        outcomes = opened.outcomes(map(str, count()))
+        outcomes = outcomes_of(opened, map(str, count()))
         assert [told(outcome) for outcome in islice(outcomes, 20)] == [expected(number) for number in range(20)]
         with pytest.raises(RuntimeError, match="the 20th"):
             next(outcomes)
@@ -81,7 +85,7 @@ def test_an_error_reaches_the_caller_in_its_place(broken):
 def test_the_window_bounds_what_is_under_way():
     begun = count()
     with closing(Lanes(prepare, answer, count=2, size=4)) as opened:
-        next(opened.outcomes(str(next(begun)) for _ in count()))
+        next(outcomes_of(opened, (str(next(begun)) for _ in count())))
         assert next(begun) <= WINDOW * 4 * 2 + 1
 
 
@@ -96,7 +100,7 @@ def test_lanes_work_at_the_same_time():
         return prepare(source)
 
     with closing(Lanes(note, answer, count=2, size=4)) as opened:
-        list(opened.outcomes("0" * 40))
+        list(outcomes_of(opened, "0" * 40))
     assert max(most) == 2
 
 
@@ -114,7 +118,7 @@ def test_an_outcome_does_not_wait_for_a_full_batch():
         yield "1"
 
     with closing(Lanes(prepare, noting, count=2, size=64)) as opened:
-        assert len(list(opened.outcomes(slow()))) == 2
+        assert len(list(outcomes_of(opened, slow()))) == 2
 
 
 def test_closing_drops_what_waits():
@@ -126,7 +130,7 @@ def test_closing_drops_what_waits():
         return prepare(source)
 
     opened = Lanes(slow, answer, count=2, size=64)
-    next(opened.outcomes(map(str, count())))
+    next(outcomes_of(opened, map(str, count())))
     opened.close()
     done = len(prepared)
     assert done < 0.75 * WINDOW * 64 * 2  # of what waited
@@ -159,7 +163,7 @@ def test_no_more_pictures_are_under_way_than_may_be(in_flight, lanes):
             yield number
 
     with closing(Lanes(prepare, answer, count=lanes, size=min(8, in_flight), in_flight=in_flight)) as opened:
-        for number, outcome in enumerate(opened.outcomes(sources())):
+        for number, outcome in enumerate(outcomes_of(opened, sources())):
             assert told(outcome) == expected(number)
             answered += 1
     assert answered == 100

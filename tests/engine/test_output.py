@@ -49,7 +49,7 @@ def opened(path: Path, *, resume=False, overwrite=False, identity=IDENTITY) -> O
 def write(path: Path, rows=ROWS, **options) -> bytes:
     with opened(path, **options) as file:
         for row in rows:
-            file.write(row)
+            file.write([row])
     return path.read_bytes()
 
 
@@ -74,7 +74,7 @@ def test_rows_come_back(path):
 def test_rows_can_be_read_while_the_file_grows(path):
     with opened(path) as file:
         for count, row in enumerate(ROWS, 1):
-            file.write(row)
+            file.write([row])
             assert list(file.rows()) == ROWS[:count]
 
 
@@ -132,7 +132,7 @@ def interrupted(path: Path) -> bytes:
     file = opened(path)
     state = state_of(path).read_bytes()
     for row in ROWS:
-        file.write(row)
+        file.write([row])
     os.close(file._file)
     state_of(path).write_bytes(state)
     return path.read_bytes()
@@ -150,7 +150,7 @@ def test_resume_after_any_byte_gives_the_same_file(path):
             assert len(file.finished) == kept
             assert file.failed == sum(row["error"] is not None for row in ROWS[:kept])
             for row in ROWS[kept:]:
-                file.write(row)
+                file.write([row])
         assert path.read_bytes() == whole, length
         assert json.loads(state_of(path).read_text())["bytes"] == len(whole)
 
@@ -192,7 +192,7 @@ def test_killed_in_the_header(tmp_path):
     with opened(path) as file:
         state = json.loads(state_of(path).read_text()) | {"bytes": 0}
         header = path.read_bytes()
-        file.write(ROWS[0])
+        file.write([ROWS[0]])
     state_of(path).write_text(json.dumps(state))
     path.write_bytes(header[:7])
     assert write(path, resume=True).startswith(header)
@@ -283,7 +283,7 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path, name):
     ]
     with open_output(path, labels, IDENTITY, resume=False, overwrite=False) as file:
         for row in rows:
-            file.write(row)
+            file.write([row])
         assert list(file.rows()) == rows
     cells = [cell for line in csv.reader(path.read_text().splitlines()) for cell in line]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
@@ -359,7 +359,7 @@ FULL_DISK = """
         path, labels, identity = Path(sys.argv[1]), ("happy", "sad"), {"model": "m"}
         with OutputFile(path, labels, identity, resume=False, overwrite=False) as file:
             for _ in range(1000):
-                file.write(row | {"error": None})
+                file.write([row | {"error": None}])
     except OutputError as error:
         print(error)
 """
@@ -380,5 +380,5 @@ def test_full_disk_leaves_whole_rows(path):
     assert "--resume" in run.stdout
     with opened(path, resume=True, identity={"model": "m"}) as file:
         assert len(list(file.rows())) == kept
-        file.write(answer("after.png"))
+        file.write([answer("after.png")])
         assert list(file.rows())[-1] == answer("after.png")

@@ -26,7 +26,7 @@ def opened(path: Path, *, resume=False, overwrite=False, identity=IDENTITY):
 def write(path: Path, rows=ROWS, **options) -> list[dict]:
     with opened(path, **options) as file:
         for row in rows:
-            file.write(row)
+            file.write([row])
     return read(path)
 
 
@@ -43,7 +43,7 @@ def killed(path: Path, rows, **options) -> None:
     """A run that ended without being able to do anything about it."""
     file = opened(path, **options)
     for row in rows:
-        file.write(row)
+        file.write([row])
     os.close(file._file)
 
 
@@ -80,7 +80,7 @@ def test_resume_after_a_kill(path, kept):
     with opened(path, resume=True) as file:
         assert file.finished.total() == kept
         for row in ROWS[kept:]:
-            file.write(row)
+            file.write([row])
     assert read(path) == ROWS
     assert only(path)
 
@@ -91,7 +91,7 @@ def test_resume_of_a_finished_file_goes_on(path):
         assert file.finished.total() == 3
         assert file.failed == 1
         for row in ROWS[3:]:
-            file.write(row)
+            file.write([row])
     assert read(path) == ROWS
     assert only(path)
 
@@ -131,7 +131,7 @@ def test_other_model_or_options_are_refused(path, key, finished):
 
 def test_an_error_leaves_the_journal(path):
     file = opened(path)
-    file.write(ROWS[0])
+    file.write([ROWS[0]])
     file.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert not path.exists()
     assert write(path, ROWS[1:], resume=True) == ROWS
@@ -140,7 +140,7 @@ def test_an_error_leaves_the_journal(path):
 def test_overwrite_begins_anew_and_keeps_the_old_file_until_then(path):
     write(path, ROWS)
     with opened(path, overwrite=True) as file:
-        file.write(ROWS[1])
+        file.write([ROWS[1]])
         assert read(path) == ROWS
     assert read(path) == [ROWS[1]]
 
@@ -168,7 +168,7 @@ def test_all_files_that_belong_to_it_are_known(path):
 def test_a_disk_that_is_full_at_the_end_costs_no_row(path, monkeypatch):
     file = opened(path)
     for row in ROWS:
-        file.write(row)
+        file.write([row])
 
     def full(*arguments):
         raise OSError(28, "No space left on device")

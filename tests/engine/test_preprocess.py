@@ -1,6 +1,7 @@
 """The preprocessing of the runtime is the definition, bit for bit."""
 
 import hashlib
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmengine.preprocess import COLORS, FITS, crop_box, pad_box, preprocess
+from fmengine.preprocess import COLORS, FITS, TOGETHER, crop_box, pad_box, preprocess, preprocess_batch
 from fmengine_bench.definition import preprocess as define
 
 # A few lines that are far longer than wide, since Pillow 13 treats tall pictures in another order.
@@ -36,6 +37,28 @@ def test_equals_the_definition(height, width, color, fit, target, channels, seed
     shape = (height, width) if channels == 1 else (height, width, 3)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     assert np.array_equal(preprocess(pixels, *target, color, fit), define(pixels, *target, color, fit))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    sizes=st.lists(st.sampled_from([(1, 1), (48, 48), (200, 200), (37, 90), (90, 37), (30, 40)]), max_size=40),
+    color=st.sampled_from(COLORS),
+    fit=st.sampled_from(FITS),
+    target=st.sampled_from([(30, 40), (48, 48), (80, 80), (48, 60)]),
+    channels=st.sampled_from([1, 3]),
+    together=st.sampled_from([1, 10_000, TOGETHER]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_batch_is_its_pictures_one_by_one(sizes, color, fit, target, channels, together, seed):
+    rng = np.random.default_rng(seed)
+    shapes = [size if channels == 1 else (*size, 3) for size in sizes]
+    pictures = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+    with patch("fmengine.preprocess.TOGETHER", together):
+        batch = preprocess_batch(pictures, *target, color, fit)
+    assert batch.shape == (len(sizes), 1 if color == "gray" else 3, *target)
+    assert batch.flags.c_contiguous
+    for pixels, made in zip(pictures, batch, strict=True):
+        assert np.array_equal(made, define(pixels, *target, color, fit))
 
 
 def test_one_call_of_pillow_would_not_do():

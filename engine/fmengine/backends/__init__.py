@@ -4,10 +4,12 @@ Whether a backend works on this machine is found out by opening it: lists of "av
 providers name what a library was compiled with, not what runs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -138,9 +140,10 @@ def open_backend(name: str, model: str | None, options: Options) -> tuple[Backen
     if name != "auto" and name not in BACKENDS:
         raise UnavailableError(f"unknown backend {name!r}; available are auto, {', '.join(BACKENDS)}")
     attempts: list[Attempt] = []
+    load = cache(load_model_file)  # several candidates run the same file
     for candidate, others in _in_order() if name == "auto" else ((name, ()),):
         try:
-            backend, file = _open(candidate, model, options)
+            backend, file = _open(candidate, model, options, load)
         except BackendError as error:
             if name != "auto":
                 raise
@@ -166,10 +169,12 @@ def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
         yield name, () if number else reasons
 
 
-def _open(name: str, model: str | None, options: Options) -> tuple[Backend, ModelFile]:
+def _open(
+    name: str, model: str | None, options: Options, load: Callable[[Path], ModelFile]
+) -> tuple[Backend, ModelFile]:
     module, attribute = BACKENDS[name].split(":")
     kind: type[Backend] = getattr(import_module(module), attribute)
-    file = load_model_file(resolve(model, kind.precisions))
+    file = load(resolve(model, kind.precisions))
     if file.spec.precision not in kind.precisions:
         raise RefusedModelError(
             f"{file.path} is {file.spec.precision}, which {name} does not run; "

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import click
 from tqdm import tqdm
@@ -177,23 +177,25 @@ def infer(
 
 
 def _consume(
-    rows: Generator[Row, None, None], file: OutputFile | None, *, as_json: bool, keep: bool
+    chunks: Generator[list[Row], None, None], file: OutputFile | None, *, as_json: bool, keep: bool
 ) -> tuple[Counter[str], list[Row]]:
-    """Write each row to the file or to stdout as it arrives; count labels, and keep rows for a report."""
+    """Write rows to the file or to stdout as they arrive; count labels, and keep rows for a report."""
     counts: Counter[str] = Counter()
     kept: list[Row] = []
     # A bar over rows printed on the same terminal would only break them up.
     hidden = True if structured() or (file is None and sys.stdout.isatty()) else None
     try:
-        with closing(rows), tqdm(rows, unit=" pictures", disable=hidden) as bar:
-            for row in bar:
-                counts[row["label"] or "error"] += 1
+        with closing(chunks), tqdm(unit=" pictures", disable=hidden) as bar:
+            for rows in chunks:
+                counts.update(row["label"] or "error" for row in rows)
+                bar.update(len(rows))
                 if file is not None:
-                    file.write(row)
+                    file.write(rows)
                     continue
-                emit(json.dumps(row, ensure_ascii=False) if as_json else to_text(row))
+                for row in rows:
+                    emit(json.dumps(row, ensure_ascii=False) if as_json else to_text(row))
                 if keep:
-                    kept.append(row)
+                    kept += rows
     except KeyboardInterrupt:
         if file is not None:
             say(f"fmengine: {file.path} holds every finished row; go on with --resume")
@@ -236,12 +238,12 @@ def _unfinished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]:
             yield path
 
 
-def _rows(engine: Engine, paths: Iterable[str], in_flight: int | None) -> Generator[Row, None, None]:
-    for result in engine.predict_many(paths, in_flight=in_flight):
-        assert isinstance(result.source, str)
-        if isinstance(result, Failure):
-            logger.info(result.message, extra={"fields": {"path": result.source, "kind": result.kind}})
-        yield to_row(result.source, result)
+def _rows(engine: Engine, paths: Iterable[str], in_flight: int | None) -> Generator[list[Row], None, None]:
+    for results in engine.predict_chunks(paths, in_flight=in_flight):
+        for failure in results:
+            if isinstance(failure, Failure):
+                logger.info(failure.message, extra={"fields": {"path": failure.source, "kind": failure.kind}})
+        yield [to_row(cast("str", result.source), result) for result in results]
 
 
 def _summarise(counts: Counter[str], file: OutputFile | None) -> None:
