@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from fmengine.backends import PictureBackend
 from fmengine.cores import usable_cores
 from fmengine.doctor import environment
 from fmengine.engine import Engine
 from fmengine.errors import DataError
+from fmengine.gpu.backend import GpuBackend
 from fmengine.model_file import load_model_file
 
 from .contenders import Contender, against, require
 from .energy import joules_of
-from .limits import Peak, Roofline, Work, holds_back, measure_peak, roofline, work_of
-from .scenarios import LOWEST, Server, offline, server, single_stream
+from .limits import Peak, Roofline, Work, holds_back, measure_gpu_peak, measure_peak, roofline, work_of
+from .on_gpu import Way, network_time, ways
+from .scenarios import Server, offline, server, single_stream
 from .stages import Overlapped, Serial, overlapped, serial
 from .timing import Call, Figure, Summary, time_in_turn
 from .verdict import Verdict, judge
 
-SCHEMA = "fmengine.bench/1"
+SCHEMA = "fmengine.bench/2"
 JUDGED = 256  # pictures that the verdict is on
 BATCHES = (1, 32)  # of the roofline
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -69,6 +70,7 @@ class Report:
     rooflines: list[Roofline] = field(default_factory=list)
     holds_back: list[str] = field(default_factory=list)
     pictures_a_joule: float | None = None
+    ways_on_gpu: list[Way] = field(default_factory=list)
     contenders: list[Contender] = field(default_factory=list)
 
     def as_document(self) -> dict[str, Any]:
@@ -125,7 +127,11 @@ def run(
     alone = streams["the network alone"]
     means = {name: stage.mean for name, stage in one_by_one.stages.items()}
     device = {name: part.mean for name, part in one_by_one.device.items()}
-    joules = joules_of(lambda: sum(1 for _ in engine.predict_many(good)))
+    joules = joules_of(lambda: sum(1 for _ in engine.predict_many(good)), pci_address_of(engine))
+    ways_on_gpu: list[Way] = []
+    if isinstance(engine.backend, GpuBackend):
+        say("graphs and streams")
+        ways_on_gpu = ways(engine, effort.rounds, say)
     return Report(
         about,
         verdict,
@@ -139,27 +145,37 @@ def run(
         rooflines,
         holds_back(means, device, (alone.p90 - alone.p50) / alone.p50),
         len(good) / joules if joules else None,
+        ways_on_gpu,
         against(engine, good, peers, effort.rounds, effort.threads, targets or {}, say) if peers else [],
     )
 
 
 def _limit(engine: Engine, threads: int) -> tuple[Work, Peak | None, list[Roofline]]:
-    """The model's work, and on a CPU the machine's peak and the roofline; a GPU's peak is not measured here."""
-    work = work_of(load_model_file(engine.model_path))
-    if isinstance(engine.backend, PictureBackend):
-        return work, None, []
-    peak = measure_peak(threads)
+    """The model's work, the peak of the CPU or the GPU, and the roofline: of the network without transfers."""
+    work, backend = work_of(load_model_file(engine.model_path)), engine.backend
     batches = [batch for batch in BATCHES if batch <= engine.max_batch]
-    calls: dict[str, Call] = {
-        str(batch): partial(engine.backend.run, np.zeros(engine.spec.input_shape(batch), dtype=np.uint8))
-        for batch in batches
-    }
-    taken = time_in_turn(calls, rounds=5)
-    rooflines = [
-        roofline(work, peak, engine.spec.precision, batch, float(np.median(taken[str(batch)])))
-        for batch in batches
-    ]
-    return work, peak, rooflines
+    if isinstance(backend, GpuBackend):
+        peak = measure_gpu_peak(backend.context.index)
+        measured = {batch: network_time(backend, batch) for batch in batches} if peak else {}
+    else:
+        peak = measure_peak(threads)
+        calls: dict[str, Call] = {
+            str(batch): partial(backend.run, np.zeros(engine.spec.input_shape(batch), dtype=np.uint8))
+            for batch in batches
+        }
+        taken = time_in_turn(calls, rounds=5)
+        measured = {batch: float(np.median(taken[str(batch)])) for batch in batches}
+    if peak is None:
+        return work, None, []
+    return work, peak, [roofline(work, peak, engine.spec.precision, *pair) for pair in measured.items()]
+
+
+def pci_address_of(engine: Engine) -> str | None:
+    """Of the GPU that the engine is on."""
+    if not isinstance(engine.backend, GpuBackend):
+        return None
+    address: str = engine.backend.context.cuda.Device(engine.backend.context.index).pci_bus_id()
+    return address
 
 
 def describe(engine: Engine, pictures: int) -> dict[str, str]:
@@ -195,75 +211,3 @@ def drawn_pictures(folder: Path, count: int = 512) -> list[str]:
         path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(levels[..., None]), 90, "GRAY"))
         paths.append(str(path))
     return paths
-
-
-def as_text(report: Report) -> str:
-    """The report as tables for a terminal."""
-    lines = [report.verdict.as_text()]
-    if not report.verdict.passed:
-        return "\n".join([*lines, "no figures: a backend whose answers differ gets none"])
-    about = report.about
-    lines += [f"{about['model']} on {about['backend backend']}, {about['cpu']}, {about['cores']} cores", ""]
-    assert report.serial
-    assert report.overlapped
-    assert report.server
-    lines += _latency_lines("stages, one picture at a time", report.serial.stages | {"whole": report.serial.whole})
-    verdict = "agree with" if report.serial.agrees else "DIFFER BY MORE THAN 5 % FROM"
-    lines.append(f"the stages add up to {report.serial.share:.1%} of the whole: they {verdict} it")
-    if report.serial.device:
-        lines += ["", *_latency_lines("on the GPU, by its events", report.serial.device)]
-    together = report.overlapped
-    lines += ["", f"overlapped: {together.pictures} pictures in {together.wall:.3f} s"]
-    for stage, busy in together.busy.items():
-        behind = f"{together.hidden[stage] / busy:7.0%} of it behind compute" if stage in together.hidden else ""
-        lines.append(f"  {stage:<12}{busy:8.3f} s of threads{behind}")
-    lines += ["", *_latency_lines("single stream", report.single_stream), "", "offline, from files"]
-    lines += [
-        f"  batch {batch:<6}{rate.median:10,.0f} pictures/s   [{rate.low:,.0f}, {rate.high:,.0f}]"
-        for batch, rate in report.offline.items()
-    ]
-    rate = f"{report.server.rate:,.0f}" if report.server.rate else f"under {LOWEST:,.0f}"
-    lines.append(f"server: {rate} pictures/s, Poisson, with 99 % within {report.server.deadline:g} ms")
-    lines += ["", *_limit_lines(report)]
-    if report.contenders:
-        lines += ["", *_contender_lines(report.contenders)]
-    return "\n".join(lines)
-
-
-def _latency_lines(title: str, rows: dict[str, Summary]) -> list[str]:
-    heads = ("min", "mean", "p50", "p90", "p95", "p99", "max")
-    lines = [f"{title + ', ms':<38}" + "".join(f"{head:>9}" for head in heads)]
-    for name, row in rows.items():
-        lines.append(f"  {name:<36}" + "".join(f"{getattr(row, head):9.3f}" for head in heads))
-    return lines
-
-
-def _limit_lines(report: Report) -> list[str]:
-    assert report.work
-    work = report.work
-    lines = [f"a picture: {work.operations / 1e6:.0f} million operations, {work.weights / 1e6:.2f} MB of weights"]
-    if peak := report.peak:
-        lines.append(
-            f"this machine: {peak.int8:,.0f} INT8, {peak.fp32:,.0f} FP32 GOP/s, {peak.copy:.1f} GB/s copied"
-        )
-    lines += [
-        f"  batch {r.batch}: {r.measured:.3f} ms, {r.share:.0%} of the roofline ({r.bound}-bound)"
-        for r in report.rooflines
-    ]
-    if report.pictures_a_joule is None:
-        lines.append("energy: this machine does not tell")
-    else:
-        lines.append(f"energy: {report.pictures_a_joule:,.0f} pictures a second a watt (packages, RAPL)")
-    return [*lines, *(f"what holds it back: {words}" for words in report.holds_back)]
-
-
-def _contender_lines(contenders: list[Contender]) -> list[str]:
-    lines = [
-        f"{'the same pictures, in turn':<28}{'pictures/s':>12}{'95 % interval':>20}{'ours is':>10}{'right':>11}"
-    ]
-    for c in contenders:
-        right = "not known" if c.accuracy is None else f"{c.accuracy:.1%}"
-        interval = f"[{c.rate.low:,.0f}, {c.rate.high:,.0f}]"
-        times = "" if c.times is None else f"{c.times.median:.1f} ×"
-        lines.append(f"  {c.name:<26}{c.rate.median:>12,.0f}{interval:>20}{times:>10}{right:>11}  {c.what}")
-    return lines

@@ -28,6 +28,7 @@ CHECK_FAILED = 1
 @click.option("--limit", type=click.IntRange(1), default=2000, show_default=True, help="Pictures at most.")
 @click.option("--model", help="A model file, or the name of a shipped model.")
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
+@click.option("--device", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Of the CPU.  [default: all cores]")
 @click.option("--max-batch", type=click.IntRange(1, 4096), default=64, show_default=True)
 @click.option("--against", metavar="PEER,…", default="", help=f"Others, in turn: {', '.join(PEERS)}.")
@@ -46,6 +47,7 @@ def bench(
     limit: int,
     model: str | None,
     backend: str,
+    device: int,
     threads: int,
     max_batch: int,
     against: str,
@@ -65,14 +67,17 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from .bench import Effort, as_text, drawn_pictures, run
+    from .bench import Effort, drawn_pictures, run
+    from .bench_text import as_text
     from .page import write
 
     effort = Effort(seconds, least, rounds, deadline, threads or usable_cores())
     peers = [name.strip() for name in against.split(",") if name.strip()]
     with (
         tempfile.TemporaryDirectory() as folder,
-        Engine.load(model, backend, threads=threads, max_batch=max_batch, queue_size=4096) as engine,
+        Engine.load(
+            model, backend, device=device, threads=threads, max_batch=max_batch, queue_size=4096
+        ) as engine,
     ):
         targets: dict[str, str] = {}
         if pictures is None:

@@ -5,7 +5,8 @@ import html
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .bench import Report, as_text
+from .bench import Report
+from .bench_text import as_text
 from .page import STYLE, svg_of
 
 

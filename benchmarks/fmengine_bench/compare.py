@@ -78,6 +78,12 @@ def _figures(document: dict[str, Any]) -> Iterator[tuple[str, Known]]:
     for stage, row in document["serial"]["stages"].items():
         value = row["p50"]
         yield f"stage {stage}, p50, ms", (value, value * (1 - NOISE), value * (1 + NOISE), False)
+    for way in document["ways_on_gpu"]:
+        rate = way["rate"]
+        yield f"on the GPU, {way['name']}, pictures/s", (rate["median"], rate["low"], rate["high"], True)
+        for batch, time in way["network"].items():
+            known = (time["median"], time["low"], time["high"], False)
+            yield f"on the GPU, {way['name']}, the network alone, batch {batch}, ms", known
     if document["server"]["rate"]:
         rate = document["server"]["rate"]
         # The search halves its steps five times: it knows the rate to about a thirtieth of the last doubling.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fmengine.engine import Engine
 from fmengine.errors import UnavailableError
+from fmengine.gpu.backend import GpuBackend
 
 from .peers import PEERS, Worker, folder_of, installed
 from .timing import REST, Figure, figure
@@ -28,7 +29,9 @@ class Contender:
         what: it is and how it was run.
         rate: pictures a second from files, warm, over the rounds.
         times: that ours is as fast, the ratio within each round; None for ours.
-        accuracy: share of labels that are right; None where they are not known or its weights are untrained.
+        accuracy: share of labels that are right, where a picture without one is not; None where the right ones are
+            not known or its weights are untrained.
+        unread: pictures that it could not read, of those that ours could.
         versions: of its libraries.
     """
 
@@ -37,6 +40,7 @@ class Contender:
     rate: Figure
     times: Figure | None
     accuracy: float | None
+    unread: int
     versions: dict[str, str]
 
 
@@ -61,13 +65,15 @@ def against(
         labels = [getattr(result, "label", None) for result in engine.predict_many(part)]
         return time.perf_counter() - began, labels
 
+    # Where ours computes on a GPU, so do those that can.
+    device = f"cuda:{engine.backend.context.index}" if isinstance(engine.backend, GpuBackend) else "cpu"
     with ExitStack() as stack:
         asks: dict[str, Ask] = {OURS: ours}
         told: dict[str, dict[str, object]] = {OURS: {"what": "through Engine.predict_many", "trained": True}}
         for name in names:
             say(f"starting {name}")
             worker = stack.enter_context(Worker(PEERS[name]))
-            told[name] = worker.open(threads, network_for(name))
+            told[name] = worker.open(threads, network_for(name), device)
             asks[name] = _asker(worker)
         return _in_turn(asks, told, paths, rounds, targets, say)
 
@@ -87,7 +93,7 @@ def require(names: Sequence[str]) -> None:
 
 def network_for(name: str) -> Path | None:
     """The full AlexNet in FP32 for the peers that run an ONNX file: untrained, which costs the same."""
-    if name not in ("onnxruntime", "openvino"):
+    if PEERS[name].script != "onnx_alexnet.py":
         return None
     path = folder_of(PEERS[name]).parent / "alexnet.fp32.onnx"
     if not path.exists():
@@ -142,6 +148,7 @@ def _in_turn(
                 figure(rates[name]),
                 None if name == OURS else figure(ratios),
                 sum(label == target for label, target in known) / len(known) if scored else None,
+                sum(label is None for label in labels[name]),
                 dict(told[name].get("versions", {})),  # type: ignore[call-overload]
             )
         )

@@ -24,7 +24,7 @@ from .peers import command_of as start_of
 from .timing import figure
 
 
-def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...]) -> list[str]:
+def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...], device: str) -> list[str]:
     """The command of a whole job.
 
     Raises:
@@ -38,10 +38,10 @@ def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...]) 
             f"{name} is not installed; available with `fmengine bench install`: {', '.join(PEERS)}"
         )
     peer = PEERS[name]
-    command = [*start_of(peer), str(folder), str(output), "--threads", str(usable_cores())]
+    command = [*start_of(peer), str(folder), str(output), "--threads", str(usable_cores()), "--device", device]
     model = network_for(name)
     command += ["--model", str(model)] if model else []
-    command += ["--compile"] if peer.options.get("compile") else []
+    command += [f"--{flag}" for flag in ("compile", "half") if peer.options.get(flag)]
     return command + (["--library", peer.options["library"]] if "library" in peer.options else [])
 
 
@@ -49,15 +49,16 @@ def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...]) 
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--against", metavar="PEER,…", default="", help=f"Others: {', '.join(PEERS)}.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Of PyTorch and ONNX Runtime: cpu, or cuda:N.")
 @click.option("--option", "options", multiple=True, help="Of `fmengine infer`, such as --scaled-jpeg.")
-def jobs(folder: Path, against: str, rounds: int, options: tuple[str, ...]) -> None:
+def jobs(folder: Path, against: str, rounds: int, device: str, options: tuple[str, ...]) -> None:
     """Time whole jobs on the pictures of FOLDER, in turn."""
     names = [OURS, *(name.strip() for name in against.split(",") if name.strip())]
     pictures = sum(1 for _ in walk(str(folder)))
     taken: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "rows.jsonl"
-        commands = {name: command_of(name, folder.resolve(), output, options) for name in names}
+        commands = {name: command_of(name, folder.resolve(), output, options, device) for name in names}
         for number in range(rounds):
             for name, command in commands.items():
                 where = None if name == OURS else folder_of(PEERS[name])

@@ -4,8 +4,10 @@ Roofline: S. Williams, A. Waterman, D. Patterson, Roofline: An Insightful Visual
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,10 +16,15 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from fmengine.model_file import ModelFile
 
-from .timing import time_in_turn
+from .timing import Call, time_in_turn
+
+if TYPE_CHECKING:
+    import torch
 
 SIDE = 1024  # of the matrices that are multiplied
 COPIED = 64 * 1024 * 1024  # bytes: beyond the caches of most processors
+GPU_SIDE, GPU_COPIED = 8192, 1024 * 1024 * 1024
+BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Work:
     Attributes:
         operations: of convolutions and matrix products, two for each product and sum.
         weights: bytes of the weights, read once a batch.
-        activations: bytes that the layers read and write, one byte (INT8) or four (FP32) a value.
+        activations: bytes that the layers read and write: `BYTES` a value.
     """
 
     operations: int
@@ -37,10 +44,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Peak:
-    """What the machine did in this run: 1e9 operations a second in INT8 and in FP32, 1e9 bytes a second copied."""
+    """What the machine did in this run.
 
-    int8: float
-    fp32: float
+    Attributes:
+        operations: 1e9 a second in a product of matrices, by precision.
+        copy: 1e9 bytes a second, those that are read and those that are written.
+    """
+
+    operations: dict[str, float]
     copy: float
 
 
@@ -71,7 +82,7 @@ def work_of(file: ModelFile) -> Work:
         for value in [*graph.value_info, *graph.input, *graph.output]
     } | {constant.name: list(constant.dims) for constant in graph.initializer}
     operations = activations = 0
-    size = 1 if file.spec.precision == "int8" else 4
+    size = BYTES[file.spec.precision]
     for node in graph.node:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
@@ -95,10 +106,41 @@ def measure_peak(threads: int) -> Peak:
         "copy": lambda: np.copyto(target, source),
     }
     least = {name: min(values) for name, values in time_in_turn(calls, rounds=5).items()}
-    operations = 2 * SIDE**3
-    return Peak(
-        operations / least["int8"] / 1e6, operations / least["fp32"] / 1e6, 2 * COPIED / least["copy"] / 1e6
-    )
+    rates = {name: 2 * SIDE**3 / least[name] / 1e6 for name in ("int8", "fp32")}
+    return Peak(rates, 2 * COPIED / least["copy"] / 1e6)
+
+
+def measure_gpu_peak(index: int) -> Peak | None:
+    """Multiply matrices and copy memory in PyTorch on a GPU; None where PyTorch does not see it."""
+    import torch
+
+    if index >= torch.cuda.device_count():
+        return None
+    return _peak_in_torch(torch.device("cuda", index), torch.cuda.synchronize, GPU_SIDE, GPU_COPIED)
+
+
+def _peak_in_torch(device: "torch.device", wait: Callable[[], None], side: int, copied: int) -> Peak:
+    import torch
+
+    source = torch.ones(copied, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    matrices = {
+        name: torch.ones(side, side, dtype=dtype, device=device)
+        for name, dtype in (("fp16", torch.float16), ("fp32", torch.float32))
+    }
+
+    def copy() -> None:
+        target.copy_(source)
+        wait()
+
+    def multiply(name: str) -> None:
+        torch.mm(matrices[name], matrices[name])
+        wait()
+
+    calls: dict[str, Call] = {"copy": copy} | {name: partial(multiply, name) for name in matrices}
+    least = {name: min(values) for name, values in time_in_turn(calls, rounds=5).items()}
+    rates = {name: 2 * side**3 / least[name] / 1e6 for name in matrices}
+    return Peak(rates, 2 * copied / least["copy"] / 1e6)
 
 
 def _gemm(name: str, left: int, right: int, out: int, threads: int) -> Any:
@@ -120,7 +162,8 @@ def _gemm(name: str, left: int, right: int, out: int, threads: int) -> Any:
 
 def roofline(work: Work, peak: Peak, precision: str, batch: int, measured: float) -> Roofline:
     """Set a batch's measured milliseconds beside the least that the peak allows."""
-    arithmetic = batch * work.operations / (peak.int8 if precision == "int8" else peak.fp32) / 1e6
+    # A CPU computes an FP16 file in FP32.
+    arithmetic = batch * work.operations / peak.operations.get(precision, peak.operations["fp32"]) / 1e6
     memory = (work.weights + batch * work.activations) / peak.copy / 1e6
     return Roofline(batch, arithmetic, memory, measured)
 

@@ -1,10 +1,12 @@
 """`fmengine bench`: a verdict above the figures, and a stage that is slow shows in its row."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pynvml
 import pytest
 from click.testing import CliRunner
 
@@ -12,7 +14,7 @@ from fmengine.engine import Engine
 from fmengine.model_file import load_model_file, resolve
 from fmengine_bench import bench as module
 from fmengine_bench import compare as comparing
-from fmengine_bench import contenders, scenarios, stages
+from fmengine_bench import contenders, energy, limits, scenarios, stages
 from fmengine_bench.bench_cli import bench
 from fmengine_bench.limits import Peak, roofline, work_of
 from fmengine_bench.timing import figure, summary
@@ -146,11 +148,62 @@ def test_what_the_shipped_network_asks_for() -> None:
 
 def test_the_roofline_takes_the_higher_of_arithmetic_and_memory() -> None:
     work = work_of(load_model_file(resolve("alexnet-slim", ("int8",))))
-    found = roofline(work, Peak(int8=1000, fp32=100, copy=1e-3), "int8", 1, 1e6)
+    found = roofline(work, Peak({"int8": 1000, "fp32": 100}, copy=1e-3), "int8", 1, 1e6)
     assert found.bound == "memory"
-    found = roofline(work, Peak(int8=1000, fp32=100, copy=1e6), "int8", 1, 2 * work.operations / 1e9)
+    found = roofline(work, Peak({"int8": 1000, "fp32": 100}, copy=1e6), "int8", 1, 2 * work.operations / 1e9)
     assert found.bound == "arithmetic"
     assert found.share == pytest.approx(0.5)
+
+
+def test_an_fp16_file_is_held_against_what_the_machine_computes_it_in() -> None:
+    work = work_of(load_model_file(resolve("alexnet-slim", ("fp16",))))
+    cpu, gpu = Peak({"int8": 1000, "fp32": 100}, 1e6), Peak({"fp16": 1000, "fp32": 100}, 1e6)
+    assert roofline(work, cpu, "fp16", 1, 1).arithmetic == pytest.approx(work.operations / 1e8)
+    assert roofline(work, gpu, "fp16", 1, 1).arithmetic == pytest.approx(work.operations / 1e9)
+
+
+def test_a_gpus_peak_is_measured_by_pytorch_where_it_sees_one() -> None:
+    import torch
+
+    waits = []
+    peak = limits._peak_in_torch(torch.device("cpu"), lambda: waits.append(1), 32, 1 << 16)
+    assert set(peak.operations) == {"fp16", "fp32"}
+    assert min(*peak.operations.values(), peak.copy) > 0
+    assert len(waits) > 3 * 5 * 3  # after every call: a GPU works on when a call has returned
+    assert limits.measure_gpu_peak(torch.cuda.device_count()) is None
+
+
+class Nvml:
+    """NVIDIA's library as far as it is asked: its names are the real package's."""
+
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, joules: list[float], known: str) -> None:
+        self.millijoules, self.known = iter([1e3 * value for value in joules]), known
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        pass
+
+    def nvmlDeviceGetHandleByPciBusId(self, address: str) -> str:  # noqa: N802
+        if address != self.known:
+            raise pynvml.NVMLError_NotFound()
+        return address
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> float:  # noqa: N802
+        assert handle == self.known
+        return next(self.millijoules)
+
+
+def test_a_gpus_energy_is_its_own_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    nvml = Nvml([1.0, 2.0, 9.5], "0000:01:00.0")
+    assert all(hasattr(pynvml, name) for name in dir(Nvml) if name.startswith("nvml"))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert energy.joules_of(lambda: done.append(1), "0000:01:00.0") == 7.5
+    assert done
+    assert energy.joules_of(lambda: None, "0000:02:00.0") is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert energy.joules_of(lambda: None, "0000:01:00.0") is None
 
 
 def test_intervals_hold_the_median_and_percentiles_are_in_order() -> None:
@@ -187,12 +240,25 @@ def test_compare_is_red_for_a_regression_alone(paths: list[str], tmp_path: Path)
     assert "better" in better.stdout
 
 
+def test_compare_looks_at_every_way_on_a_gpu(paths: list[str], tmp_path: Path) -> None:
+    before = document_of(paths, tmp_path)
+    rate = {"median": 1000.0, "low": 990.0, "high": 1010.0, "rounds": 5}
+    network = {"1": {"median": 0.1, "low": 0.1, "high": 0.1, "rounds": 5}}
+    before["ways_on_gpu"] = [{"name": "tensorrt, 2 streams", "rate": rate, "network": network}]
+    after = json.loads(json.dumps(before))
+    after["ways_on_gpu"][0]["network"]["1"] |= {"median": 0.2, "low": 0.2, "high": 0.2}
+    after["ways_on_gpu"][0]["rate"] |= {"median": 1500.0, "low": 1490.0, "high": 1510.0}
+    changes = {change.name: change for change in comparing.compare(before, after)}
+    assert changes["on the GPU, tensorrt, 2 streams, pictures/s"].better
+    assert changes["on the GPU, tensorrt, 2 streams, the network alone, batch 1, ms"].worse
+
+
 def test_compare_says_what_it_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"schema": "another"}')
     result = CliRunner().invoke(bench, ["compare", str(path), str(path)])
     assert result.exit_code == 1
-    assert "expected 'fmengine.bench/1'" in str(result.exception)
+    assert "expected 'fmengine.bench/2'" in str(result.exception)
 
 
 def test_an_unknown_peer_is_an_error_that_lists_them(paths: list[str], engine: Engine) -> None:
@@ -216,8 +282,6 @@ def test_peers_take_turns_and_are_scored(paths: list[str]) -> None:
 
 
 def test_energy_is_not_told_where_there_is_no_counter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from fmengine_bench import energy
-
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
     assert energy.joules_of(lambda: None) is None
     counter = tmp_path / "intel-rapl:0"

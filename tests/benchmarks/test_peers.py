@@ -4,6 +4,7 @@ import json
 import os
 import py_compile
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from fmengine_bench.peers import HERE, PEERS, Peer, Worker, install, installed
 pytestmark = pytest.mark.timeout(120)
 
 SCRIPT = """
-import os, sys
+import os, sys, time
 sys.path.insert(0, {here!r})
 from serve import Answer, Opened, main
 
@@ -30,6 +31,9 @@ def open_peer(options):
     def answer(paths):
         if any("broken" in path for path in paths):
             raise ValueError("cannot read it")
+        if any("endless" in path for path in paths):
+            os.fork() or time.sleep(1000)
+            time.sleep(1000)
         if any("deadly" in path for path in paths):
             os._exit(7)
         return [Answer("happy", 0.75) for path in paths]
@@ -66,8 +70,18 @@ def test_a_failure_is_told_and_is_not_the_end(script: Path) -> None:
 def test_a_process_that_dies_is_an_error(script: Path) -> None:
     with Worker(PEERS["fer"], [sys.executable, str(script)]) as worker:
         worker.open(1, None)
-        with pytest.raises(UnavailableError, match="fer ended with 7 without an answer"):
+        with pytest.raises(
+            UnavailableError, match=r"fer ended with 7 without an answer; .*\na library's greeting"
+        ):
             worker.answer(["deadly.jpg"])
+
+
+def test_a_process_that_hangs_is_ended_with_all_that_it_forked(script: Path) -> None:
+    with Worker(PEERS["fer"], [sys.executable, str(script)], patience=3) as worker:
+        worker.open(1, None)
+        with pytest.raises(UnavailableError, match="fer gave no answer within 3 s; it said last:"):
+            worker.answer(["endless.jpg"])
+    assert worker._process.returncode == -signal.SIGKILL  # what it forked holds its pipe, and would be waited for
 
 
 def test_a_script_with_processes_of_its_own_ends(tmp_path: Path) -> None:
@@ -121,11 +135,30 @@ def test_the_full_alexnets_script_runs_a_network(library: str, tmp_path: Path) -
     for name, color in (("red", (100, 50, 0)), ("green", (0, 200, 0))):
         Image.fromarray(np.full((50, 40, 3), color, dtype=np.uint8)).save(tmp_path / f"{name}.png")
         paths.append(str(tmp_path / f"{name}.png"))
+    (tmp_path / "broken.png").write_bytes(b"broken")
     with Worker(PEERS[library], [sys.executable, str(HERE / PEERS[library].script)]) as worker:
         told = worker.open(1, network(tmp_path / "means.onnx"))
         assert library in told["versions"]
         assert not told["trained"]
         assert worker.answer(paths * 40)["labels"] == ["happy", "sad"] * 40
+        assert worker.answer([paths[0], str(tmp_path / "broken.png"), paths[1]])["labels"] == [
+            "happy",
+            None,
+            "sad",
+        ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch", "torch-fp16"])
+def test_pytorchs_script_answers_and_one_broken_picture_costs_itself(name: str, tmp_path: Path) -> None:
+    Image.fromarray(np.full((50, 40, 3), 90, dtype=np.uint8)).save(tmp_path / "gray.png")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    with Worker(PEERS[name], [sys.executable, str(HERE / PEERS[name].script)]) as worker:
+        told = worker.open(1, None)
+        assert f"{'FP16' if name == 'torch-fp16' else 'FP32'}, eager, CPU" in told["what"]
+        known, unread = worker.answer([str(tmp_path / "gray.png"), str(tmp_path / "broken.jpg")])["labels"]
+    assert known in ("happy", "sad")
+    assert unread is None
 
 
 @pytest.mark.parametrize("name", PEERS)

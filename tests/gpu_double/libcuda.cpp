@@ -429,6 +429,11 @@ CUresult cuDeviceGetName(char* name, int size, CUdevice device) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuDeviceGetPCIBusId(char* address, int size, CUdevice device) {
+    snprintf(address, size, "0000:%02x:00.0", device + 1);
+    return CUDA_SUCCESS;
+}
+
 CUresult cuDeviceTotalMem(size_t* size, CUdevice) {
     *size = (size_t)driver().settings["memory"];
     return CUDA_SUCCESS;

@@ -7,6 +7,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,13 +19,16 @@ from fmengine.backends import Options
 from fmengine.cli.infer import infer
 from fmengine.errors import BackendError, DeviceError, ModelError, UnavailableError
 from fmengine.model_file import load_model_file
+from fmengine_bench import bench, on_gpu
+from fmengine_bench.bench_text import as_text
+from fmengine_bench.scenarios import Server
 
 from . import driver, shuffles
 
 if driver.FOUND:
     from fmengine.backends.tensorrt import TensorRtBackend
 
-    from . import tensorrt_double
+    from . import onnxruntime_double, tensorrt_double
 
 FILE = load_model_file(shuffles.FP16)
 
@@ -370,3 +374,33 @@ def test_a_pycuda_for_another_driver_is_told(monkeypatch):
     with pytest.raises(UnavailableError, match=r"pycuda cannot be imported .*pip install 'fmengine\[gpu\]'"):
         load()
     assert not driver.live()
+
+
+# Benchmarks
+
+
+def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
+    """Every part is there and is printed; the timings are those of no GPU."""
+    monkeypatch.setattr(bench, "server", lambda *_: Server(10.0, 100.0, {100.0: 1.0}))  # searches for long
+    monkeypatch.setattr(bench, "ways", partial(on_gpu.ways, turn=0.01))
+    monkeypatch.setattr(on_gpu, "EVENTS", 3)
+    onnxruntime_double.install(monkeypatch)
+    paths = bench.drawn_pictures(tmp_path, 12)
+    with load(max_batch=4) as engine:
+        report = bench.run(engine, paths, bench.Effort(0.01, 5, 2))
+    assert [way.name for way in report.ways_on_gpu] == [
+        f"{kind}, {streams}"
+        for kind in ("tensorrt, graphs", "tensorrt", "onnxruntime-cuda")
+        for streams in ("1 stream", "2 streams", "4 streams")
+    ]
+    for way in report.ways_on_gpu:
+        assert way.graphs == ("batches of 1, 4" if "graphs" in way.name else "off")
+        for batch in (1, 4):
+            assert 0 < way.network[batch].median < way.with_transfers[batch].median
+        assert way.rate.median > 0
+    assert list(report.serial.device) == ["host-to-device", "preprocess", "network", "device-to-host"]
+    assert (report.peak, report.pictures_a_joule, report.verdict.pixels) == (None, None, None)
+    assert bench.pci_address_of(engine) == "0000:01:00.0"
+    text = as_text(report)
+    for part in ("the network alone, no transfers", "on the GPU, by its events", "peak: not measured", "energy: "):
+        assert part in text

@@ -3,9 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +18,9 @@ from typing import Any, Self
 from fmengine.errors import UnavailableError
 
 HERE = Path(__file__).parent
-ENDING = 10  # seconds that a script has to end by itself
+# Seconds: to end by itself; to load and compile, or to answer before it counts as hanging.
+ENDING, PATIENCE = 10, 1200
+SAID = 2000  # bytes of what a script said last, for its error
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,16 @@ PEERS = {
     for peer in (
         Peer("torch", "torch_alexnet.py", "torch", TORCH),
         Peer("torch-compile", "torch_alexnet.py", "torch", TORCH, {"compile": True}),
+        Peer("torch-fp16", "torch_alexnet.py", "torch", TORCH, {"half": True}),
         Peer(
             "onnxruntime", "onnx_alexnet.py", "onnxruntime", ("onnxruntime", "pillow"), {"library": "onnxruntime"}
+        ),
+        Peer(
+            "onnxruntime-cuda",
+            "onnx_alexnet.py",
+            "onnxruntime-cuda",
+            ("onnxruntime-gpu", "pillow"),
+            {"library": "onnxruntime"},
         ),
         Peer("openvino", "onnx_alexnet.py", "openvino", ("openvino", "pillow"), {"library": "openvino"}),
         Peer("fer", "fer_package.py", "fer", ("fer==25.10.3", "tensorflow", "setuptools<81")),
@@ -123,50 +137,78 @@ class Worker:
     Args:
         peer: that is to be run.
         command: instead of the peer's own.
+        patience: seconds to wait for an answer.
     """
 
-    def __init__(self, peer: Peer, command: Sequence[str] | None = None) -> None:
-        self._peer = peer
+    def __init__(self, peer: Peer, command: Sequence[str] | None = None, patience: float = PATIENCE) -> None:
+        self._peer, self._patience, self._late = peer, patience, False
         command = command or command_of(peer)
         folder = folder_of(peer)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed at the exit
         try:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=self._stderr,
                 text=True,
+                start_new_session=True,
                 cwd=folder if folder.is_dir() else None,
             )
         except FileNotFoundError as error:
+            self._stderr.close()
             raise UnavailableError(f"{peer.name} needs {command[0]}, which is not there: {error}") from error
 
-    def open(self, threads: int, model: Path | None) -> dict[str, Any]:
-        """Make it ready: how it is run, whether its weights are trained, and its versions."""
-        return self._ask({"do": "open", "threads": threads, "model": model and str(model), **self._peer.options})
+    def open(self, threads: int, model: Path | None, device: str = "cpu") -> dict[str, Any]:
+        """Make it ready: how it is run, whether its weights are trained, and its versions.
+
+        Args:
+            threads: to compute and to decode with.
+            model: ONNX file, for those that run one.
+            device: `cpu`, or `cuda:N` for those that run on a GPU.
+        """
+        asked = {"do": "open", "threads": threads, "model": model and str(model), "device": device}
+        return self._ask(asked | self._peer.options)
 
     def answer(self, paths: Sequence[str]) -> dict[str, Any]:
-        """The labels of picture files, and the seconds that it took."""
+        """The labels of picture files, None where it cannot read one, and the seconds that it took."""
         return self._ask({"do": "answer", "paths": [os.path.abspath(path) for path in paths]})
 
     def _ask(self, asked: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin
         assert self._process.stdout
+        over = threading.Timer(self._patience, self._give_up)
+        over.start()
         try:
             self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        over.cancel()
         if not line:
             code = self._process.wait()
-            raise UnavailableError(
-                f"{self._peer.name} ended with {code} without an answer; run it by hand to see why"
-            )
+            what = f"ended with {code} without an answer"
+            if self._late:
+                what = f"gave no answer within {self._patience:g} s"
+            raise UnavailableError(f"{self._peer.name} {what}; it said last:\n{self._said()}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise UnavailableError(f"{self._peer.name} failed: {reply['error']}")
         return reply
+
+    def _give_up(self) -> None:
+        self._late = True
+        self._kill()
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # with what it forked, which may hold its pipes
+
+    def _said(self) -> str:
+        self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(-min(SAID, self._stderr.tell()), os.SEEK_END)
+        return self._stderr.read().decode(errors="replace").strip() or "nothing"
 
     def __enter__(self) -> Self:
         return self
@@ -180,6 +222,7 @@ class Worker:
             self._process.stdin.close()  # the script ends at the end of its input, and its pool with it
             self._process.wait(timeout=ENDING)
         except (BrokenPipeError, subprocess.TimeoutExpired):
-            self._process.kill()
+            self._kill()
             self._process.wait()
+        self._stderr.close()
         self._process.stdout.close()  # not `communicate`: processes that a script forked may hold the pipe open

@@ -23,7 +23,13 @@ async function open(threads) {
   await faceapi.nets.faceExpressionNet.loadFromDisk(join(process.cwd(), "node_modules/@vladmandic/face-api/model"));
   const used = wasm.getThreadsCount(); // node gives WASM one, whatever was asked for
   async function look(path) {
-    const { width, height, data } = jpeg.decode(readFileSync(path), { useTArray: true, formatAsRGBA: false });
+    let picture;
+    try {
+      picture = jpeg.decode(readFileSync(path), { useTArray: true, formatAsRGBA: false });
+    } catch {
+      return { label: null, score: 0 }; // no JPEG, or a broken one
+    }
+    const { width, height, data } = picture;
     const image = faceapi.tf.tensor3d(data, [height, width, 3], "int32");
     const scores = await faceapi.nets.faceExpressionNet.predictExpressions(image);
     image.dispose();

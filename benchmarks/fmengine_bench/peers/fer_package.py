@@ -5,7 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
-from serve import Answer, Opened, main
+from serve import UNREAD, Answer, Opened, main
 
 detector: Any = None
 
@@ -23,6 +23,8 @@ def look(path: str) -> Answer:
     import cv2
 
     image = cv2.imread(path)
+    if image is None:
+        return UNREAD
     height, width = image.shape[:2]
     scores = detector.detect_emotions(image, [(0, 0, width, height)])[0]["emotions"]
     label = "happy" if scores["happy"] >= scores["sad"] else "sad"

@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """A label and its score for a path."""
+    """A label and its score for a path; no label where the picture cannot be read."""
 
-    label: str
+    label: str | None
     score: float
+
+
+UNREAD = Answer(None, 0.0)
 
 
 class Opened(NamedTuple):
@@ -41,7 +44,9 @@ def main(open_peer: Open) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--model")
     parser.add_argument("--library")
+    parser.add_argument("--device", default="cpu", help="of PyTorch and ONNX Runtime: cpu, or cuda:N")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--half", action="store_true")
     options = vars(parser.parse_args())
     if options["folder"]:
         _job(open_peer(options), options["folder"], options["output"])

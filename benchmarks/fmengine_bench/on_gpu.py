@@ -1,0 +1,107 @@
+"""What a GPU has ways of: CUDA graphs on and off, streams swept, with the transfers and without them."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from fmengine.backends import Options
+from fmengine.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from fmengine.engine import Engine
+from fmengine.errors import BackendError
+from fmengine.gpu.backend import GpuBackend
+from fmengine.model_file import load_model_file
+from fmengine.preprocess import Pixels
+
+from .timing import TURN, Call, Figure, figure, time_in_turn
+
+STREAMS = (1, 2, 4)
+EVENTS = 20  # runs a round that the GPU's events time
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run the network on the GPU. Batches are of preprocessed pictures, uint8 `[N, C, H, W]`.
+
+    Attributes:
+        name: backend, graphs, streams.
+        graphs: the batch sizes that run as a CUDA graph, or why none does.
+        with_transfers: by batch, milliseconds from host memory to answers in host memory, one batch at a time, by
+            the host's clock.
+        network: by batch, milliseconds of the network alone, without transfers, by the GPU's events.
+        rate: pictures a second in the largest batch, a thread for each stream, transfers included.
+    """
+
+    name: str
+    graphs: str
+    with_transfers: dict[int, Figure]
+    network: dict[int, Figure]
+    rate: Figure
+
+
+def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = TURN) -> list[Way]:
+    """Measure every way that works here, all of them open at once and in turn.
+
+    Args:
+        engine: on a GPU's backend; its model, GPU and largest batch are taken.
+        rounds: of turns.
+        say: told which ways do not work.
+        turn: seconds of each.
+    """
+    batches = sorted({1, engine.max_batch})
+    images = {batch: np.zeros(engine.spec.input_shape(batch), np.uint8) for batch in batches}
+    alone: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        opened = dict(_opened(engine, stack, say))
+        calls: dict[str, Call] = {}
+        for name, backend in opened.items():
+            lanes = stack.enter_context(ThreadPoolExecutor(backend.lanes))
+            for batch in batches:
+                calls[f"{name}/{batch}"] = partial(backend.run, images[batch])
+            calls[f"{name}/all"] = partial(_on_every_stream, backend, lanes, images[batches[-1]])
+        taken = time_in_turn(calls, rounds, turn)
+        for name, backend in rounds * list(opened.items()):
+            for batch in batches:
+                alone.setdefault(f"{name}/{batch}", []).append(network_time(backend, batch))
+        return [
+            Way(
+                name,
+                backend.describe()["cuda graphs"],
+                {batch: figure(taken[f"{name}/{batch}"]) for batch in batches},
+                {batch: figure(alone[f"{name}/{batch}"]) for batch in batches},
+                figure([1e3 * backend.lanes * batches[-1] / each for each in taken[f"{name}/all"]]),
+            )
+            for name, backend in opened.items()
+        ]
+
+
+def network_time(backend: GpuBackend, batch: int) -> float:
+    """Milliseconds of the network alone, by the GPU's events: the median of some runs."""
+    images = np.zeros(backend.spec.input_shape(batch), np.uint8)
+    return float(np.median([backend.time_stages(images)[1].network for _ in range(EVENTS)]))
+
+
+def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Iterator[tuple[str, GpuBackend]]:
+    """The engine's own backend with and without graphs, and the same file in ONNX Runtime's CUDA provider."""
+    own = engine.backend
+    assert isinstance(own, GpuBackend)
+    file = load_model_file(engine.model_path)
+    kinds: list[tuple[type[GpuBackend], bool]] = [(OnnxRuntimeCudaBackend, False)]  # whose runs cannot be captured
+    if not isinstance(own, OnnxRuntimeCudaBackend):
+        kinds = [(type(own), True), (type(own), False), *kinds]
+    for kind, graphs in kinds:
+        title = f"{kind.name}, graphs" if graphs else kind.name
+        try:
+            for streams in STREAMS:
+                options = Options(own.context.index, engine.max_batch, streams=streams, graphs=graphs)
+                backend = stack.enter_context(closing(kind.open(file, options)))
+                yield f"{title}, {streams} stream{'s' if streams > 1 else ''}", backend
+        except BackendError as error:
+            say(f"{title} is not measured: {error}")
+
+
+def _on_every_stream(backend: GpuBackend, threads: ThreadPoolExecutor, images: Pixels) -> None:
+    list(threads.map(backend.run, [images] * backend.lanes))
