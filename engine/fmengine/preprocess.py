@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 Color = Literal["gray", "rgb"]
 Fit = Literal["crop", "pad", "stretch"]
 
-TOGETHER = 1 << 20  # bytes that are resized in one go: more leave a core's cache, and are fresh memory each time
+TOGETHER = 200_000  # bytes that are resized in one go: more leave a core's cache, and are fresh memory each time
 
 COLORS: tuple[Color, ...] = ("gray", "rgb")
 FITS: tuple[Fit, ...] = ("crop", "pad", "stretch")

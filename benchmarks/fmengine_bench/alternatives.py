@@ -1,0 +1,173 @@
+"""What the CPU path could stand on instead: decoders, resizers and ways to call the network, in turn on one core.
+
+    pip install opencv-python-headless kornia-rs
+    python -m fmengine_bench.alternatives faces/
+
+A library that is not installed is left out. Speed alone chooses none: the definition of preprocessing does, and
+beside each figure stands how far its pixels are from it.
+"""
+
+import io
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from fmengine.backends import Options
+from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.cli import main
+from fmengine.decode import decode_bytes
+from fmengine.errors import DataError
+from fmengine.limits import Limits
+from fmengine.model_file import load_model_file, resolve
+from fmengine.preprocess import Pixels, preprocess, preprocess_batch
+from fmengine.sources import walk
+
+from .timing import Call, time_in_turn
+
+PICTURES = 256  # spread over the folder
+BATCH = 64
+SIDE = 80  # of the network's input
+
+One = Callable[[Any], Pixels]
+
+
+def decoders() -> dict[str, One]:
+    """From a file's bytes to `[H, W]` luma; the first is ours."""
+    limits = Limits()
+
+    def draft(data: bytes) -> Pixels:
+        image = Image.open(io.BytesIO(data))
+        image.draft("L", None)
+        return np.asarray(image.convert("L"))
+
+    found: dict[str, One] = {
+        "libjpeg-turbo's luma (simplejpeg)": lambda data: decode_bytes(data, "gray", limits),
+        'Pillow, draft("L")': draft,
+        "Pillow, decoded in colour": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("L")),
+    }
+    if find_spec("cv2"):
+        import cv2
+
+        cv2.setNumThreads(1)
+        found["OpenCV, IMREAD_GRAYSCALE"] = lambda data: cv2.imdecode(
+            np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE
+        )
+    if find_spec("kornia_rs"):
+        from kornia_rs.io import decode_image_jpegturbo
+
+        found["kornia-rs, jpegturbo, mono"] = lambda data: decode_image_jpegturbo(data, "mono")[..., 0]
+    return found
+
+
+def resizers() -> dict[str, One]:
+    """From `[H, W]` luma to the network's size; the first is the definition, picture by picture."""
+    found: dict[str, One] = {"Pillow, two passes": lambda pixels: preprocess(pixels, SIDE, SIDE, fit="stretch")[0]}
+    if find_spec("cv2"):
+        import cv2
+
+        for name in ("INTER_LINEAR", "INTER_AREA"):
+            found[f"OpenCV, {name}"] = partial(cv2.resize, dsize=(SIDE, SIDE), interpolation=getattr(cv2, name))
+    if find_spec("kornia_rs"):
+        from kornia_rs.imgproc import resize
+
+        # It takes no gray pictures.
+        found["kornia-rs, bilinear, as three channels"] = lambda pixels: resize(
+            np.ascontiguousarray(np.broadcast_to(pixels[..., np.newaxis], (*pixels.shape, 3))),
+            (SIDE, SIDE),
+            "bilinear",
+        )[..., 0]
+    return found
+
+
+def networks() -> dict[str, Call]:
+    """A batch through the shipped network on one thread."""
+    file = load_model_file(resolve(None, ("int8",)))
+    images = np.zeros(file.spec.input_shape(BATCH), np.uint8)
+    backend = OnnxRuntimeBackend.open(file, Options(threads=1))
+    calls: dict[str, Call] = {"ONNX Runtime, run": lambda: backend.run(images)}
+    for name, arena in (("its IO binding", True), ("run, without its memory arena", False)):
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads, settings.enable_cpu_mem_arena = 1, arena
+        session = onnxruntime.InferenceSession(file.data, settings, providers=["CPUExecutionProvider"])
+        calls[f"ONNX Runtime, {name}"] = _bound(session, images) if arena else _plain(session, images)
+    if find_spec("openvino"):
+        from fmengine.backends.openvino import OpenVinoBackend
+
+        other = OpenVinoBackend.open(file, Options(threads=1))
+        calls["OpenVINO"] = lambda: other.run(images)
+    return calls
+
+
+def _plain(session: Any, images: Pixels) -> Call:
+    return lambda: session.run(["logits", "probabilities"], {"images": images})
+
+
+def _bound(session: Any, images: Pixels) -> Call:
+    binding = session.io_binding()
+    for name in ("logits", "probabilities"):
+        binding.bind_output(name, "cpu")
+
+    def call() -> None:
+        binding.bind_cpu_input("images", images)  # another batch each time, as in a run
+        session.run_with_iobinding(binding)
+        binding.copy_outputs_to_cpu()
+
+    return call
+
+
+def _distance(found: Pixels, right: Pixels) -> int:
+    return int(np.abs(found.astype(int) - right).max())
+
+
+def _table(title: str, calls: dict[str, Call], pictures: int, notes: dict[str, str]) -> None:
+    click.echo(title)
+    for name, taken in time_in_turn(calls).items():
+        click.echo(f"  {name:<42}{1e3 * float(np.median(taken)) / pictures:9.1f}   {notes.get(name, '')}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def alternatives(folder: Path) -> None:
+    """Time them on JPEG files of FOLDER, in microseconds a picture."""
+    paths = [path for path in walk(str(folder)) if path.lower().endswith((".jpg", ".jpeg"))]
+    if not paths:
+        raise DataError(f"no JPEG files in {folder}; expected some")
+    files = [Path(path).read_bytes() for path in paths[:: -(-len(paths) // PICTURES)]]
+    ways, calls, notes = decoders(), {}, {}
+    pixels = [next(iter(ways.values()))(data) for data in files]
+    for name, way in ways.items():
+        calls[name] = _over(way, files)
+        off = max(_distance(way(data), right) for data, right in zip(files, pixels, strict=True))
+        notes[name] = f"pixels differ by at most {off}"
+    _table(f"decode, {len(files)} files", calls, len(files), notes)
+    ways, calls, notes = resizers(), {}, {}
+    right = [next(iter(ways.values()))(picture) for picture in pixels]
+    for name, way in ways.items():
+        calls[name] = _over(way, pixels)
+        off = max(_distance(way(picture), made) for picture, made in zip(pixels, right, strict=True))
+        notes[name] = f"pixels differ by at most {off}"
+    batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    together = f"Pillow, those of one size together, {BATCH}"
+    calls[together] = _over(lambda batch: preprocess_batch(batch, SIDE, SIDE, fit="stretch"), batches)
+    notes[together] = "the same bits"
+    _table(f"resize to {SIDE}×{SIDE}", calls, len(files), notes)
+    _table(f"the network, batches of {BATCH}, one thread", networks(), BATCH, {})
+
+
+def _over(way: Callable[[Any], Any], things: list[Any]) -> Call:
+    def call() -> None:
+        for thing in things:
+            way(thing)
+
+    return call
+
+
+if __name__ == "__main__":
+    main(alternatives, "python -m fmengine_bench.alternatives")
