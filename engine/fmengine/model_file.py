@@ -16,7 +16,6 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -247,7 +246,7 @@ def resolve(model: str | Path | None, precisions: tuple[Precision, ...]) -> Path
 
 
 def shipped_folder() -> Path:
-    return Path(str(resources.files("fmengine"))) / "models"
+    return Path(__file__).parent / "models"
 
 
 def shipped() -> list[str]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..decode import Channels
 from ..errors import BackendError, FmengineError, ModelError, RefusedModelError, UnavailableError
+from ..gpu.device import require_driver
 from ..model_file import ModelFile, Precision, load_model_file, resolve
 from ..preprocess import Pixels
 
@@ -31,6 +32,7 @@ BACKENDS = {
     "onnxruntime": "fmengine.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "fmengine.backends.openvino:OpenVinoBackend",
 }
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 # On a CPU, where several are installed, `auto` measures; see `choice`.
 CPU_BACKENDS = ("onnxruntime", "openvino")
 
@@ -172,6 +174,8 @@ def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
 def _open(
     name: str, model: str | None, options: Options, load: Callable[[Path], ModelFile]
 ) -> tuple[Backend, ModelFile]:
+    if name in GPU_BACKENDS:
+        require_driver()  # first: what a GPU needs takes longer to import than all else at a start without one
     module, attribute = BACKENDS[name].split(":")
     kind: type[Backend] = getattr(import_module(module), attribute)
     file = load(resolve(model, kind.precisions))

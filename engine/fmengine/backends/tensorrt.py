@@ -20,7 +20,6 @@ from ..gpu.builder import (
     timings_on,
 )
 from ..gpu.cache import Cache
-from ..gpu.device import require_driver
 from ..gpu.gate import Passed, check_engine
 from ..gpu.network import EngineFileError, Network
 from ..gpu.slot import Slot, ways_through
@@ -39,7 +38,6 @@ class TensorRtBackend(GpuBackend):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16",)
 
     def __init__(self, model: ModelFile, options: Options) -> None:
-        require_driver()  # first: to import TensorRT takes longer than all else that a machine without a GPU does
         self._library = load_library(self.library)
         self._model = model
         super().__init__(model, options)

@@ -5,14 +5,13 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import click
-from tqdm import tqdm
 
 from ..backends import BACKENDS
 from ..decode import raise_pillows_limit
@@ -182,13 +181,11 @@ def _consume(
     """Write rows to the file or to stdout as they arrive; count labels, and keep rows for a report."""
     counts: Counter[str] = Counter()
     kept: list[Row] = []
-    # A bar over rows printed on the same terminal would only break them up.
-    hidden = True if structured() or (file is None and sys.stdout.isatty()) else None
     try:
-        with closing(chunks), tqdm(unit=" pictures", disable=hidden) as bar:
+        with closing(chunks), _progress(file) as advance:
             for rows in chunks:
                 counts.update(row["label"] or "error" for row in rows)
-                bar.update(len(rows))
+                advance(len(rows))
                 if file is not None:
                     file.write(rows)
                     continue
@@ -201,6 +198,18 @@ def _consume(
             say(f"fmengine: {file.path} holds every finished row; go on with --resume")
         raise
     return counts, kept
+
+
+@contextmanager
+def _progress(file: OutputFile | None) -> Iterator[Callable[[int], object]]:
+    """A bar on the terminal. Over rows printed there it would only break them up."""
+    if structured() or not sys.stderr.isatty() or (file is None and sys.stdout.isatty()):
+        yield lambda _: None
+        return
+    from tqdm import tqdm  # a tenth of the start of a run that has no use for it
+
+    with tqdm(unit=" pictures") as bar:
+        yield bar.update
 
 
 def _isolation(isolate: bool, seconds: float | None, memory: int | None) -> Isolation | None:
