@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fmengine.backends import PictureBackend
 from fmengine.engine import Engine
 from fmengine.gpu.backend import GpuBackend
 
@@ -90,7 +89,7 @@ def _marks(engine: Engine, path: str) -> list[float]:
     pixels = engine._decode(data, "rgb")
     marks.append(clock())
     # A GPU's backend preprocesses too.
-    batch = [pixels] if isinstance(engine.backend, PictureBackend) else engine._preprocess([pixels])
+    batch = [pixels] if engine._on_device is not None else engine._preprocess([pixels])
     marks.append(clock())
     outputs = engine._compute(batch, engine.backend)
     marks.append(clock())
