@@ -39,15 +39,21 @@ class Server:
 
 
 def single_stream(engine: Engine, paths: Sequence[str], seconds: float, least: int) -> dict[str, Summary]:
-    """Latency of one picture after another: from its file, from decoded pixels, and of the network alone."""
+    """Latency of one picture after another: from its file, from decoded pixels, and of the network alone.
+
+    And of a face cut out of a camera's frame, in BGR as OpenCV gives it.
+    """
     decoded = [engine._decode(engine._read(path), "rgb") for path in paths[:256]]
     one = np.stack([engine.prepare(decoded[0])])
+    frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     calls = {
         "from a file": lambda i: engine.predict(paths[i % len(paths)]),
         "from an array": lambda i: engine.predict(decoded[i % len(decoded)]),
         "from an array of the network's size": lambda i: engine.predict(
             one[0, 0] if len(one[0]) == 1 else decoded[0]
         ),
+        "120 pixels of a camera's frame": lambda i: engine.predict(frame[100:220, 200:320], channels="bgr"),
+        "240 pixels of a camera's frame": lambda i: engine.predict(frame[100:340, 200:440], channels="bgr"),
         "the network alone": lambda i: engine.backend.run(one),
     }
     return {name: summary(latencies(call, seconds, least)) for name, call in calls.items()}
