@@ -1,14 +1,17 @@
 """The command line as a shell sees it: exit codes, what goes to which stream, and interruptions."""
 
 import csv
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -469,6 +472,25 @@ def test_no_colour_on_a_terminal_either(faces):
     os.close(other)
     assert b"\x1b[" not in os.read(main, 65536)
     os.close(main)
+
+
+def test_a_bar_where_somebody_sees_it_and_nothing_else_is_written(faces):
+    def seen(*arguments: str, rows_too: bool = False) -> str:
+        main, other = os.openpty()
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))  # no bar without a width
+        out = other if rows_too else subprocess.DEVNULL
+        done = subprocess.run([*COMMAND, *arguments], stdout=out, stderr=other, env=environment())
+        assert done.returncode == 0
+        os.close(other)
+        text = os.read(main, 65536).decode()
+        os.close(main)
+        return text
+
+    count = len(list(faces.iterdir()))
+    assert re.search(rf"\b{count} pictures \[00:", seen("infer", "faces", "--output", "x.jsonl"))
+    assert "pictures [" in seen("infer", "faces")
+    assert "pictures [" not in seen("infer", "faces", rows_too=True)
+    assert "pictures [" not in seen("--log-json", "infer", "faces")
 
 
 def test_unsure_answers_and_other_options_on_resume(faces):

@@ -47,6 +47,8 @@ def test_every_kind_of_source_gives_the_same_answer(engine, portrait, portrait_p
     answers = {tuple(engine.predict(source).probabilities.values()) for source in sources}
     answers.add(tuple(engine.predict(portrait_pixels[..., ::-1], channels="bgr").probabilities.values()))
     assert len(answers) == 1
+    flipped = engine.prepare(portrait_pixels[..., ::-1], channels="bgr")
+    np.testing.assert_array_equal(flipped, engine.prepare(portrait_pixels))
 
 
 def test_a_picture_gets_the_same_bits_in_any_batch(engine, files):
@@ -77,6 +79,16 @@ def test_a_strip_that_no_square_can_hold_is_a_failure(monkeypatch):
         (result,) = engine.predict_many([strip])
     assert isinstance(result, Failure)
     assert result.kind is Kind.TOO_LARGE
+
+
+def test_such_a_strip_costs_nobody_elses_answer(monkeypatch, portrait):
+    with Engine.load(max_batch=16, threads=1) as engine:
+        monkeypatch.setattr(engine, "spec", replace(engine.spec, fit="pad"))
+        good = engine.predict(portrait)
+        results = list(engine.predict_many([portrait, np.zeros((1, 60_000), np.uint8), portrait]))
+    assert [results[0], results[2]] == [good, good]
+    assert isinstance(results[1], Failure)
+    assert results[1].kind is Kind.TOO_LARGE
 
 
 def test_predict_raises_what_predict_many_reports(engine):

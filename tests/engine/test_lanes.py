@@ -82,6 +82,25 @@ def test_an_error_reaches_the_caller_in_its_place(broken):
             next(outcomes)
 
 
+def test_what_is_known_before_an_error_is_given_first():
+    last = threading.Event()
+
+    def prepare_in_order(source):
+        if source == "0":
+            assert last.wait(20)  # by then 1 to 28 are known
+        if source == "20":
+            raise RuntimeError("the 20th")
+        if source == "29":
+            last.set()
+        return prepare(source)
+
+    with closing(Lanes(prepare_in_order, answer, count=2, size=1, in_flight=40)) as opened:
+        chunks = opened.outcomes(map(str, range(30)))
+        assert [told(outcome) for outcome in next(chunks)] == [expected(number) for number in range(20)]
+        with pytest.raises(RuntimeError, match="the 20th"):
+            next(chunks)
+
+
 def test_the_window_bounds_what_is_under_way():
     begun = count()
     with closing(Lanes(prepare, answer, count=2, size=4)) as opened:

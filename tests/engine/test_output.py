@@ -48,8 +48,8 @@ def opened(path: Path, *, resume=False, overwrite=False, identity=IDENTITY) -> O
 
 def write(path: Path, rows=ROWS, **options) -> bytes:
     with opened(path, **options) as file:
-        for row in rows:
-            file.write([row])
+        file.write(rows[:1])
+        file.write(rows[1:])
     return path.read_bytes()
 
 

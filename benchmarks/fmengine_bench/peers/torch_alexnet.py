@@ -61,7 +61,7 @@ def open_peer(options: dict[str, Any]) -> Opened:
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     precision = "FP16" if options.get("half") else "FP32"
     what = f"full AlexNet, {precision}, {how}, {where}, Pillow and torchvision, DataLoader with {workers} workers"
-    return Opened(answer, what, bool(options.get("model")), versions)
+    return Opened(answer, what, False, versions)
 
 
 if __name__ == "__main__":
