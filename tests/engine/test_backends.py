@@ -8,6 +8,8 @@ import pytest
 from fmengine import Engine, ModelError, UnavailableError, backends
 from fmengine.backends import Attempt, Options, open_backend
 from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.gpu.device import require_driver
+from fmengine.model_file import load_model_file
 
 
 class Broken(OnnxRuntimeBackend):
@@ -91,3 +93,28 @@ def test_a_backend_says_what_it_runs_on():
     assert described["threads"] == "1"
     assert file.spec.precision == "int8"
     backend.close()
+
+
+@pytest.mark.usefixtures("with_broken_first")
+def test_candidates_of_one_file_read_it_once(monkeypatch):
+    read = []
+
+    def load(path):
+        read.append(path)
+        return load_model_file(path)
+
+    monkeypatch.setattr(backends, "load_model_file", load)
+    with Engine.load() as engine:  # both candidates run the INT8 file
+        assert read.count(engine.model_path) == 1
+
+
+def test_without_a_driver_nothing_is_imported_for_a_gpu():
+    code = "import sys; from fmengine import Engine; Engine.load().close(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    try:
+        require_driver()
+    except UnavailableError:
+        assert "fmengine.gpu.device" in done.stdout.split()
+        assert "fmengine.gpu.backend" not in done.stdout.split()
+    else:
+        pytest.skip("this machine has a driver")
