@@ -5,8 +5,6 @@ from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
 
-Read = Callable[[], float]  # joules, from some moment on
-
 
 def joules_of(work: Callable[[], object], gpu: str | None = None) -> float | None:
     """Joules taken while something was done; None where no counter can be read.
@@ -15,40 +13,28 @@ def joules_of(work: Callable[[], object], gpu: str | None = None) -> float | Non
         work: what is done.
         gpu: PCI bus address of the GPU that is asked; by default the processor packages are.
     """
-    read = _packages() if gpu is None else _gpu(gpu)
-    if read is None:
-        return None
-    before = read()
-    work()
-    return read() - before
+    return _of_packages(work) if gpu is None else _of_gpu(work, gpu)
 
 
-def _packages() -> Read | None:
+def _of_packages(work: Callable[[], object]) -> float | None:
     counters = sorted(POWERCAP.glob("intel-rapl:[0-9]"))  # AMD's are named so too
     try:
-        last = [_read(counter / "energy_uj") for counter in counters]
         wraps = [_read(counter / "max_energy_range_uj") for counter in counters]
+        before = [_read(counter / "energy_uj") for counter in counters]
     except OSError:  # root's alone, on most systems
         return None
     if not counters:
         return None
-    total = 0
-
-    def read() -> float:
-        nonlocal last, total
-        now = [_read(counter / "energy_uj") for counter in counters]
-        total += sum((b - a) % wrap for a, b, wrap in zip(last, now, wraps, strict=True))
-        last = now
-        return total / 1e6
-
-    return read
+    work()
+    after = [_read(counter / "energy_uj") for counter in counters]
+    return sum((b - a) % wrap for a, b, wrap in zip(before, after, wraps, strict=True)) / 1e6
 
 
 def _read(counter: Path) -> int:
     return int(counter.read_text(encoding="ascii"))
 
 
-def _gpu(address: str) -> Read | None:
+def _of_gpu(work: Callable[[], object], address: str) -> float | None:
     try:
         import pynvml
     except ImportError:
@@ -56,7 +42,9 @@ def _gpu(address: str) -> Read | None:
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByPciBusId(address)
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # which GPUs before Volta do not tell
+        before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # GPUs before Volta do not tell
     except pynvml.NVMLError:
         return None
-    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3  # of millijoules
+    work()
+    joules: float = (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - before) / 1e3  # of millijoules
+    return joules

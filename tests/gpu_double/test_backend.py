@@ -384,6 +384,8 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "server", lambda *_: Server(10.0, 100.0, {100.0: 1.0}))  # searches for long
     monkeypatch.setattr(bench, "ways", partial(on_gpu.ways, turn=0.01))
     monkeypatch.setattr(on_gpu, "EVENTS", 3)
+    every, seen = on_gpu._on_every_stream, []
+    monkeypatch.setattr(on_gpu, "_on_every_stream", lambda b, *rest: (seen.append(b.lanes), every(b, *rest)))
     onnxruntime_double.install(monkeypatch)
     paths = bench.drawn_pictures(tmp_path, 12)
     with load(max_batch=4) as engine:
@@ -398,9 +400,20 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
         for batch in (1, 4):
             assert 0 < way.network[batch].median < way.with_transfers[batch].median
         assert way.rate.median > 0
+    assert set(seen) == {1, 2, 4}
     assert list(report.serial.device) == ["host-to-device", "preprocess", "network", "device-to-host"]
     assert (report.peak, report.pictures_a_joule, report.verdict.pixels) == (None, None, None)
     assert bench.pci_address_of(engine) == "0000:01:00.0"
     text = as_text(report)
     for part in ("the network alone, no transfers", "on the GPU, by its events", "peak: not measured", "energy: "):
         assert part in text
+
+
+def test_a_rate_counts_every_streams_pictures(monkeypatch):
+    monkeypatch.setattr(
+        on_gpu, "time_in_turn", lambda calls, rounds, turn: {name: [10.0] * rounds for name in calls}
+    )
+    monkeypatch.setattr(on_gpu, "EVENTS", 1)
+    with load(max_batch=4) as engine:
+        found = on_gpu.ways(engine, 2, lambda _: None)
+    assert [way.rate.median for way in found] == 2 * [400, 800, 1600]
