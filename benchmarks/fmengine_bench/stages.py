@@ -89,9 +89,9 @@ def _marks(engine: Engine, path: str) -> list[float]:
     pixels = engine._decode(data, "rgb")
     marks.append(clock())
     # A GPU's backend preprocesses too.
-    batch = [pixels] if engine._on_device is not None else engine._preprocess([pixels])
+    picture = pixels if engine._on_device is not None else engine._preprocess([pixels])[0]
     marks.append(clock())
-    outputs = engine._compute(batch, engine.backend)
+    outputs = engine._compute([picture], engine.backend)
     marks.append(clock())
     engine._post([path], outputs)
     marks.append(clock())

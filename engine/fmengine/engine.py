@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 SCALED = 2  # sides of the network's input that a JPEG keeps at least where it is decoded scaled
 MAX_HELD = 8 * 1024 * 1024  # bytes of a decoded picture that waits for a GPU
-SMALL = 256  # rows and columns at most of one that waits to be preprocessed on the CPU, together with others
+SMALL = 256  # rows and columns at most of one that is preprocessed on the CPU together with others
 
 
 class Engine:
@@ -282,13 +282,10 @@ class Engine:
         Raises:
             SourceError: as for `predict`.
         """
-        try:
-            if self._isolated is not None and is_encoded(source):
-                return self._isolated.prepare(source)
-            made: Pixels = self._preprocess([self._decode(self._read(source), channels)])[0]
-            return made
-        except MemoryError as error:
-            raise decode_error(error) from error
+        if self._isolated is not None and is_encoded(source):
+            return self._isolated.prepare(source)
+        made: Pixels = self._preprocessed([self._decoded(source, channels)])[0]
+        return made
 
     def close(self) -> None:
         """Give the backend's resources back. Closing twice is no error."""
@@ -338,16 +335,13 @@ class Engine:
 
     def _preprocess(self, pictures: list[Pixels]) -> Pixels:
         spec = self.spec
-        try:
-            return preprocess_batch(pictures, spec.height, spec.width, spec.color, spec.fit)
-        except (MemoryError, Image.DecompressionBombError) as error:  # such as a long strip, padded to a square
-            raise decode_error(error) from error
+        return preprocess_batch(pictures, spec.height, spec.width, spec.color, spec.fit)
 
-    def _compute(self, pictures: "Pixels | Sequence[Picture]", backend: Backend) -> Outputs:
-        """The network on a preprocessed batch; on decoded pictures where the backend preprocesses them."""
+    def _compute(self, pictures: "list[Picture]", backend: Backend) -> Outputs:
         if self._on_device is not None:
-            return self._on_device.run_pictures(cast("Sequence[Picture]", pictures))
-        return backend.run(cast("Pixels", pictures))
+            return self._on_device.run_pictures(pictures)
+        inputs = cast("list[Pixels]", pictures)
+        return backend.run(inputs[0][np.newaxis] if len(inputs) == 1 else np.stack(inputs))
 
     def _post(self, sources: list[Source], outputs: Outputs) -> list[Prediction]:
         labels = self.spec.labels
@@ -362,8 +356,7 @@ class Engine:
         self, sources: list[Source], pictures: "list[Picture]", backend: Backend | None = None
     ) -> list[Prediction]:
         self._check_open()
-        batch = pictures if self._on_device is not None else self._preprocess(cast("list[Pixels]", pictures))
-        return self._post(sources, self._compute(batch, backend or self.backend))
+        return self._post(sources, self._compute(pictures, backend or self.backend))
 
     def _through_lanes(
         self, sources: Iterator[Source], size: int, in_flight: int | None, channels: Channels
@@ -375,7 +368,7 @@ class Engine:
             return
         backend = self._for_lanes()
         lanes = Lanes(
-            partial(self._picture_or_fail, channels=channels),
+            partial(self._inputs_or_failures, channels=channels),
             partial(self._answer, backend=backend),
             count=self._workers,
             size=size,
@@ -401,14 +394,16 @@ class Engine:
             return Failure(error.kind, error.message, source)
 
     def _picture(self, source: Source, channels: Channels) -> "Picture":
-        """A decoded picture."""
-        if self._on_device is not None and on_gpu(source):
+        """What the backend is given: a picture, or the network's input where it does not preprocess."""
+        if self._on_device is None:
+            return self.prepare(source, channels=channels)
+        if on_gpu(source):
             return self._on_device.admit(source, channels)
         if self._isolated is not None and is_encoded(source):
-            return self._made_smaller(source)
+            return _as_picture(self._isolated.prepare(source))
         source = self._read(source)
         try:
-            if self._on_device is not None and isinstance(source, bytes) and _is_upright_jpeg(source, self.limits):
+            if isinstance(source, bytes) and is_plain_jpeg(source, self.limits) and not may_be_turned(source):
                 picture = self._on_device.decode_jpeg(source)
                 if picture is not None:
                     return picture
@@ -419,20 +414,47 @@ class Engine:
     def _picture_or_fail(self, source: Source, channels: Channels) -> "Picture | Failure":
         try:
             picture = self._picture(source, channels)
-            if isinstance(picture, np.ndarray) and self._is_large(picture):
-                return self._made_smaller(picture)
+            too_large = isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD
+            if too_large and self._on_device is not None:
+                # A batch of photographs must not fill the memory before it is uploaded.
+                return _as_picture(self._preprocessed([cast("Pixels", picture)])[0])
             return picture
         except SourceError as error:
             return Failure(error.kind, error.message, source)
 
-    def _is_large(self, picture: Pixels) -> bool:
-        """Whether a batch of such pictures would fill the memory, or a processor's cache, until it is computed."""
-        return max(picture.shape[:2]) > SMALL if self._on_device is None else picture.nbytes > MAX_HELD
+    def _inputs_or_failures(self, sources: list[Source], channels: Channels) -> "list[Picture | Failure]":
+        """The network's input of each source: on the CPU, small pictures are preprocessed together."""
+        if self._isolated is not None:  # whose workers preprocess too
+            return [self._picture_or_fail(source, channels) for source in sources]
+        small: dict[int, Pixels] = {}
+        found: dict[int, Picture | Failure] = {}
+        for index, source in enumerate(sources):
+            try:
+                pixels = self._decoded(source, channels)
+                if max(pixels.shape[:2]) > SMALL:  # a batch of photographs must not fill the memory
+                    found[index] = self._preprocessed([pixels])[0]
+                else:
+                    small[index] = pixels
+            except SourceError as error:
+                found[index] = Failure(error.kind, error.message, source)
+        try:
+            made = self._preprocessed(list(small.values())) if small else ()
+            found |= dict(zip(small, made, strict=True))
+        except SourceError:  # whose it is shows one by one
+            found |= {index: self._picture_or_fail(sources[index], channels) for index in small}
+        return [found[index] for index in range(len(sources))]
 
-    def _made_smaller(self, source: Source) -> Pixels:
-        """A picture as small as the network's input, of which preprocessing makes the same bits."""
-        made = self.prepare(source)
-        return made[0] if self.spec.color == "gray" else np.ascontiguousarray(made.transpose(1, 2, 0))
+    def _decoded(self, source: Source, channels: Channels) -> Pixels:
+        try:
+            return self._decode(self._read(source), channels)
+        except MemoryError as error:
+            raise decode_error(error) from error
+
+    def _preprocessed(self, pictures: list[Pixels]) -> Pixels:
+        try:
+            return self._preprocess(pictures)
+        except (MemoryError, Image.DecompressionBombError) as error:  # such as a long strip, padded to a square
+            raise decode_error(error) from error
 
     def _answer_or_fail(
         self, good: "list[tuple[Source, Picture]]"
@@ -454,8 +476,9 @@ class Engine:
             raise FmengineError(CLOSED)
 
 
-def _is_upright_jpeg(data: bytes, limits: Limits) -> bool:
-    return is_plain_jpeg(data, limits) and not may_be_turned(data)
+def _as_picture(made: Pixels) -> Pixels:
+    """The network's input `[C, H, W]` as a picture `[H, W, C]`, of which a GPU makes the same bits."""
+    return np.ascontiguousarray(made.transpose(1, 2, 0))
 
 
 def _until_error(sources: Iterable[Source], ended: list[Exception]) -> Iterator[Source]:

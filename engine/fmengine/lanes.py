@@ -17,11 +17,11 @@ from .prediction import Failure, Prediction
 if TYPE_CHECKING:
     from .gpu.pictures import Picture
 
-Prepare = Callable[[Source], "Picture | Failure"]
+Prepare = Callable[[list[Source]], "list[Picture | Failure]"]
 Answer = Callable[[list[Source], "list[Picture]"], Iterable[Prediction]]
 
 WINDOW = 2  # batches a lane that are under way at most, unless told otherwise: bounds the memory
-HANDFUL = 8  # pictures that a lane takes at once: one by one, threads would mostly wake each other
+HANDFUL = 16  # pictures that a lane takes at once: of fewer, not many are of one size
 
 
 class Place:
@@ -38,8 +38,8 @@ class Lanes:
     """Threads that turn sources into outcomes.
 
     Args:
-        prepare: a source to the network's input, or a `Failure`.
-        answer: the network on a batch.
+        prepare: some sources to the network's inputs, or a `Failure` in the place of one.
+        answer: the network on a batch of such inputs.
         count: threads.
         size: pictures of the largest batch.
         in_flight: pictures that are under way at most, `size` or more; None for `WINDOW` batches a lane.
@@ -50,8 +50,7 @@ class Lanes:
     ) -> None:
         self._prepare, self._answer, self._size = prepare, answer, size
         self._most = in_flight or WINDOW * size * count
-        self._handful = min(HANDFUL, size)  # no more than `_most`: what is waited for must have been handed out
-        self._waiting: SimpleQueue[list[Place] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[Place | None] = SimpleQueue()  # None: stop
         self._finished = threading.Event()  # set when some batch is
         self._stopped = False
         self._threads = [threading.Thread(target=self._run, name=f"fmengine-lane-{i}") for i in range(count)]
@@ -61,17 +60,12 @@ class Lanes:
     def outcomes(self, sources: Iterable[Source]) -> Iterator[list[Prediction | Failure]]:
         """What comes of each source, in order and as soon as it is known: in lists of those that are."""
         places: deque[Place] = deque()
-        handful: list[Place] = []
         for source in sources:
             place = Place(source)
             places.append(place)
-            handful.append(place)
-            if len(handful) == self._handful or self._waiting.empty():
-                self._waiting.put(handful)
-                handful = []
+            self._waiting.put(place)
             if places[0].outcome is not None or len(places) >= self._most:
                 yield self._known(places)
-        self._waiting.put(handful)
         while places:
             yield self._known(places)
 
@@ -99,35 +93,46 @@ class Lanes:
         return known
 
     def _run(self) -> None:
-        while (handful := self._waiting.get()) is not None:
+        while (place := self._waiting.get()) and not self._stopped:
             batch: list[Place] = []
             pictures: list[Picture] = []
-            while handful and not self._stopped:
-                self._take(handful, batch, pictures)
-                handful = self._next() if len(batch) + self._handful <= self._size else []
+            while place and not self._stopped:
+                self._take(self._handful(place, self._size - len(batch)), batch, pictures)
+                # A batch that is not full does not wait for what comes.
+                place = self._next() if len(batch) < self._size else None
             self._finish(batch, pictures)
-            if handful is None:
-                return
 
-    def _next(self) -> list[Place] | None:
-        """What waits, or nothing: a batch that is not full does not wait for it."""
+    def _handful(self, first: Place, most: int) -> list[Place]:
+        """A lane's share of what waits, so that all lanes end together."""
+        handful = [first]
+        share = min(HANDFUL, most, self._waiting.qsize() // len(self._threads))
+        while len(handful) < share and (place := self._next()):
+            handful.append(place)
+        return handful
+
+    def _next(self) -> Place | None:
+        """What waits, if anything does."""
         try:
-            return self._waiting.get_nowait()
+            place = self._waiting.get_nowait()
         except Empty:
-            return []
+            return None
+        if place is None:
+            self._waiting.put(None)  # for whoever waits for it
+        return place
 
     def _take(self, handful: list[Place], batch: list[Place], pictures: "list[Picture]") -> None:
-        for place in handful:
-            try:
-                picture = self._prepare(place.source)
-            except BaseException as error:
+        try:
+            prepared = self._prepare([place.source for place in handful])
+        except BaseException as error:
+            for place in handful:
                 place.outcome = error
+            return
+        for place, picture in zip(handful, prepared, strict=True):
+            if isinstance(picture, Failure):
+                place.outcome = picture
             else:
-                if isinstance(picture, Failure):
-                    place.outcome = picture
-                else:
-                    batch.append(place)
-                    pictures.append(picture)
+                batch.append(place)
+                pictures.append(picture)
 
     def _finish(self, batch: list[Place], pictures: "list[Picture]") -> None:
         try:

@@ -91,6 +91,46 @@ def test_such_a_strip_costs_nobody_elses_answer(monkeypatch, portrait):
     assert results[1].kind is Kind.TOO_LARGE
 
 
+def test_one_that_cannot_be_preprocessed_costs_its_own_place(monkeypatch, portrait):
+    """Small pictures are preprocessed together: where that fails, each is tried alone."""
+    with Engine.load(max_batch=16, threads=1) as engine:
+        whole = engine._preprocess
+        faces = [np.full((90, 90), level, np.uint8) for level in (10, 66, 200)]
+        good = [engine.predict(face) for face in faces]
+
+        def no_room(pictures):
+            if any((picture == 66).all() for picture in pictures):
+                raise MemoryError("no room")
+            return whole(pictures)
+
+        monkeypatch.setattr(engine, "_preprocess", no_room)
+        results = list(engine.predict_many(faces))
+    assert [results[0].probabilities, results[2].probabilities] == [good[0].probabilities, good[2].probabilities]
+    assert (results[1].kind, results[1].source is faces[1]) == (Kind.OUT_OF_MEMORY, True)
+
+
+def test_a_turned_picture_is_held_to_the_limits_once():
+    """As it is stored: turned, its rows of 10 pixels would count as 16 each."""
+    image = Image.new("L", (19_000, 10), 99)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    with Engine.load(max_batch=16, limits=Limits(max_pixels=200_000)) as engine:
+        good = engine.predict(file.getvalue())
+        many = list(engine.predict_many([file.getvalue()] * 3))
+    assert [answer.probabilities for answer in many] == 3 * [good.probabilities]
+
+
+def test_what_is_prepared_does_not_hold_or_follow_its_picture(engine):
+    frame = np.full((80, 1000), 50, np.uint8)
+    prepared = engine.prepare(frame)
+    frame[:] = 7
+    assert (prepared == 50).all()
+    assert prepared.flags.c_contiguous
+    assert prepared.base is None or prepared.base.nbytes == prepared.nbytes
+
+
 def test_predict_raises_what_predict_many_reports(engine):
     with pytest.raises(SourceError, match="no known image format") as caught:
         engine.predict(b"no picture")

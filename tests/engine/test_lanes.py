@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 
 from fmengine import cores
 from fmengine.errors import Kind
-from fmengine.lanes import WINDOW, Lanes
+from fmengine.lanes import HANDFUL, WINDOW, Lanes
 from fmengine.prediction import Failure, Prediction
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def prepare(source):
+def prepare(sources):
+    return [prepared(source) for source in sources]
+
+
+def prepared(source):
     number = int(source)
     if number % 7 == 3:
         return Failure(Kind.CORRUPT, "seven", source)
@@ -64,10 +68,10 @@ def test_no_batch_is_larger_than_asked_for(size):
 
 @pytest.mark.parametrize("broken", ["prepare", "answer"])
 def test_an_error_reaches_the_caller_in_its_place(broken):
-    def fail_prepare(source):
-        if source == "20":
+    def fail_prepare(sources):
+        if "20" in sources:
             raise RuntimeError("the 20th")
-        return prepare(source)
+        return prepare(sources)
 
     def fail_answer(sources, pictures):
         if "20" in sources:
@@ -85,14 +89,15 @@ def test_an_error_reaches_the_caller_in_its_place(broken):
 def test_what_is_known_before_an_error_is_given_first():
     last = threading.Event()
 
-    def prepare_in_order(source):
+    def prepare_in_order(sources):
+        (source,) = sources
         if source == "0":
             assert last.wait(20)  # by then 1 to 28 are known
         if source == "20":
             raise RuntimeError("the 20th")
         if source == "29":
             last.set()
-        return prepare(source)
+        return prepare(sources)
 
     with closing(Lanes(prepare_in_order, answer, count=2, size=1, in_flight=40)) as opened:
         chunks = opened.outcomes(map(str, range(30)))
@@ -111,12 +116,12 @@ def test_the_window_bounds_what_is_under_way():
 def test_lanes_work_at_the_same_time():
     inside, most = set(), []
 
-    def note(source):
+    def note(sources):
         inside.add(threading.get_ident())
         most.append(len(inside))
         time.sleep(0.01)
         inside.discard(threading.get_ident())
-        return prepare(source)
+        return prepare(sources)
 
     with closing(Lanes(note, answer, count=2, size=4)) as opened:
         list(outcomes_of(opened, "0" * 40))
@@ -141,21 +146,36 @@ def test_an_outcome_does_not_wait_for_a_full_batch():
 
 
 def test_closing_drops_what_waits():
-    prepared = []
+    begun = []
 
-    def slow(source):
-        prepared.append(source)
-        time.sleep(0.002)
-        return prepare(source)
+    def slow(sources):
+        begun.extend(sources)
+        time.sleep(0.002 * len(sources))
+        return prepare(sources)
 
     opened = Lanes(slow, answer, count=2, size=64)
     next(outcomes_of(opened, map(str, count())))
     opened.close()
-    done = len(prepared)
+    done = len(begun)
     assert done < 0.75 * WINDOW * 64 * 2  # of what waited
     time.sleep(0.05)
-    assert len(prepared) == done
+    assert len(begun) == done
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fmengine-lane")]
+
+
+def test_lanes_share_what_is_left_and_take_no_more_at_once_than_a_handful():
+    taken = []
+
+    def noting(sources):
+        taken.append(len(sources))
+        time.sleep(0.001 * len(sources))  # such as photographs: all wait before the first is ready
+        return prepare(sources)
+
+    with closing(Lanes(noting, answer, count=2, size=64)) as opened:
+        list(outcomes_of(opened, map(str, range(200))))
+    assert max(taken) == HANDFUL
+    assert sum(taken) == 200
+    assert taken[-1] <= 2  # else one lane would work on alone
 
 
 @pytest.mark.parametrize(
