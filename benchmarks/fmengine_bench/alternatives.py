@@ -22,7 +22,7 @@ from PIL import Image
 from fmengine.backends import Options
 from fmengine.backends.onnxruntime import OnnxRuntimeBackend
 from fmengine.cli import main
-from fmengine.decode import decode_bytes
+from fmengine.decode import decode_bytes, may_be_turned
 from fmengine.errors import DataError
 from fmengine.limits import Limits
 from fmengine.model_file import load_model_file, resolve
@@ -140,6 +140,7 @@ def alternatives(folder: Path) -> None:
     if not paths:
         raise DataError(f"no JPEG files in {folder}; expected some")
     files = [Path(path).read_bytes() for path in paths[:: -(-len(paths) // PICTURES)]]
+    files = [data for data in files if not may_be_turned(data)]  # which not every decoder undoes
     ways, calls, notes = decoders(), {}, {}
     pixels = [next(iter(ways.values()))(data) for data in files]
     for name, way in ways.items():

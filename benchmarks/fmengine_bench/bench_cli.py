@@ -132,6 +132,6 @@ def install(names: tuple[str, ...]) -> None:
     """Install peers, each into an environment of its own: torch, fer, face-api, …"""
     from .peers import folder_of, install
 
-    for name in names:
-        install(PEERS[name])
-        click.echo(f"{name}: {folder_of(PEERS[name])}", err=True)
+    for peer in {PEERS[name].environment: PEERS[name] for name in names}.values():  # some share one
+        install(peer)
+        click.echo(f"{peer.name}: {folder_of(peer)}", err=True)

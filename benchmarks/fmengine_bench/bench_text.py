@@ -40,6 +40,7 @@ def as_text(report: Report) -> str:
     lines += ["", *_limit_lines(report)]
     if report.contenders:
         lines += ["", *_contender_lines(report.contenders)]
+        lines += [f"  {name} failed: {why}" for name, why in report.failed.items()]
     return "\n".join(lines)
 
 
@@ -59,7 +60,7 @@ def _limit_lines(report: Report) -> list[str]:
         rates = ", ".join(f"{rate:,.0f} {name.upper()}" for name, rate in peak.operations.items())
         lines.append(f"this machine: {rates} GOP/s, {peak.copy:.1f} GB/s copied")
     else:
-        lines.append("this machine's peak: not measured; PyTorch does not see the GPU")
+        lines.append("this GPU's peak: not measured; PyTorch does not see it, or has no room on it")
     lines += [
         f"  batch {r.batch}: {r.measured:.3f} ms, {r.share:.0%} of the roofline ({r.bound}-bound)"
         for r in report.rooflines

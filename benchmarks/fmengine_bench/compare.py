@@ -11,7 +11,9 @@ from fmengine.errors import DataError
 from .bench import SCHEMA
 
 NOISE = 0.05  # a change within this share is none, whatever the intervals say
-SAME_MACHINE = ("cpu", "cores", "governor", "backend backend", "backend threads")
+SAME_MACHINE = (
+    "cpu", "cores", "governor", "backend backend", "backend threads", "backend device", "backend driver"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from fmengine.engine import Engine
 from fmengine.errors import UnavailableError
 from fmengine.gpu.backend import GpuBackend
 
-from .peers import PEERS, Worker, folder_of, installed
+from .peers import PEERS, Worker, device_for, folder_of, installed
 from .timing import REST, Figure, figure
 
 OURS = "fmengine"
@@ -52,43 +52,52 @@ def against(
     threads: int,
     targets: dict[str, str],
     say: Callable[[str], None],
-) -> list[Contender]:
-    """Measure peers beside the engine.
+) -> tuple[list[Contender], dict[str, str]]:
+    """Measure peers beside the engine. Also gives those that failed, and why: the others' figures stand.
 
     Raises:
-        UnavailableError: for a peer that is unknown, not installed, or fails.
+        UnavailableError: for a peer that is unknown or not installed.
     """
-    require(names)
+    require(names, device_of(engine))
 
     def ours(part: Sequence[str]) -> tuple[float, Sequence[str | None]]:
         began = time.perf_counter()
         labels = [getattr(result, "label", None) for result in engine.predict_many(part)]
         return time.perf_counter() - began, labels
 
-    # Where ours computes on a GPU, so do those that can.
-    device = f"cuda:{engine.backend.context.index}" if isinstance(engine.backend, GpuBackend) else "cpu"
+    device = device_of(engine)
     with ExitStack() as stack:
+        failed: dict[str, str] = {}
         asks: dict[str, Ask] = {OURS: ours}
         told: dict[str, dict[str, object]] = {OURS: {"what": "through Engine.predict_many", "trained": True}}
         for name in names:
             say(f"starting {name}")
             worker = stack.enter_context(Worker(PEERS[name]))
-            told[name] = worker.open(threads, network_for(name), device)
-            asks[name] = _asker(worker)
-        return _in_turn(asks, told, paths, rounds, targets, say)
+            try:
+                told[name] = worker.open(threads, network_for(name), device_for(PEERS[name], device))
+                asks[name] = _asker(worker)
+            except UnavailableError as error:
+                failed[name] = str(error)
+        return _in_turn(asks, told, paths, rounds, targets, say, failed), failed
 
 
-def require(names: Sequence[str]) -> None:
-    """Notice a missing peer before the first measurement.
+def device_of(engine: Engine) -> str:
+    """Where it computes, and where those peers do that can: `cpu`, or `cuda:N`."""
+    return f"cuda:{engine.backend.context.index}" if isinstance(engine.backend, GpuBackend) else "cpu"
+
+
+def require(names: Sequence[str], device: str) -> None:
+    """Notice before the first measurement a peer that cannot take part.
 
     Raises:
-        UnavailableError: for a peer that is unknown or not installed.
+        UnavailableError: for one that is unknown, not installed, or needs a GPU that ours is not on.
     """
     for name in names:
         if name not in PEERS:
             raise UnavailableError(f"unknown peer {name!r}; available are {', '.join(PEERS)}")
         if not installed(PEERS[name]):
             raise UnavailableError(f"{name} is not installed; run: fmengine bench install {name}")
+        device_for(PEERS[name], device)
 
 
 def network_for(name: str) -> Path | None:
@@ -121,19 +130,27 @@ def _in_turn(
     rounds: int,
     targets: dict[str, str],
     say: Callable[[str], None],
+    failed: dict[str, str],
 ) -> list[Contender]:
     parts: dict[str, Sequence[str]] = {}
     labels: dict[str, Sequence[str | None]] = {}
-    for name, ask in asks.items():  # warms up, and shows who is slow
-        say(f"all pictures through {name}")
-        seconds, labels[name] = ask(paths)
-        parts[name] = paths[::SHARE] if len(paths) / seconds < SLOW and len(paths) >= 64 * SHARE else paths
     rates: dict[str, list[float]] = {name: [] for name in asks}
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
-        for name, ask in asks.items():
+    for number in range(rounds + 1):
+        say(f"round {number} of {rounds}" if number else "a round to warm up")
+        for name, ask in list(asks.items()):
             time.sleep(REST)
-            rates[name].append(len(parts[name]) / ask(parts[name])[0])
+            try:
+                seconds, found = ask(parts.get(name, paths))
+            except UnavailableError as error:
+                failed[name] = str(error)
+                del asks[name]
+                continue
+            if number:
+                rates[name].append(len(parts[name]) / seconds)
+            else:  # shows who is slow
+                labels[name] = found
+                slow = len(paths) / seconds < SLOW and len(paths) >= 64 * SHARE
+                parts[name] = paths[::SHARE] if slow else paths
     contenders = []
     for name in asks:
         ratios = [ours / theirs for ours, theirs in zip(rates[OURS], rates[name], strict=True)]

@@ -19,7 +19,7 @@ from fmengine.errors import UnavailableError
 from fmengine.sources import walk
 
 from .contenders import OURS, network_for
-from .peers import PEERS, folder_of, installed
+from .peers import PEERS, device_for, folder_of, installed
 from .peers import command_of as start_of
 from .timing import figure
 
@@ -38,7 +38,8 @@ def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...], 
             f"{name} is not installed; available with `fmengine bench install`: {', '.join(PEERS)}"
         )
     peer = PEERS[name]
-    command = [*start_of(peer), str(folder), str(output), "--threads", str(usable_cores()), "--device", device]
+    command = [*start_of(peer), str(folder), str(output), "--threads", str(usable_cores())]
+    command += ["--device", device_for(peer, device)]
     model = network_for(name)
     command += ["--model", str(model)] if model else []
     command += [f"--{flag}" for flag in ("compile", "half") if peer.options.get(flag)]

@@ -111,12 +111,19 @@ def measure_peak(threads: int) -> Peak:
 
 
 def measure_gpu_peak(index: int) -> Peak | None:
-    """Multiply matrices and copy memory in PyTorch on a GPU; None where PyTorch does not see it."""
+    """Multiply matrices and copy memory in PyTorch on a GPU; None where PyTorch cannot, or there is no room."""
     import torch
 
     if index >= torch.cuda.device_count():
         return None
-    return _peak_in_torch(torch.device("cuda", index), torch.cuda.synchronize, GPU_SIDE, GPU_COPIED)
+    try:
+        return _peak_in_torch(
+            torch.device("cuda", index), partial(torch.cuda.synchronize, index), GPU_SIDE, GPU_COPIED
+        )
+    except RuntimeError:  # out of memory, or a GPU that this PyTorch has no kernels for
+        return None
+    finally:
+        torch.cuda.empty_cache()  # it would keep what the next measurements need
 
 
 def _peak_in_torch(device: "torch.device", wait: Callable[[], None], side: int, copied: int) -> Peak:

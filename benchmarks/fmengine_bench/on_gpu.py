@@ -98,7 +98,11 @@ def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Ite
             for streams in STREAMS:
                 options = Options(own.context.index, engine.max_batch, streams=streams, graphs=graphs)
                 backend = stack.enter_context(closing(kind.open(file, options)))
-                yield f"{title}, {streams} stream{'s' if streams > 1 else ''}", backend
+                name = f"{title}, {streams} stream{'s' if streams > 1 else ''}"
+                if backend.lanes == streams:
+                    yield name, backend
+                else:
+                    say(f"{name} is not measured: the GPU has room for {backend.lanes}")
         except BackendError as error:
             say(f"{title} is not measured: {error}")
 

@@ -297,7 +297,7 @@ def _answer(do: Task, source: Encoded, settings: dict[str, Any]) -> tuple[bytes,
     try:
         try:
             return _DONE, do(source, **settings)
-        except (MemoryError, Image.DecompressionBombError) as error:  # the latter as in `Engine.prepare`
+        except (MemoryError, Image.DecompressionBombError) as error:  # the latter as in `Engine._preprocessed`
             raise decode_error(error) from error
     except SourceError as error:
         return _FAILED, json.dumps([error.kind, error.message]).encode()

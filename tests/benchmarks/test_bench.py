@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from fmengine.engine import Engine
+from fmengine.errors import UnavailableError
 from fmengine.model_file import load_model_file, resolve
 from fmengine_bench import bench as module
 from fmengine_bench import compare as comparing
@@ -277,7 +278,20 @@ def test_peers_take_turns_and_are_scored(paths: list[str]) -> None:
     }
     told: dict = {name: {"what": name, "trained": name != "untrained"} for name in asks}
     targets = {path: "happy" if number % 4 else "sad" for number, path in enumerate(paths)}
-    found = {c.name: c for c in contenders._in_turn(asks, told, paths, 2, targets, lambda _: None)}
+    turns: list[int] = []
+
+    def failing(part):
+        turns.append(len(part))
+        if len(turns) == 2:
+            raise UnavailableError("it ended")
+        return 0.001, ["happy"] * len(part)
+
+    asks["failing"], told["failing"] = failing, {}
+    failed: dict[str, str] = {}
+    found = {c.name: c for c in contenders._in_turn(asks, told, paths, 2, targets, lambda _: None, failed)}
+    assert list(found) == [contenders.OURS, "slow", "untrained"]
+    assert failed == {"failing": "it ended"}  # and costs the others nothing
+    assert len(turns) == 2
     assert found["slow"].times is not None
     assert found["slow"].times.median == pytest.approx(4)
     assert (found[contenders.OURS].accuracy, found["slow"].accuracy) == (0.75, 0.25)

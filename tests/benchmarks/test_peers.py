@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,10 @@ def open_peer(options):
     def answer(paths):
         if any("broken" in path for path in paths):
             raise ValueError("cannot read it")
+        if paths[0].endswith("orphan"):
+            child = os.fork() or os.closerange(0, 64) or time.sleep(1000)
+            open(os.path.join(os.path.dirname(paths[0]), str(child)), "w").close()
+            os._exit(7)
         if any("endless" in path for path in paths):
             os.fork() or time.sleep(1000)
             time.sleep(1000)
@@ -179,3 +184,33 @@ def test_what_cannot_be_installed_leaves_nothing_behind(monkeypatch: pytest.Monk
         install(peer)
     assert not installed(peer)
     assert not peers.folder_of(peer).exists()
+
+
+def test_a_peer_runs_where_ours_does_if_it_can() -> None:
+    device_for = peers.device_for
+    assert [device_for(PEERS["torch"], device) for device in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
+    assert device_for(PEERS["openvino"], "cuda:1") == "cpu"
+    assert device_for(PEERS["onnxruntime-cuda"], "cuda:0") == "cuda:0"
+    with pytest.raises(UnavailableError, match="onnxruntime-cuda runs on a GPU alone, and cpu was asked for"):
+        device_for(PEERS["onnxruntime-cuda"], "cpu")
+
+
+def test_what_a_script_forked_does_not_outlive_it(script: Path, tmp_path: Path) -> None:
+    with Worker(PEERS["fer"], [sys.executable, str(script)]) as worker:
+        worker.open(1, None)
+        with pytest.raises(UnavailableError, match="ended with 7"):
+            worker.answer([f"{tmp_path}/orphan"])
+        (child,) = (int(name) for name in os.listdir(tmp_path) if name.isdigit())
+        assert not gone(child)
+    end = time.monotonic() + 20
+    while not gone(child):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def gone(process: int) -> bool:
+    """Ended, though perhaps nobody has asked yet with what."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True

@@ -33,6 +33,7 @@ class Peer:
         environment: its folder's name; peers may share one.
         packages: for pip, or for npm where the script is JavaScript.
         options: that the script is opened with.
+        devices: that it can run on, `cpu` and `cuda`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Peer:
     environment: str
     packages: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    devices: tuple[str, ...] = ("cpu",)
 
     @property
     def node(self) -> bool:
@@ -50,9 +52,9 @@ TORCH = ("torch>=2.6", "torchvision>=0.21")
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("torch", "torch_alexnet.py", "torch", TORCH),
-        Peer("torch-compile", "torch_alexnet.py", "torch", TORCH, {"compile": True}),
-        Peer("torch-fp16", "torch_alexnet.py", "torch", TORCH, {"half": True}),
+        Peer("torch", "torch_alexnet.py", "torch", TORCH, {}, ("cpu", "cuda")),
+        Peer("torch-compile", "torch_alexnet.py", "torch", TORCH, {"compile": True}, ("cpu", "cuda")),
+        Peer("torch-fp16", "torch_alexnet.py", "torch", TORCH, {"half": True}, ("cpu", "cuda")),
         Peer(
             "onnxruntime", "onnx_alexnet.py", "onnxruntime", ("onnxruntime", "pillow"), {"library": "onnxruntime"}
         ),
@@ -60,8 +62,9 @@ PEERS = {
             "onnxruntime-cuda",
             "onnx_alexnet.py",
             "onnxruntime-cuda",
-            ("onnxruntime-gpu", "pillow"),
+            ("onnxruntime-gpu[cuda,cudnn]>=1.21", "pillow"),
             {"library": "onnxruntime"},
+            ("cuda",),
         ),
         Peer("openvino", "onnx_alexnet.py", "openvino", ("openvino", "pillow"), {"library": "openvino"}),
         Peer("fer", "fer_package.py", "fer", ("fer==25.10.3", "tensorflow", "setuptools<81")),
@@ -79,6 +82,19 @@ def folder_of(peer: Peer) -> Path:
     """Where its environment is."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "fmengine" / "peers" / peer.environment
+
+
+def device_for(peer: Peer, device: str) -> str:
+    """Where it runs beside something that runs on a device, `cpu` or `cuda:N`.
+
+    Raises:
+        UnavailableError: if it needs a GPU and that is none.
+    """
+    if device.partition(":")[0] in peer.devices:
+        return device
+    if "cpu" in peer.devices:
+        return "cpu"
+    raise UnavailableError(f"{peer.name} runs on a GPU alone, and {device} was asked for; leave it out")
 
 
 def installed(peer: Peer) -> bool:
@@ -178,6 +194,7 @@ class Worker:
         assert self._process.stdin
         assert self._process.stdout
         over = threading.Timer(self._patience, self._give_up)
+        over.daemon = True
         over.start()
         try:
             self._process.stdin.write(json.dumps(asked) + "\n")
@@ -185,7 +202,8 @@ class Worker:
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        over.cancel()
+        finally:
+            over.cancel()
         if not line:
             code = self._process.wait()
             what = f"ended with {code} without an answer"
@@ -222,7 +240,9 @@ class Worker:
             self._process.stdin.close()  # the script ends at the end of its input, and its pool with it
             self._process.wait(timeout=ENDING)
         except (BrokenPipeError, subprocess.TimeoutExpired):
-            self._kill()
+            pass
+        finally:
+            self._kill()  # what it forked, too, where it ended without them
             self._process.wait()
         self._stderr.close()
         self._process.stdout.close()  # not `communicate`: processes that a script forked may hold the pipe open

@@ -28,6 +28,7 @@ def onnxruntime_runner(model: str, threads: int, device: str) -> tuple[Callable[
     settings.intra_op_num_threads = threads
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
+        onnxruntime.preload_dlls()  # CUDA's and cuDNN's, from their own packages
         providers = [("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0"}), *providers]
     session = onnxruntime.InferenceSession(model, settings, providers=providers)
     if len(session.get_providers()) < len(providers):
