@@ -178,12 +178,15 @@ def test_a_file_that_names_no_weights_is_refused(
 def test_swapped_passes_move_pixels(
     tiny_run: Path, models: list[Path], drawn_faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def vertical_first(pixels: np.ndarray, height: int, width: int, color: str, fit: str) -> np.ndarray:
-        image = Image.fromarray(pixels)
-        image = image.resize((image.width, height), Image.Resampling.BILINEAR)
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))[np.newaxis]
+    def vertical_first(pictures: list[np.ndarray], height: int, width: int, color: str, fit: str) -> np.ndarray:
+        made = []
+        for pixels in pictures:
+            image = Image.fromarray(pixels)
+            image = image.resize((image.width, height), Image.Resampling.BILINEAR)
+            made.append(np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))[np.newaxis])
+        return np.stack(made)
 
-    monkeypatch.setattr("fmengine.engine.preprocess", vertical_first)
+    monkeypatch.setattr("fmengine.engine.preprocess_batch", vertical_first)
     result = run(tiny_run, models, drawn_faces / "val")
     assert result.exit_code == 1, result.output
     assert result.stdout.endswith("parity is broken\n")
@@ -193,17 +196,17 @@ def test_swapped_passes_move_pixels(
 def test_one_pixel_is_enough(
     tiny_run: Path, models: list[Path], drawn_faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fmengine.preprocess import preprocess
+    from fmengine.preprocess import preprocess_batch
 
-    pictures = []
+    batches = []
 
     def off_by_one(*arguments: Any) -> np.ndarray:
-        pixels = preprocess(*arguments).copy()
-        pictures.append(pixels)
-        pixels[0, 0, 0] ^= len(pictures) == 1
+        pixels = preprocess_batch(*arguments).copy()
+        batches.append(pixels)
+        pixels[0, 0, 0, 0] ^= len(batches) == 1
         return pixels
 
-    monkeypatch.setattr("fmengine.engine.preprocess", off_by_one)
+    monkeypatch.setattr("fmengine.engine.preprocess_batch", off_by_one)
     result = run(tiny_run, models[:1], drawn_faces / "val")
     assert result.exit_code == 1, result.output
     assert "1 pixels differ" in result.stdout

@@ -406,7 +406,12 @@ def test_ctrl_c_reaches_the_engine_alone(jpeg, tmp_path):
         (folder / f"{number}.jpg").write_bytes(jpeg)
     output = tmp_path / "x.jsonl"
     command = [sys.executable, "-m", "fmengine", "infer", "--batch", folder, "--output", output, "--isolate"]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     while process.poll() is None and not (output.exists() and output.stat().st_size):
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)
