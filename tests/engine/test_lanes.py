@@ -145,6 +145,24 @@ def test_an_outcome_does_not_wait_for_a_full_batch():
         assert len(list(outcomes_of(opened, slow()))) == 2
 
 
+def test_a_lane_that_meets_the_end_within_a_batch_stops():
+    begun = threading.Event()
+
+    def until_closed(sources):
+        begun.set()
+        while not (opened._stopped and opened._waiting.qsize()):
+            time.sleep(0.001)
+        return prepare(sources)
+
+    opened = Lanes(until_closed, answer, count=1, size=8)
+    reader = threading.Thread(target=lambda: list(outcomes_of(opened, ["1"])), daemon=True)
+    reader.start()
+    assert begun.wait(20)
+    opened.close()
+    reader.join(20)
+    assert not reader.is_alive()
+
+
 def test_closing_drops_what_waits():
     begun = []
 

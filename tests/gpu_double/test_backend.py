@@ -417,3 +417,13 @@ def test_a_rate_counts_every_streams_pictures(monkeypatch):
     with load(max_batch=4) as engine:
         found = on_gpu.ways(engine, 2, lambda _: None)
     assert [way.rate.median for way in found] == 2 * [400, 800, 1600]
+
+
+def test_streams_that_there_is_no_room_for_are_not_measured(monkeypatch):
+    monkeypatch.setattr(TensorRtBackend, "lanes", property(lambda self: 1))
+    monkeypatch.setattr(on_gpu, "EVENTS", 1)
+    said = []
+    with load(max_batch=4) as engine:
+        found = on_gpu.ways(engine, 2, said.append, turn=0.001)
+    assert [way.name for way in found] == ["tensorrt, graphs, 1 stream", "tensorrt, 1 stream"]
+    assert "tensorrt, 4 streams is not measured: the GPU has room for 1" in said
