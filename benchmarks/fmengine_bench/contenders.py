@@ -95,9 +95,9 @@ def require(names: Sequence[str], device: str) -> None:
     for name in names:
         if name not in PEERS:
             raise UnavailableError(f"unknown peer {name!r}; available are {', '.join(PEERS)}")
+        device_for(PEERS[name], device)
         if not installed(PEERS[name]):
             raise UnavailableError(f"{name} is not installed; run: fmengine bench install {name}")
-        device_for(PEERS[name], device)
 
 
 def network_for(name: str) -> Path | None:

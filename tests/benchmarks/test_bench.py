@@ -268,6 +268,8 @@ def test_compare_says_what_it_cannot_read(tmp_path: Path) -> None:
 def test_an_unknown_peer_is_an_error_that_lists_them(paths: list[str], engine: Engine) -> None:
     with pytest.raises(Exception, match="unknown peer 'caffe'; available are torch"):
         contenders.against(engine, paths, ["caffe"], 2, 1, {}, lambda _: None)
+    with pytest.raises(UnavailableError, match="onnxruntime-cuda runs on a GPU alone"):  # before it is installed
+        contenders.against(engine, paths, ["onnxruntime-cuda"], 2, 1, {}, lambda _: None)
 
 
 def test_peers_take_turns_and_are_scored(paths: list[str]) -> None:
