@@ -141,25 +141,26 @@ def alternatives(folder: Path) -> None:
         raise DataError(f"no JPEG files in {folder}; expected some")
     files = [Path(path).read_bytes() for path in paths[:: -(-len(paths) // PICTURES)]]
     files = [data for data in files if not may_be_turned(data)]  # which not every decoder undoes
-    ways, calls, notes = decoders(), {}, {}
-    pixels = [next(iter(ways.values()))(data) for data in files]
-    for name, way in ways.items():
-        calls[name] = _over(way, files)
-        off = max(_distance(way(data), right) for data, right in zip(files, pixels, strict=True))
-        notes[name] = f"pixels differ by at most {off}"
+    calls, notes, pixels = _compared(decoders(), files)
     _table(f"decode, {len(files)} files", calls, len(files), notes)
-    ways, calls, notes = resizers(), {}, {}
-    right = [next(iter(ways.values()))(picture) for picture in pixels]
-    for name, way in ways.items():
-        calls[name] = _over(way, pixels)
-        off = max(_distance(way(picture), made) for picture, made in zip(pixels, right, strict=True))
-        notes[name] = f"pixels differ by at most {off}"
+    calls, notes, _ = _compared(resizers(), pixels)
     batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
     together = f"Pillow, those of one size together, {BATCH}"
     calls[together] = _over(lambda batch: preprocess_batch(batch, SIDE, SIDE, fit="stretch"), batches)
     notes[together] = "the same bits"
     _table(f"resize to {SIDE}×{SIDE}", calls, len(files), notes)
     _table(f"the network, batches of {BATCH}, one thread", networks(), BATCH, {})
+
+
+def _compared(ways: dict[str, One], things: list[Any]) -> tuple[dict[str, Call], dict[str, str], list[Pixels]]:
+    """A call of each way over all things, how far its pixels are from the first way's, and those."""
+    right = [next(iter(ways.values()))(thing) for thing in things]
+    calls, notes = {}, {}
+    for name, way in ways.items():
+        calls[name] = _over(way, things)
+        off = max(_distance(way(thing), made) for thing, made in zip(things, right, strict=True))
+        notes[name] = f"pixels differ by at most {off}"
+    return calls, notes, right
 
 
 def _over(way: Callable[[Any], Any], things: list[Any]) -> Call:
