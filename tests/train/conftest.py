@@ -1,5 +1,6 @@
 """What the training tests share."""
 
+import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from fmengine_train.votes import COLUMNS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,3 +31,17 @@ def picture() -> Callable[[Path, int], None]:
         Image.fromarray(levels).save(path)
 
     return write
+
+
+def ballot(**counts: int) -> dict[str, int]:
+    """One picture's votes; none for what is not named."""
+    return dict.fromkeys(COLUMNS, 0) | counts
+
+
+def votes_file(path: Path, rows: list[dict[str, object]]) -> Path:
+    """A file as FER+ publishes it."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

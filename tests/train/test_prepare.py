@@ -12,7 +12,9 @@ from PIL import Image
 from fmengine.errors import DataError, OutputError
 from fmengine_train.data import find
 from fmengine_train.prepare import prepare
-from fmengine_train.votes import COLUMNS, agreed, read_votes
+from fmengine_train.votes import COLUMNS, read_votes
+
+from .conftest import ballot, votes_file
 
 
 def run(*arguments: object) -> Result:
@@ -115,34 +117,6 @@ def test_the_sheet_shows_what_was_dropped(faces: Path, tmp_path: Path) -> None:
 
 
 # Votes
-
-
-def ballot(**counts: int) -> dict[str, int]:
-    return dict.fromkeys(COLUMNS, 0) | counts
-
-
-def votes_file(path: Path, rows: list[dict[str, object]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("votes", "label"),
-    [
-        (ballot(happiness=9, neutral=1), "happy"),
-        (ballot(sadness=4, neutral=3, fear=3), "sad"),
-        (ballot(sadness=5, neutral=5), None),
-        (ballot(contempt=6, happiness=4), None),
-        (ballot(NF=10), None),
-        (ballot(unknown=6, sadness=4), None),
-        (ballot(), None),
-    ],
-)
-def test_a_label_needs_more_votes_than_any_other(votes: dict[str, int], label: str | None) -> None:
-    assert agreed(votes) == label
 
 
 def test_the_published_files_go_through_one_command(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from .networks import CONFIGS, network_config
 from .recipe import Recipe
 from .train import Trainer
 from .train import train as run
+from .votes import Votes, learn, read_votes
 
 
 @click.command()
@@ -54,6 +55,12 @@ from .train import train as run
     type=click.Path(path_type=Path),
     help="Folder of pictures without labels, to learn what the teachers say of them; may be repeated.",
 )
+@click.option(
+    "--votes",
+    "votes_file",
+    type=click.Path(path_type=Path),
+    help="FER+'s fer2013new.csv, or a file like it: what people voted is learned beside the labels.",
+)
 @click.option("--classes", help="Classes to use, with commas, in the order of the outputs.")
 @click.option("--validation", type=float, help="Share held out where the data have no `val` folder.")
 @click.option("--epochs", type=int, help="Passes over the training pictures.  [default: 100]")
@@ -75,6 +82,7 @@ def train(
     initial: Path | None,
     teachers: tuple[Path, ...],
     transfer: tuple[Path, ...],
+    votes_file: Path | None,
     classes: str | None,
     **options: Any,
 ) -> None:
@@ -90,9 +98,10 @@ def train(
         raise click.UsageError("--transfer pictures have no labels: give a --teacher who knows them")
     if (folder / "checkpoint.safetensors").exists() and not resume:
         raise OutputError(f"{folder} holds a run already; go on with --resume, or choose another --run folder")
+    votes = None if votes_file is None else read_votes(votes_file)
     with join(pick_device(device)) as (world, target):
         say = _say if world.first else _say_nothing
-        dataset = _load(data_paths, transfer, teachers, recipe, folder, target, say)
+        dataset = _load(data_paths, transfer, teachers, votes, recipe, folder, target, say)
         try:
             trainer = Trainer(recipe, dataset, folder, target, initial, world)
         except ValueError as error:
@@ -113,12 +122,13 @@ def _load(
     paths: tuple[Path, ...],
     transfer: tuple[Path, ...],
     teachers: tuple[Path, ...],
+    votes: Votes | None,
     recipe: Recipe,
     folder: Path,
     device: torch.device,
     say: Callable[[str], None],
 ) -> data.Dataset:
-    """All that a run learns from, preprocessed, with the teachers' answers."""
+    """All that a run learns from, preprocessed, with what voters and teachers say."""
     items = data.find(paths, recipe.classes, recipe.validation)
     labels = recipe.classes or data.labels_of(items)
     items += data.unlabelled(transfer)
@@ -131,6 +141,9 @@ def _load(
     dataset = data.load(items, labels, shape, recipe.fit, folder)
     for note in dataset.notes:
         say(f"note: {note}")
+    if votes is not None:
+        voted = learn(dataset, items, votes, paths, recipe.label_votes)
+        say(f"people voted on {voted} pictures")
     if teachers:
         dtype = pick_precision(recipe.precision, device)
         teach(dataset, items, teachers, recipe.teacher_weight, folder, device, dtype)

@@ -26,7 +26,7 @@ from fmengine.limits import Limits
 from fmengine.preprocess import Pixels
 
 from .data import Item, find
-from .votes import Votes, agreed, read_votes
+from .votes import Votes, agreed, name_below, read_votes, row_of
 
 FLAT = 2.0  # levels of standard deviation; a picture with less shows nothing
 THUMBNAIL, COLUMNS, ROWS = 72, 16, 40  # of the sheet: pixels, pictures
@@ -126,7 +126,7 @@ def write(
             Image.fromarray(item.picture).save(target)
         else:
             shutil.copyfile(item.picture, target)
-        ballot = None if votes is None else _ballot(item, votes, sources)
+        ballot = None if votes is None else votes.of(item, sources)
         if ballot is not None and agreed(ballot) == item.label:
             twin = folder / "clean" / target.relative_to(folder)
             twin.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def write(
 
 def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], classes: tuple[str, ...]) -> None:
     """Tell of votes for pictures that are not there, before any picture is read."""
-    found = {_relative(item, sources) for item in items}
+    found = {name_below(item, sources) for item in items}
     # Of the classes that are kept: the others' pictures were not looked for.
     wanted = [name for name in votes.by_file if not classes or set(classes) & set(Path(name).parts)]
     if missing := [name for name in wanted if name not in found]:
@@ -147,26 +147,8 @@ def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], cla
         click.echo(f"note: {text}; the first: {missing[0]}", err=True)
 
 
-def _relative(item: Item, sources: tuple[Path, ...]) -> str | None:
-    """A picture's name below its source, as votes name it."""
-    path = Path(item.name)
-    return next((path.relative_to(source).as_posix() for source in sources if source in path.parents), None)
-
-
-def _ballot(item: Item, votes: Votes, sources: tuple[Path, ...]) -> dict[str, int] | None:
-    if (number := _row(item)) is not None:
-        return votes.by_row[number] if number < len(votes.by_row) else None
-    return votes.by_file.get(_relative(item, sources) or "")
-
-
-def _row(item: Item) -> int | None:
-    """Of fer2013.csv, from 0; its first line holds the columns' names."""
-    match = re.search(r", line (\d+)$", item.name)
-    return int(match[1]) - 2 if isinstance(item.picture, np.ndarray) and match else None
-
-
 def _file_name(item: Item) -> str:
-    number = _row(item)
+    number = row_of(item)
     return Path(item.name).name if number is None else f"fer{number:07d}.png"  # as FER+ names it
 
 

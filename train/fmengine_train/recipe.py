@@ -36,6 +36,7 @@ class Recipe:
     warmup: float = 3.0  # epochs of linear warm-up; a cosine to zero follows
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
+    label_votes: float = 2.0  # how many voters the label counts as, where people voted on a picture
     teacher_weight: float = 0.7  # of the teachers' answer beside the label, where there are teachers
     mixup: float = 0.0  # share of the batches that blend pairs of pictures and their labels
     class_weights: str = "balanced"  # balanced (inverse frequency) or none
@@ -69,6 +70,7 @@ class Recipe:
             "warmup": (0.0, 1_000_000.0),
             "weight_decay": (0.0, 10.0),
             "label_smoothing": (0.0, 0.9),
+            "label_votes": (0.0, 1000.0),
             "teacher_weight": (0.0, 1.0),
             "mixup": (0.0, 1.0),
             "dropout": (0.0, 0.95),

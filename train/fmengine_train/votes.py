@@ -6,10 +6,16 @@ a column `file`, relative to the data set's folder.
 """
 
 import csv
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fmengine.errors import DataError
+
+from .data import Dataset, Item
 
 # FER+ asks for eight emotions, and lets people say that they cannot tell, or that it is no face.
 COLUMNS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
@@ -36,6 +42,12 @@ class Votes:
 
     by_file: dict[str, dict[str, int]]
     by_row: list[dict[str, int]]
+
+    def of(self, item: Item, sources: Sequence[Path]) -> dict[str, int] | None:
+        """The votes for a picture from one of these sources, if there are any."""
+        if (number := row_of(item)) is not None:
+            return self.by_row[number] if number < len(self.by_row) else None
+        return self.by_file.get(name_below(item, sources) or "")
 
 
 def read_votes(path: Path) -> Votes:
@@ -64,3 +76,51 @@ def agreed(votes: dict[str, int]) -> str | None:
     most = max(votes.values())
     top = [name for name, count in votes.items() if count == most]
     return LABELS.get(top[0]) if len(top) == 1 else None
+
+
+def learn(data: Dataset, items: list[Item], votes: Votes, sources: Sequence[Path], label_votes: float) -> int:
+    """Let the data's answers be the shares of the votes, in which the label counts as some voters more.
+
+    People who saw neither of two feelings leave the label as it is; those who all saw the other overrule it.
+
+    Args:
+        data: from `load`; its answers are changed in place.
+        items: that the data were loaded from.
+        votes: from `read_votes`; those for labels that are not trained are left aside.
+        sources: the folders or files that the items came from.
+        label_votes: how many voters the label counts as.
+
+    Returns:
+        How many pictures have votes.
+
+    Raises:
+        DataError: if none has.
+    """
+    columns = {label: column for column, label in LABELS.items()}
+    voted = 0
+    for index, item in enumerate(items):
+        ballot = votes.of(item, sources)
+        if ballot is None or item.label is None:
+            continue
+        voted += 1
+        said = np.array([ballot[columns[label]] if label in columns else 0 for label in data.labels])
+        if (total := said.sum() + label_votes) > 0:
+            data.answers[index] = (said + label_votes * data.answers[index]) / total
+    if not voted:
+        raise DataError(
+            f"the votes name no picture of {', '.join(map(str, sources))}; expected names below one of them, "
+            "or a row for each row of fer2013.csv"
+        )
+    return voted
+
+
+def name_below(item: Item, sources: Sequence[Path]) -> str | None:
+    """A picture's name below its source, as votes name it."""
+    path = Path(item.name)
+    return next((path.relative_to(source).as_posix() for source in sources if source in path.parents), None)
+
+
+def row_of(item: Item) -> int | None:
+    """The picture's row in fer2013.csv, from 0; the file's first line holds the columns' names."""
+    match = re.search(r", line (\d+)$", item.name)
+    return int(match[1]) - 2 if isinstance(item.picture, np.ndarray) and match else None
