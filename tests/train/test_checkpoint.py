@@ -241,7 +241,7 @@ def classifier(labels: tuple[str, ...], seed: int, name: str = "alexnet-slim") -
     return build(dataclasses.replace(CONFIGS[name], height=40, width=40, outputs=len(labels)))
 
 
-@pytest.mark.parametrize("name", ["alexnet-slim", "resnet-48"])
+@pytest.mark.parametrize("name", ["alexnet-slim", "mobilenet-112"])
 def test_a_network_begins_with_anothers_weights_row_by_row(tmp_path: Path, name: str) -> None:
     seven, two = ("angry", "happy", "neutral", "sad"), ("sad", "bored", "happy")
     old, fresh = classifier(seven, 1, name), classifier(two, 2, name)
@@ -257,7 +257,7 @@ def test_a_network_begins_with_anothers_weights_row_by_row(tmp_path: Path, name:
         assert torch.equal(tensor, torch.stack([theirs[3], before[key][1], theirs[1]])), key
 
 
-@pytest.mark.parametrize("other", ["resnet-48", "alexnet"])
+@pytest.mark.parametrize("other", ["mobilenet-112", "alexnet"])
 def test_another_architecture_is_no_beginning(tmp_path: Path, other: str) -> None:
     save_model(tmp_path / "model.safetensors", classifier(("a", "b"), 1, "alexnet-slim"), {"labels": ["a", "b"]})
     config = dataclasses.replace(CONFIGS[other], height=64, width=64)

@@ -1,6 +1,7 @@
 """Distillation: what teachers say goes where it should, and only what they can say is asked."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +14,15 @@ from fmengine_train.checkpoint import load_network, read_tensors, save_model
 from fmengine_train.cli import train
 from fmengine_train.data import Dataset, Item, find, load, unlabelled
 from fmengine_train.distill import WARP_STRENGTH, WARPS, teach
-from fmengine_train.networks import Network, build
-from fmengine_train.resnet import ResNetConfig
+from fmengine_train.model import AlexNet, AlexNetConfig
 
 LABELS = ("happy", "sad")
 
 
 def teacher(folder: Path, labels: tuple[str, ...], seed: int = 0, size: int = 24) -> Path:
     torch.manual_seed(seed)
-    network: Network = build(
-        ResNetConfig(outputs=len(labels), height=size, width=size, widths=(8, 8, 8, 8), blocks=1)
-    )
+    layers: Any = {"stem": (3, 1, 1), "widths": (8,) * 5, "hidden": (16, 16), "batch_norm": True}
+    network = AlexNet(AlexNetConfig(outputs=len(labels), channels=1, height=size, width=size, **layers))
     path = folder / f"teacher-{seed}.safetensors"
     save_model(path, network.eval(), {"labels": list(labels), "fit": "crop"})
     return path

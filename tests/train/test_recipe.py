@@ -135,21 +135,20 @@ def test_the_network_takes_widths_from_the_recipe() -> None:
     recipe = Recipe(widths=(8, 16, 24, 32, 40), hidden=(48, 56))
     config = network_config(recipe, 2)
     assert (config.widths, config.hidden) == (recipe.widths, recipe.hidden)  # type: ignore[union-attr]
-    assert network_config(Recipe(model="resnet-64", widths=(8, 8, 8, 8)), 2).widths == (8, 8, 8, 8)
 
 
 def test_the_full_network_trains_with_batch_norm_where_the_recipe_says_so() -> None:
     norms = [network_config(Recipe(model="alexnet", norm=norm), 2) for norm in ("", "batch", "none")]
     assert [config.batch_norm for config in norms] == [False, True, False]  # type: ignore[union-attr]
-    with pytest.raises(DataError, match="resnet-64 always has BatchNorm"):
-        network_config(Recipe(model="resnet-64", norm="batch"), 2)
+    with pytest.raises(DataError, match="mobilenet-112 always has BatchNorm"):
+        network_config(Recipe(model="mobilenet-112", norm="batch"), 2)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"widths": (8, 8)}, {"model": "resnet-64", "hidden": (8, 8)}, {"hidden": (8, 8, 8)}]
+    "changes", [{"widths": (8, 8)}, {"model": "mobilenet-112", "hidden": (8, 8)}, {"hidden": (8, 8, 8)}]
 )
 def test_another_number_of_widths_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"has \d entries; (alexnet-slim|resnet-64) has \d"):
+    with pytest.raises(DataError, match=r"has \d entries; (alexnet-slim|mobilenet-112) has \d"):
         network_config(Recipe(**changes), 2)
 
 

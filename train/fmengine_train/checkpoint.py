@@ -18,12 +18,12 @@ from torch import Tensor
 
 from fmengine.errors import DataError, ModelError
 
+from .mobilenet import MobileNetConfig
 from .model import AlexNet, AlexNetConfig
 from .networks import Config, Network, build
-from .resnet import ResNetConfig
 
 KEY = "fmengine"  # of the JSON document in the safetensors header
-KINDS: dict[str, type[Config]] = {"AlexNet": AlexNetConfig, "ResNet": ResNetConfig}
+KINDS: dict[str, type[Config]] = {"AlexNet": AlexNetConfig, "MobileNet": MobileNetConfig}
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -62,18 +62,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, document
 
 
-def save_model(path: Path, model: Network, document: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+def save_model(path: Path, model: Network, document: dict[str, Any]) -> None:
     """Write the weights of the model, with the configuration that rebuilds the network.
 
     Args:
         path: of the safetensors file.
         model: an AlexNet or a teacher.
         document: what else to say of it.
-        dtype: of the file; float16 halves a teacher whose weights are kept and not shipped.
     """
     config = {"network": type(model).__name__, "config": dataclasses.asdict(model.config)}
-    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    write_tensors(path, tensors, document | config)
+    write_tensors(path, model.state_dict(), document | config)
 
 
 def load_model(path: str | Path) -> tuple[AlexNet, dict[str, Any]]:

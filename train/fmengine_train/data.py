@@ -155,7 +155,7 @@ def unlabelled(paths: Iterable[Path]) -> list[Item]:
             path for path in sorted(root.rglob("*")) if path.is_file() and not _hidden(path.relative_to(root))
         ]
         if not found:
-            raise DataError(f"{root} is no folder with pictures in it; --transfer takes one, of any depth")
+            raise DataError(f"{root} is no folder with pictures in it; expected one, of any depth")
         items += [Item(path, None, "train", root.name, str(path)) for path in found]
     return items
 

@@ -5,20 +5,20 @@ from typing import Any
 
 from fmengine.errors import DataError
 
+from .mobilenet import MOBILENETS, MobileNet, MobileNetConfig
 from .model import ARCHITECTURES, AlexNet, AlexNetConfig
 from .recipe import Recipe
-from .resnet import TEACHERS, ResNet, ResNetConfig
 
-Config = AlexNetConfig | ResNetConfig
-Network = AlexNet | ResNet
+Config = AlexNetConfig | MobileNetConfig
+Network = AlexNet | MobileNet
 
-# AlexNets ship; residual networks teach them.
-CONFIGS: dict[str, Config] = {**ARCHITECTURES, **TEACHERS}
+# AlexNets ship; MobileNets teach them.
+CONFIGS: dict[str, Config] = {**ARCHITECTURES, **MOBILENETS}
 
 
 def build(config: Config) -> Network:
     """Make the network that a configuration describes, with fresh weights."""
-    return AlexNet(config) if isinstance(config, AlexNetConfig) else ResNet(config)
+    return AlexNet(config) if isinstance(config, AlexNetConfig) else MobileNet(config)
 
 
 def network_config(recipe: Recipe, outputs: int) -> Config:

