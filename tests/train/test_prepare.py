@@ -118,6 +118,8 @@ def test_the_sheet_shows_what_was_dropped(faces: Path, tmp_path: Path) -> None:
 
 # Votes
 
+FIVE = ("happy", "sad", "sad", "happy", "sad")
+
 
 def test_the_published_files_go_through_one_command(tmp_path: Path) -> None:
     """fer2013.csv and fer2013new.csv: row by row, splits by name, PrivateTest left alone."""
@@ -142,7 +144,10 @@ def test_the_published_files_go_through_one_command(tmp_path: Path) -> None:
     kept = {"train/happy/fer0000000.png", "train/sad/fer0000001.png", "train/sad/fer0000002.png"}
     kept |= {"val/happy/fer0000003.png", "val/sad/fer0000004.png"}
     clean = {f"clean/{name}" for name in kept - {"train/sad/fer0000001.png"}}
-    assert files(tmp_path / "out") == kept | clean | {"dropped.csv", "dropped.png"}
+    assert files(tmp_path / "out") == kept | clean | {"dropped.csv", "dropped.png", "ferplus_votes.csv"}
+    names_there = [f"{'train' if i < 3 else 'val'}/{label}/fer{i:07d}.png" for i, label in enumerate(FIVE)]
+    votes_there = read_votes(tmp_path / "out" / "ferplus_votes.csv").by_file
+    assert votes_there == dict(zip(names_there, said[:5], strict=True))
     assert "train/sad: 2 pictures, 1 of them as the voters say" in result.stderr
     with Image.open(tmp_path / "out/train/sad/fer0000002.png") as image:
         np.testing.assert_array_equal(np.asarray(image), noise(3))

@@ -1,7 +1,8 @@
 """From public sources, as they are downloaded, to folders to train on: `fmengine prepare`.
 
 Each picture is kept once, in one split and under one label. What is dropped stands in `dropped.csv` with the
-reason, and on `dropped.png` to look at. With votes, `clean/` holds the pictures whose label the voters chose.
+reason, and on `dropped.png` to look at. With votes, `clean/` holds the pictures whose label the voters chose,
+and `ferplus_votes.csv` the votes, by the names that the pictures have there.
 """
 
 import csv
@@ -26,7 +27,7 @@ from fmengine.limits import Limits
 from fmengine.preprocess import Pixels
 
 from .data import Item, find
-from .votes import Votes, agreed, name_below, read_votes, row_of
+from .votes import Votes, agreed, name_below, read_votes, row_of, write_votes
 
 FLAT = 2.0  # levels of standard deviation; a picture with less shows nothing
 THUMBNAIL, COLUMNS, ROWS = 72, 16, 40  # of the sheet: pixels, pictures
@@ -119,6 +120,7 @@ def write(
 ) -> Counter[tuple[str, str]]:
     """Write `SPLIT/LABEL/…`, and again under `clean` where the voters agree; counts those."""
     clean: Counter[tuple[str, str]] = Counter()
+    by_file = {}
     for item in tqdm(kept, "writing", unit=" pictures", disable=None):
         target = _free(folder / item.split / str(item.label) / _file_name(item))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,11 +129,16 @@ def write(
         else:
             shutil.copyfile(item.picture, target)
         ballot = None if votes is None else votes.of(item, sources)
-        if ballot is not None and agreed(ballot) == item.label:
+        if ballot is None:
+            continue
+        by_file[target.relative_to(folder).as_posix()] = ballot
+        if agreed(ballot) == item.label:
             twin = folder / "clean" / target.relative_to(folder)
             twin.parent.mkdir(parents=True, exist_ok=True)
             os.link(target, twin)
             clean[item.split, str(item.label)] += 1
+    if by_file:
+        write_votes(folder / "ferplus_votes.csv", by_file)
     return clean
 
 

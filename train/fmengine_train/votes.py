@@ -71,6 +71,14 @@ def read_votes(path: Path) -> Votes:
     return Votes({name: votes for votes, name in rows if name}, [votes for votes, name in rows if not name])
 
 
+def write_votes(path: Path, by_file: dict[str, dict[str, int]]) -> None:
+    """Write votes by picture, as `read_votes` takes them."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["file", *COLUMNS], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"file": name} | votes for name, votes in by_file.items())
+
+
 def agreed(votes: dict[str, int]) -> str | None:
     """The label that more people chose than any other, by FER2013's name; None where there is no such one."""
     most = max(votes.values())
