@@ -113,6 +113,11 @@ def test_a_run_begins_with_the_weights(drawn_faces: Path, tmp_path: Path) -> Non
             '{"weightsManifest": [{"paths": [], "weights": [{"name": "a", "shape": [1], "dtype": "uint8"}]}]}',
             "a is not in float32",
         ),
+        (
+            '{"weightsManifest": [{"paths": [], "weights": [{"name": "a", "shape": [0], "dtype": "float32", '
+            '"quantization": {"dtype": "float16"}}]}]}',
+            "a is not in float32",
+        ),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -148,6 +153,12 @@ def test_a_few_pictures_are_too_few(tmp_path: Path, drawn_faces: Path) -> None:
 def test_any_size_from_thirty_two_gives_a_logit_a_label(size: int) -> None:
     network = MobileNet(MobileNetConfig(outputs=7, height=size, width=size + 5)).eval()
     assert network(torch.zeros(2, 1, size, size + 5)).shape == (2, 7)
+
+
+def test_levels_are_counted_from_the_mean() -> None:
+    network = MobileNet(MobileNetConfig(mean=115, std=2.0))
+    levels = torch.tensor([0, 115, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    assert network.normalise(levels).flatten().tolist() == [-57.5, 0, 70]
 
 
 def test_a_smaller_input_is_refused() -> None:

@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from fmengine.errors import DataError
+from fmengine_train.checkpoint import read_tensors
 from fmengine_train.cli import train
 from fmengine_train.data import find, load
+from fmengine_train.recipe import Recipe
 from fmengine_train.votes import Votes, agreed, learn, read_votes
 
 from .conftest import ballot, votes_file
@@ -103,6 +105,11 @@ def test_a_run_learns_from_votes(faces: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(train, [str(faces), *options, "--votes", str(path)])
     assert result.exit_code == 0, result.output
     assert "people voted on 2 pictures" in result.output
+    items = find([faces], (), 0.1)
+    data = load(items, ("happy", "sad"), (1, 32, 32), "crop", tmp_path)
+    learn(data, items, read_votes(path), [faces], Recipe().label_votes)
+    _, document = read_tensors(tmp_path / "run" / "checkpoint.safetensors")
+    assert document["data_fingerprint"] == data.fingerprint
 
 
 def test_a_broken_file_of_votes_is_found_before_any_picture_is_read(faces: Path, tmp_path: Path) -> None:
