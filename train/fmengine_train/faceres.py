@@ -40,6 +40,7 @@ def faceres(model: Path, pictures: tuple[Path, ...], run: Path) -> None:
     convolutions; that of the new network begins with what the PICTURES, folders of faces of any depth, make of
     each channel.
     """
+    torch.manual_seed(0)  # of the last layer, which nobody trained: the same file every time
     network = MobileNet(MOBILENETS["mobilenet-112"])
     fill(network, read(model), sample(pictures, network))
     run.mkdir(parents=True, exist_ok=True)
