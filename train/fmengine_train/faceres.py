@@ -8,7 +8,6 @@ Representations for Age, Gender and Identity Recognition in Organizing Photo Alb
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -16,13 +15,10 @@ import torch
 from torch import Tensor
 
 from fmengine.cli import main
-from fmengine.decode import decode
-from fmengine.errors import DataError, ModelError, SourceError
-from fmengine.limits import Limits
-from fmengine.preprocess import preprocess
+from fmengine.errors import DataError, ModelError
 
 from .checkpoint import save_model
-from .data import unlabelled
+from .data import load, unlabelled
 from .mobilenet import BLOCKS, MOBILENETS, Convolution, MobileNet
 
 PICTURES = 256  # enough for the mean and variance of every channel
@@ -42,8 +38,9 @@ def faceres(model: Path, pictures: tuple[Path, ...], run: Path) -> None:
     """
     torch.manual_seed(0)  # of the last layer, which nobody trained: the same file every time
     network = MobileNet(MOBILENETS["mobilenet-112"])
-    fill(network, read(model), sample(pictures, network))
+    tensors = read(model)
     run.mkdir(parents=True, exist_ok=True)
+    fill(network, tensors, sample(pictures, network, run))
     save_model(run / "model.safetensors", network, {"labels": [], "fit": "crop"})
     click.echo(run / "model.safetensors")
 
@@ -74,30 +71,19 @@ def read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def sample(folders: tuple[Path, ...], network: MobileNet) -> Tensor:
+def sample(folders: tuple[Path, ...], network: MobileNet, scratch: Path) -> Tensor:
     """Pictures from all over the folders, `[N, C, H, W]` in uint8; those that cannot be read are passed over.
 
     Raises:
         DataError: if there are too few.
     """
     items, config = unlabelled(folders), network.config
-    color: Any = "gray" if config.channels == 1 else "rgb"
-    pixels = []
-    for index in np.random.default_rng(0).permutation(len(items)):
-        picture = items[index].picture
-        assert isinstance(picture, Path)
-        try:
-            decoded = decode(picture, color, Limits())
-        except SourceError:
-            continue
-        pixels.append(preprocess(decoded, config.height, config.width, color, "crop"))
-        if len(pixels) == PICTURES:
-            break
-    if len(pixels) < 16:
-        raise DataError(
-            f"{len(pixels)} pictures can be read below {', '.join(map(str, folders))}; expected {PICTURES}"
-        )
-    return torch.from_numpy(np.stack(pixels))
+    chosen = [items[index] for index in np.random.default_rng(0).permutation(len(items))[:PICTURES]]
+    data = load(chosen, (), (config.channels, config.height, config.width), "crop", scratch)
+    if len(data.train) < 16:
+        where = ", ".join(map(str, folders))
+        raise DataError(f"{len(data.train)} pictures can be read below {where}; expected {PICTURES}")
+    return torch.from_numpy(data.pixels[data.train])
 
 
 def fill(network: MobileNet, tensors: dict[str, Tensor], pictures: Tensor) -> None:

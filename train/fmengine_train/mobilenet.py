@@ -82,14 +82,14 @@ class Convolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        # TensorFlow's "same" pads an even picture only below and to the right where it strides.
-        self.padding = (0, 1, 0, 1) if stride == 2 else (kernel // 2,) * 4
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        self.stride, padding = stride, 0 if stride == 2 else kernel // 2
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
         nn.init.kaiming_normal_(self.convolution.weight, mode="fan_out", nonlinearity="relu")
 
     def convolve(self, x: Tensor) -> Tensor:
-        return self.convolution(F.pad(x, self.padding) if any(self.padding) else x)  # type: ignore[no-any-return]
+        # TensorFlow's "same" pads an even picture only below and to the right where it strides.
+        return self.convolution(F.pad(x, (0, 1, 0, 1)) if self.stride == 2 else x)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu6(self.norm(self.convolve(x)))
