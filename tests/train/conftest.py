@@ -11,6 +11,8 @@ from PIL import Image
 
 from fmengine_train.votes import COLUMNS
 
+HEADER = "emotion,pixels,Usage"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -44,4 +46,11 @@ def votes_file(path: Path, rows: list[dict[str, object]]) -> Path:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    return path
+
+
+def fer_csv(folder: Path, *rows: str, header: str = HEADER) -> Path:
+    """A fer2013.csv of these lines, as it is published."""
+    path = folder / "fer2013.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     return path

@@ -13,8 +13,9 @@ from fmengine.limits import Limits
 from fmengine.preprocess import preprocess
 from fmengine_train.data import Dataset, Item, find, held_out, load, part_of
 
+from .conftest import HEADER, fer_csv
+
 Write = Callable[[Path, int], None]
-HEADER = "emotion,pixels,Usage"
 HAPPY, SAD = 3, 4  # indices into FER2013's classes
 
 
@@ -37,12 +38,6 @@ def read(root: Path, labels: tuple[str, ...] = ("happy", "sad"), size: int = 8) 
 
 def fer_row(emotion: int | str, usage: str, level: int = 0, count: int = 48 * 48) -> str:
     return f"{emotion},{' '.join([str(level)] * count)},{usage}"
-
-
-def fer_csv(folder: Path, *rows: str, header: str = HEADER) -> Path:
-    path = folder / "fer2013.csv"
-    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
-    return path
 
 
 def good_rows() -> list[str]:

@@ -14,7 +14,7 @@ from fmengine_train.data import find
 from fmengine_train.prepare import prepare
 from fmengine_train.votes import COLUMNS, read_votes
 
-from .conftest import ballot, votes_file
+from .conftest import ballot, fer_csv, votes_file
 
 
 def run(*arguments: object) -> Result:
@@ -125,9 +125,8 @@ def test_the_published_files_go_through_one_command(tmp_path: Path) -> None:
     """fer2013.csv and fer2013new.csv: row by row, splits by name, PrivateTest left alone."""
     rows = [(3, 1, "Training"), (4, 2, "Training"), (4, 3, "Training"), (3, 4, "PublicTest"), (4, 5, "PublicTest")]
     rows += [(3, 6, "PrivateTest")]
-    faces = tmp_path / "fer2013.csv"
     lines = [f"{emotion},{' '.join(map(str, noise(seed).ravel()))},{usage}" for emotion, seed, usage in rows]
-    faces.write_text("\n".join(["emotion,pixels,Usage", *lines]) + "\n")
+    faces = fer_csv(tmp_path, *lines)
     said = [
         ballot(happiness=10),
         ballot(neutral=9),

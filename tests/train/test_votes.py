@@ -13,7 +13,7 @@ from fmengine_train.data import find, load
 from fmengine_train.recipe import Recipe
 from fmengine_train.votes import Votes, agreed, learn, read_votes
 
-from .conftest import ballot, votes_file
+from .conftest import ballot, fer_csv, votes_file
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,7 @@ def test_rows_of_the_published_files_belong_together(tmp_path: Path) -> None:
     rows = [(3, "Training"), (4, "Training"), (3, "PublicTest"), (4, "PublicTest")]
     levels = [" ".join(map(str, np.random.default_rng(seed).integers(0, 256, 48 * 48))) for seed in range(4)]
     lines = [f"{emotion},{pixels},{usage}" for (emotion, usage), pixels in zip(rows, levels, strict=True)]
-    source = tmp_path / "fer2013.csv"
-    source.write_text("\n".join(["emotion,pixels,Usage", *lines]) + "\n")
+    source = fer_csv(tmp_path, *lines)
     said = [ballot(happiness=8), ballot(happiness=2, sadness=6), ballot(happiness=9), ballot(sadness=9)]
     votes = read_votes(votes_file(tmp_path / "fer2013new.csv", said))  # type: ignore[arg-type]
     items = find([source], (), 0.1)
