@@ -82,7 +82,7 @@ def test_more_strength_distorts_more() -> None:
 
 def test_no_share_blends_nothing() -> None:
     images, answers = torch.rand(4, 1, 8, 8), torch.eye(4)
-    same, kept = mix(images, answers, torch.Generator().manual_seed(0), 0.0)
+    same, kept = mix((images, answers), torch.Generator().manual_seed(0), 0.0)
     assert same is images
     assert kept is answers
 
@@ -92,7 +92,7 @@ def test_answers_are_blended_as_pictures_are() -> None:
     answers = torch.eye(4)
     images = answers.view(4, 1, 2, 2).clone()
     for seed in range(20):
-        mixed, blended = mix(images, answers, torch.Generator().manual_seed(seed), 1.0)
+        mixed, blended = mix((images, answers), torch.Generator().manual_seed(seed), 1.0)
         torch.testing.assert_close(mixed.flatten(1), blended)
         torch.testing.assert_close(blended.sum(1), torch.ones(4))
         assert (blended.diagonal() >= 0.5).all()  # a picture stays more itself than another

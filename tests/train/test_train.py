@@ -400,6 +400,7 @@ def unbalanced(happy: int, sad: int) -> data.Dataset:
         pixels=np.zeros((count + 2, 1, 32, 32), np.uint8),
         targets=targets,
         answers=np.eye(2, dtype=np.float32)[targets],
+        hints=np.empty((count + 2, 0), np.float16),
         train=np.arange(count),
         val=np.array([count, count + 1]),
         sources=np.array(["made"] * (count + 2)),

@@ -35,20 +35,19 @@ def augment(images: Tensor, generator: Generator, strength: float = 1.0) -> Tens
     return levels.clamp_(0, 255)
 
 
-def mix(images: Tensor, answers: Tensor, generator: Generator, share: float) -> tuple[Tensor, Tensor]:
-    """Blend, with probability `share`, each picture of a batch with another, and their answers alike.
+def mix(batch: tuple[Tensor, ...], generator: Generator, share: float) -> tuple[Tensor, ...]:
+    """Blend, with probability `share`, each picture of a batch with another, and all that belongs to it alike.
 
     Zhang et al.: "mixup: Beyond Empirical Risk Minimization", 2017, with blends from 0 to a half, evenly.
 
     Args:
-        images: float32 `[N, C, H, W]`.
-        answers: float32 `[N, K]`, probabilities.
+        batch: float32 `[N, …]` each: pictures `[N, C, H, W]`, probabilities `[N, K]`, hints `[N, D]`.
     """
     if float(torch.rand(1, generator=generator)) >= share:
-        return images, answers
-    other = torch.randperm(len(images), generator=generator).to(images.device)
+        return batch
+    other = torch.randperm(len(batch[0]), generator=generator).to(batch[0].device)
     blend = float(torch.rand(1, generator=generator)) / 2
-    return torch.lerp(images, images[other], blend), torch.lerp(answers, answers[other], blend)
+    return tuple(torch.lerp(tensor, tensor[other], blend) for tensor in batch)
 
 
 def _uniform(count: int, low: float, high: float, generator: Generator, like: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ class Dataset:
         pixels: uint8 `[N, C, H, W]`, memory-mapped.
         targets: int64 `[N]`, indices into `labels`; -1 for a picture without a label.
         answers: float32 `[N, K]`, the probabilities to learn; 1 for the label, unless someone knows better.
+        hints: float16 `[N, D]`, what teachers see in each picture; D is 0 where none is asked.
         train: indices of the pictures to train on.
         val: indices of the pictures to validate on.
         sources: `[N]`, where each picture came from.
@@ -76,6 +77,7 @@ class Dataset:
     pixels: Pixels
     targets: npt.NDArray[np.int64]
     answers: npt.NDArray[np.float32]
+    hints: npt.NDArray[np.float16]
     train: npt.NDArray[np.int64]
     val: npt.NDArray[np.int64]
     sources: npt.NDArray[np.str_]
@@ -86,7 +88,7 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """sha256 over all that a run learns from: `--resume` refuses other data, or other teachers."""
-        return hashlib.sha256(self.digest.encode() + self.answers.tobytes()).hexdigest()
+        return hashlib.sha256(self.digest.encode() + self.answers.tobytes() + self.hints.tobytes()).hexdigest()
 
     def describe(self) -> str:
         """One line for the model file: how many pictures of which class from which source."""
@@ -156,7 +158,8 @@ def unlabelled(paths: Iterable[Path]) -> list[Item]:
         ]
         if not found:
             raise DataError(f"{root} is no folder with pictures in it; expected one, of any depth")
-        items += [Item(path, None, "train", root.name, str(path)) for path in found]
+        source = "/".join(root.absolute().parts[-2:])  # "train" alone would say little
+        items += [Item(path, None, "train", source, str(path)) for path in found]
     return items
 
 
@@ -226,6 +229,7 @@ def load(
         pixels=pixels,
         targets=targets,
         answers=(targets[:, np.newaxis] == np.arange(len(labels))).astype(np.float32),
+        hints=np.empty((len(items), 0), np.float16),
         train=by_split["train"],
         val=by_split["val"],
         sources=np.array([item.source for item in items]),

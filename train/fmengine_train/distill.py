@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,6 +19,7 @@ from fmengine.errors import DataError
 from .augment import warp
 from .checkpoint import load_network, read_tensors, weights_sha256, write_tensors
 from .data import Dataset, Item, load
+from .hints import standardise
 from .networks import Network
 
 BATCH = 256  # pictures; bounds memory
@@ -38,7 +37,7 @@ def teach(
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Replace the data's answers by a blend of labels and teachers.
+    """Replace the data's answers by a blend of labels and teachers, and give the teachers' hints with them.
 
     Args:
         data: from `load`; pictures without a label get the teachers' answer alone.
@@ -54,11 +53,15 @@ def teach(
     """
     networks = [_teacher(path, data.labels) for path in teachers]
     kept, key = folder / "answers.safetensors", _key(data, items, [network for network, _ in networks])
-    answers = _read(kept, key)
-    if answers is None:
-        said = [_ask(*network, data.labels, items, folder, device, dtype) for network in networks]
-        answers = np.mean(said, axis=0)
-        write_tensors(kept, {"answers": torch.from_numpy(answers)}, {"key": key})
+    said = _read(kept, key)
+    if said is None:
+        each = [_ask(*network, data.labels, items, folder, device, dtype) for network in networks]
+        said = {
+            "answers": torch.stack([answers for answers, _ in each]).mean(0),
+            "hints": torch.cat([standardise(embeddings) for _, embeddings in each], dim=1),
+        }
+        write_tensors(kept, said, {"key": key})
+    answers, data.hints = said["answers"].numpy(), said["hints"].numpy()
     known = data.targets >= 0
     data.answers[known] += weight * (answers[known] - data.answers[known])
     data.answers[~known] = answers[~known]
@@ -77,15 +80,22 @@ def _teacher(path: Path, labels: tuple[str, ...]) -> tuple[Network, dict[str, An
 
 def _key(data: Dataset, items: list[Item], teachers: list[Network]) -> str:
     """Digest of who is asked and what; other pictures under the same names are noticed by the data's digest."""
-    said = [data.labels, WARPS, WARP_STRENGTH, *map(weights_sha256, teachers), *(item.name for item in items)]
+    said = [
+        "answers and hints",
+        data.labels,
+        WARPS,
+        WARP_STRENGTH,
+        *map(weights_sha256, teachers),
+        *(item.name for item in items),
+    ]
     return hashlib.sha256("\n".join(map(str, said)).encode()).hexdigest()
 
 
-def _read(path: Path, key: str) -> npt.NDArray[np.float32] | None:
+def _read(path: Path, key: str) -> dict[str, Tensor] | None:
     if not path.exists():
         return None
     tensors, document = read_tensors(path)
-    return tensors["answers"].numpy() if document["key"] == key else None
+    return tensors if document["key"] == key else None
 
 
 def _ask(
@@ -96,8 +106,8 @@ def _ask(
     folder: Path,
     device: torch.device,
     dtype: torch.dtype,
-) -> npt.NDArray[np.float32]:
-    """One teacher's probabilities of the labels for every item, `[N, K]`; other labels are left aside."""
+) -> tuple[Tensor, Tensor]:
+    """What `_views` gives of every item, on the CPU."""
     columns = [document["labels"].index(label) for label in labels]
     config = teacher.config
     shape = (config.channels, config.height, config.width)
@@ -108,15 +118,19 @@ def _ask(
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for start in bar:
             images = torch.from_numpy(pictures[start : start + BATCH]).to(device)
-            parts.append(_probabilities(teacher, images, columns, start).cpu().numpy())
-    return np.concatenate(parts)
+            parts.append(_views(teacher, images, columns, start))
+    answers, embeddings = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return answers, embeddings
 
 
-def _probabilities(teacher: Network, images: Tensor, columns: list[int], seed: int) -> Tensor:
-    """The mean over a batch, its mirror image and warped views of it."""
+def _views(teacher: Network, images: Tensor, columns: list[int], seed: int) -> tuple[Tensor, Tensor]:
+    """Probabilities of some labels, `[N, K]`, and embeddings, `[N, D]`.
+
+    Means over a batch, its mirror image and warped views of it.
+    """
     levels, generator = images.float(), torch.Generator().manual_seed(seed)
     views = [levels, levels.flip(3), *(warp(levels, generator, WARP_STRENGTH) for _ in range(WARPS))]
     with torch.inference_mode():
-        channels_last = (view.contiguous(memory_format=torch.channels_last) for view in views)
-        answers = [teacher(view)[:, columns].float().softmax(1) for view in channels_last]
-    return torch.stack(answers).mean(0)
+        embeddings = [teacher.embed(view.contiguous(memory_format=torch.channels_last)) for view in views]
+        answers = [teacher.last(embedding)[:, columns].float().softmax(1) for embedding in embeddings]
+    return torch.stack(answers).mean(0), torch.stack(embeddings).float().mean(0)

@@ -71,9 +71,19 @@ class MobileNet(nn.Module):
         """What the first layer sees of uint8 or float levels."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that makes logits of an embedding."""
+        return self.head[-1]  # type: ignore[return-value]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the last layer sees, `[N, 1024]`, of uint8 or float levels `[N, C, H, W]`."""
+        embedding: Tensor = self.head[:-1](self.layers(self.normalise(images)))
+        return embedding
+
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits `[N, outputs]` from uint8 or float levels `[N, C, H, W]`."""
-        logits: Tensor = self.head(self.layers(self.normalise(images)))
+        logits: Tensor = self.last(self.embed(images))
         return logits
 
 

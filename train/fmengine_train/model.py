@@ -98,9 +98,19 @@ class AlexNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits `[N, outputs]` from uint8 or float levels `[N, C, H, W]`."""
-        features = self.features((images.to(self.mean.dtype) - self.mean) / self.std)
-        logits: Tensor = self.classifier(features.flatten(1))
+        logits: Tensor = self.last(self.embed(images))
         return logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the last layer sees, `[N, hidden[1]]`, of the same levels."""
+        features = self.features((images.to(self.mean.dtype) - self.mean) / self.std)
+        embedding: Tensor = self.classifier[:-1](features.flatten(1))
+        return embedding
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that makes logits of an embedding."""
+        return self.classifier[-1]  # type: ignore[return-value]
 
     def _convolution(self, inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> list[nn.Module]:
         norm = self.config.batch_norm

@@ -38,6 +38,7 @@ class Recipe:
     label_smoothing: float = 0.05
     label_votes: float = 2.0  # how many voters the label counts as, where people voted on a picture
     teacher_weight: float = 0.7  # of the teachers' answer beside the label, where there are teachers
+    hint_weight: float = 0.0  # of guessing what the teachers' last layers see, beside the answers' loss
     mixup: float = 0.0  # share of the batches that blend pairs of pictures and their labels
     class_weights: str = "balanced"  # balanced (inverse frequency) or none
     dropout: float = 0.5
@@ -72,6 +73,7 @@ class Recipe:
             "label_smoothing": (0.0, 0.9),
             "label_votes": (0.0, 1000.0),
             "teacher_weight": (0.0, 1.0),
+            "hint_weight": (0.0, 1000.0),
             "mixup": (0.0, 1.0),
             "dropout": (0.0, 0.95),
             "ema": (0.0, 0.99999),

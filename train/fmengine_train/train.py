@@ -29,6 +29,7 @@ from .augment import augment, mix
 from .data import PARTS, Dataset
 from .device import pick_precision
 from .distributed import World, synchronize
+from .hints import Guided, hint_loss
 from .metrics import Scores, fit_temperature, score
 from .networks import Network, build, network_config
 from .optimize import class_weights, learning_rate, make_optimizer, moving_average
@@ -68,9 +69,11 @@ class Trainer:
             checkpoint.begin_from(fresh, data.labels, initial)
         synchronize(fresh, world, device)
         self.model = fresh.to(device).to(memory_format=torch.channels_last)
-        self.parallel = world.wrap(self.model, device)
+        hints = data.hints.shape[1] if recipe.hint_weight else 0
+        self.guided = Guided(self.model, hints).to(device)
+        self.parallel = world.wrap(self.guided, device)
         self.ema = AveragedModel(self.model, avg_fn=moving_average(recipe.ema), use_buffers=True)
-        self.optimizer = make_optimizer(recipe, self.model)
+        self.optimizer = make_optimizer(recipe, self.guided)
         self.dtype = pick_precision(recipe.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.loss = nn.CrossEntropyLoss(
@@ -106,13 +109,16 @@ class Trainer:
             targets = torch.from_numpy(self.data.targets[rows]).to(self.device, non_blocking=True)
             answers = torch.from_numpy(self.data.answers[rows]).to(self.device, non_blocking=True)
             images = torch.from_numpy(self.data.pixels[rows]).to(self.device, non_blocking=True)
+            hints = torch.from_numpy(self.data.hints[rows]).to(self.device, non_blocking=True).float()
             images = augment(images, generator, recipe.augment)
-            images, answers = mix(images, answers, generator, recipe.mixup)
+            images, answers, hints = mix((images, answers, hints), generator, recipe.mixup)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, self.epoch * steps + step, steps)
             with self._autocast():
-                logits = self.parallel(images.contiguous(memory_format=torch.channels_last))
+                logits, guesses = self.parallel(images.contiguous(memory_format=torch.channels_last))
                 loss = self.loss(logits.float(), answers)
+                if guesses is not None:
+                    loss = loss + recipe.hint_weight * hint_loss(guesses, hints)
             if not math.isfinite(value := loss.item()):
                 raise self.diverged(f"the loss became {value}")
             self._step(loss)
@@ -136,7 +142,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        nn.utils.clip_grad_norm_(self.guided.parameters(), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update_parameters(self.model)
@@ -161,9 +167,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint that `restore` reads."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
-        tensors |= checkpoint.flatten_optimizer(self.optimizer)
+        tensors = {
+            f"{part}.{name}": tensor
+            for part, module in self._parts().items()
+            for name, tensor in module.state_dict().items()
+        } | checkpoint.flatten_optimizer(self.optimizer)
         document = {
             "version": fmengine.__version__,
             "recipe": self.recipe.to_dict(),
@@ -192,11 +200,17 @@ class Trainer:
             )
         if document["data_fingerprint"] != self.data.fingerprint or document["labels"] != list(self.data.labels):
             raise DataError(f"the training data changed since {path} was written; use a new --run folder")
-        for prefix, module in (("model.", self.model), ("ema.", self.ema)):
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        for part, module in self._parts().items():
+            start = f"{part}."
+            module.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
         checkpoint.restore_optimizer(self.optimizer, tensors)
         self.scaler.load_state_dict(document["scaler"])
         self.history = document["history"]
+
+    def _parts(self) -> dict[str, nn.Module]:
+        """All that has weights, by its name in the checkpoint."""
+        parts: dict[str, nn.Module] = {"model": self.model, "ema": self.ema}
+        return parts if self.guided.guess is None else parts | {"guess": self.guided.guess}
 
     def write_model(self, logits: Tensor, targets: Tensor) -> None:
         """Write the weights that ship, with what the model file will say of them."""
