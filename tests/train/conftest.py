@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fmengine_train.data import Item, find
 from fmengine_train.votes import COLUMNS
 
 HEADER = "emotion,pixels,Usage"
@@ -21,6 +22,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def items(drawn_faces: Path) -> list[Item]:
+    """Of all the drawn faces."""
+    return find([drawn_faces], (), 0.1)
 
 
 @pytest.fixture

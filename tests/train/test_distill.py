@@ -12,7 +12,7 @@ from fmengine.errors import DataError
 from fmengine_train.augment import warp
 from fmengine_train.checkpoint import load_network, read_tensors, save_model
 from fmengine_train.cli import train
-from fmengine_train.data import Dataset, Item, find, load, unlabelled
+from fmengine_train.data import Dataset, Item, load, unlabelled
 from fmengine_train.distill import WARP_STRENGTH, WARPS, teach
 from fmengine_train.model import AlexNet, AlexNetConfig
 
@@ -26,11 +26,6 @@ def teacher(folder: Path, labels: tuple[str, ...], seed: int = 0, size: int = 24
     path = folder / f"teacher-{seed}.safetensors"
     save_model(path, network.eval(), {"labels": list(labels), "fit": "crop"})
     return path
-
-
-@pytest.fixture
-def items(drawn_faces: Path) -> list[Item]:
-    return find([drawn_faces], (), 0.1)
 
 
 def dataset(items: list[Item], folder: Path) -> Dataset:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from fmengine_train.checkpoint import load_network, read_tensors
 from fmengine_train.cli import train
-from fmengine_train.data import Dataset, Item, find, load
+from fmengine_train.data import Dataset, Item, load
 from fmengine_train.distill import teach
 from fmengine_train.hints import Guided, hint_loss, standardise
 from fmengine_train.mobilenet import MobileNet, MobileNetConfig
@@ -58,11 +58,6 @@ def test_guessing_the_mean_leaves_all_of_the_variance_open() -> None:
     hints = standardise(torch.randn(100, 8, generator=torch.Generator().manual_seed(1))).float()
     assert float(hint_loss(torch.zeros_like(hints), hints)) == pytest.approx(1, rel=1e-2)
     assert float(hint_loss(hints, hints)) == 0
-
-
-@pytest.fixture
-def items(drawn_faces: Path) -> list[Item]:
-    return find([drawn_faces], (), 0.1)
 
 
 @pytest.fixture

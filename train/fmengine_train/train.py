@@ -69,8 +69,8 @@ class Trainer:
             checkpoint.begin_from(fresh, data.labels, initial)
         synchronize(fresh, world, device)
         self.model = fresh.to(device).to(memory_format=torch.channels_last)
-        hints = data.hints.shape[1] if recipe.hint_weight else 0
-        self.guided = Guided(self.model, hints).to(device)
+        self.hints = data.hints if recipe.hint_weight else data.hints[:, :0]
+        self.guided = Guided(self.model, self.hints.shape[1]).to(device)
         self.parallel = world.wrap(self.guided, device)
         self.ema = AveragedModel(self.model, avg_fn=moving_average(recipe.ema), use_buffers=True)
         self.optimizer = make_optimizer(recipe, self.guided)
@@ -109,7 +109,7 @@ class Trainer:
             targets = torch.from_numpy(self.data.targets[rows]).to(self.device, non_blocking=True)
             answers = torch.from_numpy(self.data.answers[rows]).to(self.device, non_blocking=True)
             images = torch.from_numpy(self.data.pixels[rows]).to(self.device, non_blocking=True)
-            hints = torch.from_numpy(self.data.hints[rows]).to(self.device, non_blocking=True).float()
+            hints = torch.from_numpy(self.hints[rows]).to(self.device, non_blocking=True).float()
             images = augment(images, generator, recipe.augment)
             images, answers, hints = mix((images, answers, hints), generator, recipe.mixup)
             for group in self.optimizer.param_groups:
