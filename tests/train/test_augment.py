@@ -14,8 +14,8 @@ def pictures(count: int = 16, channels: int = 1, size: int = 40) -> Tensor:
     return torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
 
 
-def run(images: Tensor, seed: int = 0, strength: float = 1.0) -> Tensor:
-    return augment(images, torch.Generator().manual_seed(seed), strength)
+def run(images: Tensor, seed: int = 0, strength: float = 1.0, harsh: float = 0.0) -> Tensor:
+    return augment(images, torch.Generator().manual_seed(seed), strength, harsh)
 
 
 @settings(deadline=None, max_examples=25)
@@ -25,10 +25,13 @@ def run(images: Tensor, seed: int = 0, strength: float = 1.0) -> Tensor:
     size=st.integers(8, 50),
     seed=st.integers(0, 2**31),
     strength=st.floats(0, 2),
+    harsh=st.floats(0, 1),
 )
-def test_shape_type_and_range_hold(count: int, channels: int, size: int, seed: int, strength: float) -> None:
+def test_shape_type_and_range_hold(
+    count: int, channels: int, size: int, seed: int, strength: float, harsh: float
+) -> None:
     images = pictures(count, channels, size)
-    result = run(images, seed, strength)
+    result = run(images, seed, strength, harsh)
     assert result.shape == images.shape
     assert result.dtype == torch.float32
     assert result.isfinite().all()
@@ -63,10 +66,11 @@ def test_about_half_of_the_pictures_are_mirrored() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("strength", [0.0, 1.0])
-def test_the_input_stays_as_it_is(dtype: torch.dtype, strength: float) -> None:
+@pytest.mark.parametrize("harsh", [0.0, 1.0])
+def test_the_input_stays_as_it_is(dtype: torch.dtype, strength: float, harsh: float) -> None:
     images = pictures().to(dtype)
     before = images.clone()
-    run(images, strength=strength)
+    run(images, strength=strength, harsh=harsh)
     assert torch.equal(images, before)
 
 
@@ -75,6 +79,33 @@ def test_more_strength_distorts_more() -> None:
     smooth = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
     off = [float((run(smooth, strength=s) - smooth).abs().mean()) for s in (0.02, 1.0)]
     assert off[0] < off[1]
+
+
+# Harsh light and noise
+
+
+def test_a_share_of_the_pictures_becomes_noisy() -> None:
+    dark = torch.full((400, 1, 24, 24), 60, dtype=torch.uint8)  # three times as bright is not yet white
+    deviation = run(dark, strength=0, harsh=0.5).std((1, 2, 3))
+    noisy = deviation > 0
+    assert 0.4 < float(noisy.float().mean()) < 0.6
+    assert 8 < float(deviation[noisy].min()) < 12
+    assert 35 < float(deviation[noisy].max()) < 50
+
+
+def test_a_share_of_the_pictures_becomes_up_to_three_times_as_bright() -> None:
+    gray = torch.full((400, 1, 24, 24), 80, dtype=torch.uint8)
+    levels = run(gray, strength=0, harsh=0.5).flatten(1).median(1).values
+    brighter = levels > 90
+    assert 0.35 < float(brighter.float().mean()) < 0.6
+    assert 230 < float(levels.max()) <= 255
+
+
+def test_recipes_without_harshness_repeat_the_runs_of_before_it() -> None:
+    """The figures are those of the version that had no such parameter."""
+    result = run(pictures(), seed=3).double()
+    assert float(result.mean()) == pytest.approx(114.78109, rel=1e-4)
+    assert float(result.std()) == pytest.approx(66.70040, rel=1e-4)
 
 
 # Blending

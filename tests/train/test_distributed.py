@@ -47,10 +47,13 @@ def torchrun(processes: int, *arguments: str | Path) -> subprocess.CompletedProc
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_weights_of_one(drawn_faces: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("taught", [False, True], ids=["labels", "teacher and hints"])
+def test_two_processes_give_the_weights_of_one(
+    taught: bool, drawn_faces: Path, tiny_run: Path, tmp_path: Path
+) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE)
-    options = [drawn_faces, "--recipe", recipe, "--device", "cpu"]
+    recipe.write_text(RECIPE + f"hint_weight = {float(taught)}\n")
+    options = [drawn_faces, "--recipe", recipe, "--device", "cpu", *(["--teacher", tiny_run] if taught else [])]
     alone = CliRunner().invoke(command, [*map(str, options), "--run", str(tmp_path / "one")])
     assert alone.exit_code == 0, alone.output
     together = torchrun(2, *MODULE, *options, "--run", tmp_path / "two")

@@ -48,11 +48,13 @@ def test_every_step_takes_what_an_earlier_one_made(
     assert len(made) == len(steps) + 1
 
 
-def test_the_student_is_taught_as_its_recipe_says(steps: list[click.Context]) -> None:
-    said = (ROOT / "train/recipes/alexnet-slim.toml").read_text(encoding="utf-8")
-    (teacher,), (transfer,) = steps[-1].params["teachers"], steps[-1].params["transfer"]
+@pytest.mark.parametrize("student", [-2, -1])
+def test_a_student_is_taught_as_its_recipe_says(steps: list[click.Context], student: int) -> None:
+    said = steps[student].params["recipe_file"].read_text(encoding="utf-8")
+    (teacher,), (transfer,) = steps[student].params["teachers"], steps[student].params["transfer"]
     assert f"--teacher {teacher}" in said
     assert f"--transfer FER2013-OTHER/{transfer.relative_to('faces/fer2013-other')}" in said
+    assert f"--initial {steps[student].params['initial']}" in said or student == -2
 
 
 def times(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -11,27 +11,30 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 
-def augment(images: Tensor, generator: Generator, strength: float = 1.0) -> Tensor:
+def augment(images: Tensor, generator: Generator, strength: float = 1.0, harsh: float = 0.0) -> Tensor:
     """Distort a batch.
 
     Args:
         images: uint8 `[N, C, H, W]` on any device.
         generator: on the CPU; the same seed gives the same distortions on every device.
         strength: 1.0 is the default range of every distortion, 0 turns all off.
+        harsh: share of the pictures that are overexposed, and of those in strong noise, whatever the strength.
 
     Returns:
         float32 `[N, C, H, W]`, levels from 0 to 255.
     """
     levels = images.float()
-    if strength == 0:
+    if strength == harsh == 0:
         return levels
     levels = _step_back(levels, generator, share=0.25 * strength)
     levels = warp(levels, generator, strength)
     levels = _downsample(levels, generator, share=0.4 * strength)
     levels = _relight(levels, generator, strength)
+    levels = _overexpose(levels, generator, share=harsh)
     levels = _mask_oval(levels, generator, share=0.15 * strength)
     levels = _erase(levels, generator, share=0.25 * strength)
-    levels = _add_noise(levels, generator, share=0.25 * strength)
+    levels = _add_noise(levels, generator, 0.25 * strength, 0, 20)
+    levels = _add_noise(levels, generator, harsh, 10, 45)
     return levels.clamp_(0, 255)
 
 
@@ -141,6 +144,16 @@ def _relight(levels: Tensor, generator: Generator, strength: float) -> Tensor:
     return 255 * (levels.clamp_(0, 255) / 255).pow_(torch.exp(draw(-0.43, 0.4)))
 
 
+def _overexpose(levels: Tensor, generator: Generator, share: float) -> Tensor:
+    """Make a part of the batch up to three times as bright, cut off at white."""
+    if share == 0:
+        return levels
+    part = _chosen(len(levels), share, generator, levels)
+    exposure = _uniform(len(part), 1, 3, generator, levels).view(-1, 1, 1, 1)
+    levels[part] = (levels[part] * exposure).clamp_(max=255)
+    return levels
+
+
 def _mask_oval(levels: Tensor, generator: Generator, share: float) -> Tensor:
     """Paint a part of the batch one level outside an oval, as segmented portraits come."""
     part = _chosen(len(levels), share, generator, levels)
@@ -172,10 +185,12 @@ def _erase(levels: Tensor, generator: Generator, share: float) -> Tensor:
     return levels
 
 
-def _add_noise(levels: Tensor, generator: Generator, share: float) -> Tensor:
-    """Gaussian noise with a standard deviation of up to 20 levels."""
+def _add_noise(levels: Tensor, generator: Generator, share: float, low: float, high: float) -> Tensor:
+    """Gaussian noise on a part of the batch, with a standard deviation of `low` to `high` levels."""
+    if share == 0:
+        return levels
     part = _chosen(len(levels), share, generator, levels)
-    deviation = _uniform(len(part), 0, 20, generator, levels).view(-1, 1, 1, 1)
+    deviation = _uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
     noise = torch.randn((len(part), *levels.shape[1:]), generator=generator).to(levels.device)
     levels[part] += deviation * noise
     return levels

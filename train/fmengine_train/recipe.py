@@ -46,6 +46,7 @@ class Recipe:
     clip_norm: float = 5.0  # largest norm of the gradient
     precision: str = "auto"  # auto: the fastest that the device computes in; or fp32, bf16, fp16 by name
     augment: float = 1.0  # strength of the augmentation; 0 turns it off
+    harsh: float = 0.0  # share of the pictures that are overexposed, and of those in strong noise
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +80,7 @@ class Recipe:
             "ema": (0.0, 0.99999),
             "clip_norm": (1e-6, 1e6),
             "augment": (0.0, 2.0),
+            "harsh": (0.0, 1.0),
             "seed": (0, 2**31 - 1),
         }
         for name, (low, high) in ranges.items():

@@ -110,7 +110,7 @@ class Trainer:
             answers = torch.from_numpy(self.data.answers[rows]).to(self.device, non_blocking=True)
             images = torch.from_numpy(self.data.pixels[rows]).to(self.device, non_blocking=True)
             hints = torch.from_numpy(self.hints[rows]).to(self.device, non_blocking=True).float()
-            images = augment(images, generator, recipe.augment)
+            images = augment(images, generator, recipe.augment, recipe.harsh)
             images, answers, hints = mix((images, answers, hints), generator, recipe.mixup)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, self.epoch * steps + step, steps)
