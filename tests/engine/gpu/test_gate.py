@@ -127,6 +127,6 @@ def test_the_gates_pictures_are_the_same_everywhere() -> None:
 def test_the_gates_pictures_spread_the_answers(cpu: Run) -> None:
     """A gate of pictures that all answer alike would let a broken engine through."""
     happy = cpu(gate_images(SPEC)).probabilities[:, 0]
-    assert 0.2 < (happy > 0.5).mean() < 0.8
+    assert 0.1 < (happy > 0.5).mean() < 0.9
     assert happy.std() > 0.15
     assert happy[-1] > 0.9  # the portrait smiles
