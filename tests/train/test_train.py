@@ -173,6 +173,13 @@ def test_a_size_that_is_too_small_is_an_error_of_the_data(drawn_faces: Path, tmp
     assert "16×16 pixels is too small" in str(result.exception)
 
 
+def test_the_recipe_says_how_the_pictures_are_distorted(make: Make) -> None:
+    """The first epoch's loss tells: all else is the same."""
+    ways = [{"augment": 0.0}, {"augment": 0.5}, {"augment": 0.0, "harsh": 1.0}, {"augment": 0.0, "mixup": 1.0}]
+    losses = {make(str(number), **way).train_epoch()[0] for number, way in enumerate(ways)}
+    assert len(losses) == len(ways)
+
+
 # Repeating
 
 
