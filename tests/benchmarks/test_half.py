@@ -56,7 +56,7 @@ def test_the_layers_are_the_files() -> None:
 
 def test_rounding_is_that_of_pytorchs_half() -> None:
     """Its own half arithmetic, which is slow on a CPU, gives the same but for the order of sums."""
-    images = np.random.default_rng(1).integers(0, 256, FILE.spec.input_shape(2), np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, FILE.spec.input_shape(32), np.uint8)
     x = ((torch.from_numpy(images).float() - FILE.spec.mean[0]) / FILE.spec.std[0]).half()
     for layer in network().convolutions:
         weight, bias = torch.from_numpy(layer.weight).half(), torch.from_numpy(layer.bias).half()
@@ -66,8 +66,8 @@ def test_rounding_is_that_of_pytorchs_half() -> None:
     assert ours.dtype == torch.float16
     assert float((ours.float() - x.float()).abs().max()) <= 1e-3 * float(x.abs().max())
     equal, by_chance = (float((y == x)[x != 0].float().mean()) for y in (ours, never_rounded))
-    assert equal > 0.7
-    assert by_chance < 0.6
+    assert equal > 0.6
+    assert by_chance < 0.3
 
 
 def test_overflow_shows() -> None:
