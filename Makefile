@@ -113,6 +113,8 @@ model: $(VENV)/develop
 	$(MAKE) $(RUNS)/faceres/model.safetensors
 	$(call TRAIN,mobilenet-112) --initial $(RUNS)/faceres
 	$(call TAUGHT,alexnet-slim-first)
+	@# The same teacher has answered the same questions; answers to others would not be taken.
+	@mkdir -p $(RUNS)/alexnet-slim && cp $(RUNS)/alexnet-slim-first/answers.safetensors $(RUNS)/alexnet-slim/
 	$(call TAUGHT,alexnet-slim) --initial $(RUNS)/alexnet-slim-first
 	$(BIN)/fmengine export $(RUNS)/alexnet-slim --name alexnet-slim --output $(RUNS)/models \
 		--calibrate $(DATA)/fer2013/train --calibrate $(DATA)/effectnet

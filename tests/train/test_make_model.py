@@ -1,5 +1,6 @@
 """`make model`: every step has its recipe, and takes what an earlier one made; what they took is added up."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -54,7 +55,8 @@ def test_a_student_is_taught_as_its_recipe_says(steps: list[click.Context], stud
     (teacher,), (transfer,) = steps[student].params["teachers"], steps[student].params["transfer"]
     assert f"--teacher {teacher}" in said
     assert f"--transfer FER2013-OTHER/{transfer.relative_to('faces/fer2013-other')}" in said
-    assert f"--initial {steps[student].params['initial']}" in said or student == -2
+    initial = steps[student].params["initial"]
+    assert re.findall(r"--initial (\S+)", said) == ([str(initial)] if initial else [])
 
 
 def times(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

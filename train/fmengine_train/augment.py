@@ -17,7 +17,7 @@ def augment(images: Tensor, generator: Generator, strength: float = 1.0, harsh: 
     Args:
         images: uint8 `[N, C, H, W]` on any device.
         generator: on the CPU; the same seed gives the same distortions on every device.
-        strength: 1.0 is the default range of every distortion, 0 turns all off.
+        strength: 1.0 is the default range of every distortion, 0 turns all off, but mirrors for `harsh`.
         harsh: share of the pictures that are overexposed, and of those in strong noise, whatever the strength.
 
     Returns:
@@ -58,7 +58,9 @@ def _uniform(count: int, low: float, high: float, generator: Generator, like: Te
 
 
 def _chosen(count: int, share: float, generator: Generator, like: Tensor) -> Tensor:
-    """Indices of a random `share` of the batch."""
+    """Indices of a random `share` of the batch; a share of nothing draws nothing."""
+    if share == 0:
+        return torch.empty(0, dtype=torch.int64, device=like.device)
     return (torch.rand(count, generator=generator) < share).nonzero().flatten().to(like.device)
 
 
@@ -146,8 +148,6 @@ def _relight(levels: Tensor, generator: Generator, strength: float) -> Tensor:
 
 def _overexpose(levels: Tensor, generator: Generator, share: float) -> Tensor:
     """Make a part of the batch up to three times as bright, cut off at white."""
-    if share == 0:
-        return levels
     part = _chosen(len(levels), share, generator, levels)
     exposure = _uniform(len(part), 1, 3, generator, levels).view(-1, 1, 1, 1)
     levels[part] = (levels[part] * exposure).clamp_(max=255)
@@ -187,8 +187,6 @@ def _erase(levels: Tensor, generator: Generator, share: float) -> Tensor:
 
 def _add_noise(levels: Tensor, generator: Generator, share: float, low: float, high: float) -> Tensor:
     """Gaussian noise on a part of the batch, with a standard deviation of `low` to `high` levels."""
-    if share == 0:
-        return levels
     part = _chosen(len(levels), share, generator, levels)
     deviation = _uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
     noise = torch.randn((len(part), *levels.shape[1:]), generator=generator).to(levels.device)
