@@ -14,9 +14,9 @@ from .decode import Source, on_gpu
 from .prediction import Failure, Prediction
 
 if TYPE_CHECKING:
-    from .gpu.pictures import Picture
+    from .batcher import Item
 
-Prepare = Callable[[Source], "Picture | Failure"]
+Prepare = Callable[[Source], "Item | Failure"]
 
 BATCHES_AHEAD = 2  # beyond those that the GPU works on: bounds the memory
 
@@ -59,18 +59,16 @@ def outcomes(
             pool.shutdown(cancel_futures=True)
 
 
-def _prepared(source: Source, prepare: Prepare, decoding: ThreadPoolExecutor) -> "Future[Picture | Failure]":
+def _prepared(source: Source, prepare: Prepare, decoding: ThreadPoolExecutor) -> "Future[Item | Failure]":
     """A picture to come. What is on a GPU is taken over in this thread, which made it."""
     if not on_gpu(source):
         return decoding.submit(prepare, source)
-    done: Future[Picture | Failure] = Future()
+    done: Future[Item | Failure] = Future()
     done.set_result(prepare(source))
     return done
 
 
-def _finish(
-    prepared: "list[tuple[Source, Future[Picture | Failure]]]", answer: Answer
-) -> list[Prediction | Failure]:
+def _finish(prepared: "list[tuple[Source, Future[Item | Failure]]]", answer: Answer) -> list[Prediction | Failure]:
     outcomes = [(source, future.result()) for source, future in prepared]
     good = [(source, outcome) for source, outcome in outcomes if not isinstance(outcome, Failure)]
     answers = iter(answer(good) if good else ())

@@ -17,17 +17,20 @@ from .errors import CLOSED, BusyError, FmengineError, SourceError
 from .prediction import Failure, Prediction
 
 if TYPE_CHECKING:
+    from .flatness import Prepared
     from .gpu.pictures import Picture
 
-Decode = Callable[[Source, Channels], "Picture | Failure"]
-Answer = Callable[["list[tuple[Source, Picture]]"], "list[Prediction] | list[Prediction | Failure]"]
+    Item = Picture | Prepared  # what the backend is given
+
+Decode = Callable[[Source, Channels], "Item | Failure"]
+Answer = Callable[["list[tuple[Source, Item]]"], list[Prediction | Failure]]
 
 
 class Ready(NamedTuple):
     """A decoded picture, and who waits for its answer."""
 
     source: Source
-    picture: "Picture"
+    picture: "Item"
     asked: "Future[Prediction]"
 
 

@@ -10,9 +10,11 @@ were clipped, so a file's bytes and an array (or a PIL image) decoded from it ar
 
 import errno
 import io
+import logging
 import os
 import stat
 import threading
+import traceback
 from contextlib import nullcontext
 from functools import cache
 from typing import Any, Literal, Protocol, TypeGuard, cast
@@ -21,7 +23,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .errors import Kind, SourceError
+from .errors import FmengineError, Kind, SourceError
 from .limits import LEAST_ROW, Limits
 from .preprocess import Color, Pixels
 
@@ -44,6 +46,8 @@ Encoded = str | os.PathLike[str] | bytes | bytearray | memoryview  # a path, or 
 Source = Encoded | np.ndarray[Any, Any] | Image.Image | DeviceMemory | CudaArray
 Channels = Literal["rgb", "bgr"]
 DLPACK_CPU = 1  # DLPack's kDLCPU
+
+log = logging.getLogger(__name__)
 
 # Never opened: EPS runs Ghostscript, MPEG has no decoder, and the others are stubs that need a handler.
 REFUSED_FORMATS = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"})
@@ -76,7 +80,7 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
         case Image.Image():
             return _guarded(source, color, limits)
         case bytes() | bytearray() | memoryview():
-            return decode_bytes(bytes(source), color, limits, least)  # a view may have gaps, or any shape
+            return decode_bytes(bytes_of(source), color, limits, least)
         case str() | os.PathLike():
             return decode_bytes(read_file(source, limits), color, limits, least)
     if on_gpu(source):
@@ -88,7 +92,8 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
         try:
             array = np.from_dlpack(cast(Any, source))
         except Exception as error:  # of the library that holds it, such as for a tensor that needs gradients
-            raise SourceError(Kind.UNSUPPORTED, f"its library does not hand the picture over: {error}") from error
+            message = f"its library does not hand the picture over: {_described(error)}"
+            raise SourceError(Kind.UNSUPPORTED, message) from error
         return _from_array(array, limits, channels)
     raise SourceError(
         Kind.UNSUPPORTED,
@@ -106,14 +111,37 @@ def on_gpu(source: object) -> bool:
     """Whether a source lies in a GPU's memory."""
     if isinstance(source, np.ndarray | str | bytes):
         return False
-    device = getattr(source, "__dlpack_device__", None)
-    if device is not None:
-        return bool(device()[0] != DLPACK_CPU)
-    return hasattr(source, "__cuda_array_interface__")
+    try:
+        device = getattr(source, "__dlpack_device__", None)
+        if device is not None:
+            return bool(device()[0] != DLPACK_CPU)
+        return hasattr(source, "__cuda_array_interface__")
+    except Exception:  # of the library that holds it; to decode it says what is wrong
+        return False
+
+
+def bytes_of(source: bytes | bytearray | memoryview) -> bytes:
+    """An encoded picture's bytes: a view may have gaps, any shape, or been released."""
+    try:
+        return bytes(source)
+    except (ValueError, BufferError, TypeError) as error:
+        raise SourceError(Kind.UNSUPPORTED, f"its bytes cannot be read: {error}") from error
+
+
+def path_of(source: str | os.PathLike[str]) -> str:
+    """The name of a picture's file, which an object may fail to tell."""
+    try:
+        return os.fsdecode(source)
+    except Exception as error:
+        raise SourceError(
+            Kind.UNSUPPORTED, f"its path cannot be told: {_described(error)}; expected text, or a pathlib.Path"
+        ) from error
 
 
 def read_file(path: str | os.PathLike[str], limits: Limits) -> bytes:
     """Read a regular file of at most `limits.max_bytes`; pipes, devices and folders are never opened."""
+    if not isinstance(path, str):
+        path = path_of(path)
     # Each system call lets go of the interpreter's lock, which threads that decode small pictures wait for: hence
     # four calls, where a file object makes eight.
     try:
@@ -315,6 +343,29 @@ def read_error(error: OSError | ValueError) -> SourceError:
         return SourceError(Kind.NOT_FOUND, "no such file")
     reason = os.strerror(number) if number else str(error)
     return SourceError(Kind.UNREADABLE, f"cannot read the file: {reason}")
+
+
+def as_source_error(error: Exception) -> SourceError:
+    """The error of a picture whatever was raised on its way, so that no library can end a run.
+
+    The traceback of what nobody foresaw is logged. An error of ours that is no picture's is raised again.
+    """
+    match error:
+        case SourceError():
+            return error
+        case FmengineError():
+            raise error
+        case (
+            MemoryError() | Image.DecompressionBombError()
+        ):  # the latter such as of a long strip, padded to a square
+            return decode_error(error)
+    log.debug("a picture failed for a reason that nobody foresaw", exc_info=error)
+    return SourceError(Kind.INTERNAL, _described(error))
+
+
+def _described(error: Exception) -> str:
+    """An exception's name and text. Its own `str` is code of whoever raised it, and may raise as well."""
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 def decode_error(error: Exception) -> SourceError:

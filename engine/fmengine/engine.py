@@ -1,8 +1,9 @@
 """The engine: pictures in, labels with calibrated confidences out."""
 
+import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -12,31 +13,32 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 import numpy as np
-from PIL import Image
 
 from .ahead import outcomes as outcomes_ahead
-from .backends import Attempt, Backend, Options, Outputs, PictureBackend, open_backend
+from .backends import Attempt, Backend, Options, PictureBackend, PictureOutputs, open_backend
 from .batcher import Batcher
 from .cores import usable_cores
 from .decode import (
     Channels,
     Source,
+    as_source_error,
     decode,
-    decode_error,
     is_encoded,
     is_plain_jpeg,
     may_be_turned,
     on_gpu,
     read_file,
 )
-from .errors import CLOSED, DeadlineError, FmengineError, SourceError, UnavailableError
+from .errors import CLOSED, DeadlineError, FmengineError, Kind, SourceError, UnavailableError
+from .flatness import Prepared, is_flat_input
 from .lanes import Lanes
 from .limits import Isolation, Limits
 from .model_file import ModelFile, ModelSpec
-from .prediction import UNSURE, Failure, Prediction
+from .prediction import UNSURE, Failure, Prediction, Reason
 from .preprocess import Pixels, preprocess_batch
 
 if TYPE_CHECKING:
+    from .batcher import Item
     from .gpu.pictures import Picture
     from .isolation import InputWorkers
 
@@ -128,8 +130,9 @@ class Engine:
             isolate: read and decode paths and encoded pictures in worker processes with limits of their own, so
                 that a decoder that crashes, hangs or takes all memory costs one picture. Arrays and PIL images
                 are not concerned.
-            unsure_below: the label is `unsure` where the confidence is less; `recommended` takes the
-                threshold that the model file names, 0 answers always.
+            unsure_below: the label is `unsure` where the confidence is less, or where the picture is flat;
+                `recommended` takes the threshold that the model file names. With 0 the label is always the
+                network's, and `Prediction.reason` alone tells of such pictures.
             queue_delay: seconds that `apredict` waits at most for other pictures to share a batch with.
             queue_size: pictures that `apredict` has under way at most.
             jpeg: where JPEG files are decoded. A GPU's pixels may differ from the CPU's by some levels.
@@ -188,7 +191,15 @@ class Engine:
         Raises:
             SourceError: if the picture cannot be read, with the kind of what went wrong.
         """
-        return self._answer([source], [self._picture(source, channels)])[0]
+        try:
+            (answer,) = self._answer([source], [self._picture(source, channels)])
+        except FmengineError:
+            raise
+        except Exception as error:
+            raise as_source_error(error) from error
+        if isinstance(answer, Failure):
+            raise SourceError(answer.kind, answer.message)
+        return answer
 
     async def apredict(
         self, source: Source, *, channels: Channels = "rgb", timeout: float | None = None
@@ -282,10 +293,12 @@ class Engine:
         Raises:
             SourceError: as for `predict`.
         """
-        if self._isolated is not None and is_encoded(source):
-            return self._isolated.prepare(source)
-        made: Pixels = self._preprocessed([self._decoded(source, channels)])[0]
-        return made
+        try:
+            return self._prepared(source, channels).image
+        except FmengineError:
+            raise
+        except Exception as error:
+            raise as_source_error(error) from error
 
     def close(self) -> None:
         """Give the backend's resources back. Closing twice is no error."""
@@ -333,28 +346,41 @@ class Engine:
     def _decode(self, source: Source, channels: Channels) -> Pixels:
         return decode(source, self.spec.color, self.limits, channels, self._least)
 
-    def _preprocess(self, pictures: list[Pixels]) -> Pixels:
+    def _preprocess(self, pictures: list[Pixels]) -> list[Prepared]:
         spec = self.spec
-        return preprocess_batch(pictures, spec.height, spec.width, spec.color, spec.fit)
+        images = preprocess_batch(pictures, spec.height, spec.width, spec.color, spec.fit)
+        sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in pictures]
+        return list(map(Prepared, images, is_flat_input(images, sizes, spec.fit).tolist()))
 
-    def _compute(self, pictures: "list[Picture]", backend: Backend) -> Outputs:
+    def _compute(self, pictures: "Sequence[Item]", backend: Backend) -> PictureOutputs:
         if self._on_device is not None:
-            return self._on_device.run_pictures(pictures)
-        inputs = cast("list[Pixels]", pictures)
-        return backend.run(inputs[0][np.newaxis] if len(inputs) == 1 else np.stack(inputs))
+            return self._on_device.run_pictures(cast("list[Picture]", pictures))
+        images, flat = zip(*cast("list[Prepared]", pictures), strict=True)
+        outputs = backend.run(images[0][np.newaxis] if len(images) == 1 else np.stack(images))
+        return PictureOutputs(*outputs, np.array(flat))
 
-    def _post(self, sources: list[Source], outputs: Outputs) -> list[Prediction]:
+    def _post(self, sources: list[Source], outputs: PictureOutputs) -> list[Prediction | Failure]:
         labels = self.spec.labels
-        answers = []
-        for source, row in zip(sources, outputs.probabilities.tolist(), strict=True):
+        threshold = self.unsure_below or self.spec.unsure_below
+        answers: list[Prediction | Failure] = []
+        rows = outputs.probabilities.tolist(), outputs.flat.tolist()
+        for source, row, flat in zip(sources, *rows, strict=True):
+            probabilities = dict(zip(labels, row, strict=True))
+            if not math.isfinite(sum(row)):
+                answers.append(_not_finite(source, probabilities))
+                continue
             confidence = max(row)
-            label = labels[row.index(confidence)] if confidence >= self.unsure_below else UNSURE
-            answers.append(Prediction(label, confidence, dict(zip(labels, row, strict=True)), source))
+            reason = Reason.FLAT if flat else Reason.UNSURE if confidence < threshold else None
+            label = UNSURE if reason and self.unsure_below else labels[row.index(confidence)]
+            answers.append(Prediction(label, confidence, probabilities, source, reason))
         return answers
 
     def _answer(
-        self, sources: list[Source], pictures: "list[Picture]", backend: Backend | None = None
-    ) -> list[Prediction]:
+        self,
+        sources: list[Source],
+        pictures: "Sequence[Item]",
+        backend: Backend | None = None,
+    ) -> list[Prediction | Failure]:
         self._check_open()
         return self._post(sources, self._compute(pictures, backend or self.backend))
 
@@ -369,7 +395,7 @@ class Engine:
         backend = self._for_lanes()
         lanes = Lanes(
             partial(self._inputs_or_failures, channels=channels),
-            partial(self._answer, backend=backend),
+            partial(self._answers_or_failures, backend=backend),
             count=self._workers,
             size=size,
             in_flight=in_flight,
@@ -391,89 +417,99 @@ class Engine:
         try:
             return self.predict(source, channels=channels)
         except SourceError as error:
-            return Failure(error.kind, error.message, source)
+            return _failed(error, source)
 
-    def _picture(self, source: Source, channels: Channels) -> "Picture":
+    def _prepared(self, source: Source, channels: Channels) -> Prepared:
+        if self._isolated is not None and is_encoded(source):
+            return self._isolated.prepare(source)
+        return self._preprocess([self._decode(self._read(source), channels)])[0]
+
+    def _picture(self, source: Source, channels: Channels) -> "Item":
         """What the backend is given: a picture, or the network's input where it does not preprocess."""
         if self._on_device is None:
-            return self.prepare(source, channels=channels)
+            return self._prepared(source, channels)
         if on_gpu(source):
             return self._on_device.admit(source, channels)
         if self._isolated is not None and is_encoded(source):
-            return _as_picture(self._isolated.prepare(source))
+            return _as_picture(self._isolated.prepare(source).image)
         source = self._read(source)
-        try:
-            if isinstance(source, bytes) and is_plain_jpeg(source, self.limits) and not may_be_turned(source):
-                picture = self._on_device.decode_jpeg(source)
-                if picture is not None:
-                    return picture
-            return self._decode(source, channels)
-        except MemoryError as error:
-            raise decode_error(error) from error
+        if isinstance(source, bytes) and is_plain_jpeg(source, self.limits) and not may_be_turned(source):
+            picture = self._on_device.decode_jpeg(source)
+            if picture is not None:
+                return picture
+        return self._decode(source, channels)
 
-    def _picture_or_fail(self, source: Source, channels: Channels) -> "Picture | Failure":
+    def _picture_or_fail(self, source: Source, channels: Channels) -> "Item | Failure":
         try:
             picture = self._picture(source, channels)
-            too_large = isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD
-            if too_large and self._on_device is not None:
+            if isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD:
                 # A batch of photographs must not fill the memory before it is uploaded.
-                return _as_picture(self._preprocessed([cast("Pixels", picture)])[0])
+                return _as_picture(self._preprocess([picture])[0].image)
             return picture
-        except SourceError as error:
-            return Failure(error.kind, error.message, source)
+        except Exception as error:
+            return _failed(error, source)
 
-    def _inputs_or_failures(self, sources: list[Source], channels: Channels) -> "list[Picture | Failure]":
+    def _inputs_or_failures(self, sources: list[Source], channels: Channels) -> "list[Item | Failure]":
         """The network's input of each source: on the CPU, small pictures are preprocessed together."""
         if self._isolated is not None:  # whose workers preprocess too
             return [self._picture_or_fail(source, channels) for source in sources]
         small: dict[int, Pixels] = {}
-        found: dict[int, Picture | Failure] = {}
+        found: dict[int, Item | Failure] = {}
         for index, source in enumerate(sources):
             try:
-                pixels = self._decoded(source, channels)
+                pixels = self._decode(self._read(source), channels)
                 if max(pixels.shape[:2]) > SMALL:  # a batch of photographs must not fill the memory
-                    found[index] = self._preprocessed([pixels])[0]
+                    found[index] = self._preprocess([pixels])[0]
                 else:
                     small[index] = pixels
-            except SourceError as error:
-                found[index] = Failure(error.kind, error.message, source)
+            except Exception as error:
+                found[index] = _failed(error, source)
         try:
-            made = self._preprocessed(list(small.values())) if small else ()
+            made = self._preprocess(list(small.values())) if small else ()
             found |= dict(zip(small, made, strict=True))
-        except SourceError:  # whose it is shows one by one
+        except Exception:  # which of them it is shows when each is alone
             found |= {index: self._picture_or_fail(sources[index], channels) for index in small}
         return [found[index] for index in range(len(sources))]
 
-    def _decoded(self, source: Source, channels: Channels) -> Pixels:
-        try:
-            return self._decode(self._read(source), channels)
-        except MemoryError as error:
-            raise decode_error(error) from error
+    def _answer_or_fail(self, good: "list[tuple[Source, Item]]") -> list[Prediction | Failure]:
+        sources, pictures = (list(column) for column in zip(*good, strict=True))
+        return self._answers_or_failures(sources, pictures)
 
-    def _preprocessed(self, pictures: list[Pixels]) -> Pixels:
+    def _answers_or_failures(
+        self,
+        sources: list[Source],
+        pictures: "Sequence[Item]",
+        backend: Backend | None = None,
+    ) -> list[Prediction | Failure]:
+        """A batch's answers; one by one where the backend fails for one of its pictures."""
         try:
-            return self._preprocess(pictures)
-        except (MemoryError, Image.DecompressionBombError) as error:  # such as a long strip, padded to a square
-            raise decode_error(error) from error
-
-    def _answer_or_fail(
-        self, good: "list[tuple[Source, Picture]]"
-    ) -> "list[Prediction] | list[Prediction | Failure]":
-        """A batch's answers; one by one where a single picture is too much for the backend."""
-        try:
-            return self._answer([source for source, _ in good], [picture for _, picture in good])
-        except SourceError:
-            return [self._answer_one_or_fail(source, picture) for source, picture in good]
-
-    def _answer_one_or_fail(self, source: Source, picture: "Picture") -> Prediction | Failure:
-        try:
-            return self._answer([source], [picture])[0]
-        except SourceError as error:
-            return Failure(error.kind, error.message, source)
+            return self._answer(sources, pictures, backend)
+        except Exception as error:
+            if len(sources) == 1:
+                return [_failed(error, sources[0])]
+            if isinstance(error, FmengineError) and not isinstance(error, SourceError):
+                raise
+        pairs = zip(sources, pictures, strict=True)
+        return [self._answers_or_failures([source], [picture], backend)[0] for source, picture in pairs]
 
     def _check_open(self) -> None:
         if self._closed:
             raise FmengineError(CLOSED)
+
+
+def _failed(error: Exception, source: Source) -> Failure:
+    """The outcome of a picture for whatever was raised on its way; an error that is no picture's is raised."""
+    error = as_source_error(error)
+    return Failure(error.kind, error.message, source)
+
+
+def _not_finite(source: Source, probabilities: dict[str, float]) -> Failure:
+    found = ", ".join(f"{p} for {label}" for label, p in probabilities.items())
+    return Failure(
+        Kind.NOT_FINITE,
+        f"the model answers {found}; expected probabilities: export it again, or in a higher precision",
+        source,
+    )
 
 
 def _as_picture(made: Pixels) -> Pixels:

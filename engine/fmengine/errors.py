@@ -4,6 +4,7 @@ Every error that fmengine raises on purpose is an `FmengineError`; anything else
 """
 
 from enum import StrEnum
+from typing import Any
 
 CLOSED = "this engine is closed; load another with Engine.load()"
 
@@ -74,6 +75,8 @@ class Kind(StrEnum):
     TIMEOUT = "timeout"  # took longer than a file may, where decoding is isolated
     CRASHED = "crashed"  # its decoder died, where decoding is isolated
     UNSUPPORTED = "unsupported"  # a source, dtype, shape or format that fmengine does not take
+    NOT_FINITE = "not_finite"  # the model answers it with what is no number
+    INTERNAL = "internal"  # a library raised what nobody foresaw; `--debug` logs where
 
 
 class SourceError(FmengineError):
@@ -90,3 +93,7 @@ class SourceError(FmengineError):
         super().__init__(message)
         self.kind = kind
         self.message = " ".join(message.split())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle both arguments: an exception's own way keeps the message alone, and a process pool would hang."""
+        return type(self), (self.kind, self.message)

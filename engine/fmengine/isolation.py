@@ -31,13 +31,13 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from .decode import Encoded, decode, decode_error, raise_pillows_limit, read_error
+from .decode import Encoded, as_source_error, bytes_of, decode, path_of, raise_pillows_limit
 from .errors import Kind, SourceError, UnavailableError
+from .flatness import Prepared, is_flat_input
 from .limits import Isolation, Limits
 from .model_file import ModelSpec
-from .preprocess import Color, Fit, Pixels, preprocess
+from .preprocess import Color, Fit, preprocess
 
 log = logging.getLogger(__name__)
 
@@ -130,12 +130,12 @@ class InputWorkers:
         self._workers = Workers(f"{__name__}:network_input", settings, isolation, count)
         self.close = self._workers.close
 
-    def prepare(self, source: Encoded) -> Pixels:
-        """Decode and preprocess a picture to uint8 `[C, H, W]`. Raises as `Workers.run` does."""
+    def prepare(self, source: Encoded) -> Prepared:
+        """Decode and preprocess a picture. Raises as `Workers.run` does."""
         data = self._workers.run(source)
-        if len(data) != math.prod(self._shape):
-            raise SourceError(Kind.CRASHED, f"its decoder gave {len(data)} bytes; expected {self._shape}")
-        return np.frombuffer(data, np.uint8).reshape(self._shape)
+        if len(data) != math.prod(self._shape) + 1:
+            raise SourceError(Kind.CRASHED, f"its decoder gave {len(data)} bytes; expected {self._shape} and one")
+        return Prepared(np.frombuffer(data, np.uint8, len(data) - 1).reshape(self._shape), data[-1] != 0)
 
 
 class _Worker:
@@ -211,11 +211,8 @@ class _Worker:
 
 def _request(source: Encoded) -> tuple[bytes, bytes]:
     if not isinstance(source, str | os.PathLike):
-        return _DATA, bytes(source)
-    try:
-        return _PATH, os.fsencode(os.path.abspath(source))  # the engine's current folder may not be the worker's
-    except (OSError, ValueError) as error:
-        raise read_error(error) from error
+        return _DATA, bytes_of(source)
+    return _PATH, os.fsencode(os.path.abspath(path_of(source)))  # the engine's folder may not be the worker's
 
 
 def _understood(what: bytes, content: bytes) -> bytes | SourceError:
@@ -271,9 +268,11 @@ def network_input(
     max_pixels: int,
     least: int,
 ) -> bytes:
-    """The task of an engine: the network's input, uint8 `[C, height, width]`."""
+    """The task of an engine: the network's input, uint8 `[C, height, width]`, and one byte, whether it is flat."""
     pixels = decode(source, color, Limits(max_bytes, max_pixels), least=least)
-    return preprocess(pixels, height, width, color, fit).tobytes()
+    image = preprocess(pixels, height, width, color, fit)
+    (flat,) = is_flat_input(image[np.newaxis], [(pixels.shape[1], pixels.shape[0])], fit)
+    return image.tobytes() + bytes([flat])
 
 
 def serve(descriptor: int, task: str, settings: dict[str, Any], seconds: float, memory: int) -> None:
@@ -295,12 +294,10 @@ def serve(descriptor: int, task: str, settings: dict[str, Any], seconds: float, 
 
 def _answer(do: Task, source: Encoded, settings: dict[str, Any]) -> tuple[bytes, bytes]:
     try:
-        try:
-            return _DONE, do(source, **settings)
-        except (MemoryError, Image.DecompressionBombError) as error:  # the latter as in `Engine._preprocessed`
-            raise decode_error(error) from error
-    except SourceError as error:
-        return _FAILED, json.dumps([error.kind, error.message]).encode()
+        return _DONE, do(source, **settings)
+    except Exception as error:
+        failure = as_source_error(error)
+        return _FAILED, json.dumps([failure.kind, failure.message]).encode()
 
 
 def _confine(memory: int) -> None:

@@ -15,10 +15,10 @@ from .decode import Source
 from .prediction import Failure, Prediction
 
 if TYPE_CHECKING:
-    from .gpu.pictures import Picture
+    from .batcher import Item
 
-Prepare = Callable[[list[Source]], "list[Picture | Failure]"]
-Answer = Callable[[list[Source], "list[Picture]"], Iterable[Prediction]]
+Prepare = Callable[[list[Source]], "list[Item | Failure]"]
+Answer = Callable[[list[Source], "list[Item]"], Iterable[Prediction | Failure]]
 
 WINDOW = 2  # batches a lane that are under way at most, unless told otherwise: bounds the memory
 HANDFUL = 16  # pictures that a lane takes at once: of fewer, not many are of one size
@@ -95,7 +95,7 @@ class Lanes:
     def _run(self) -> None:
         while (place := self._waiting.get()) and not self._stopped:
             batch: list[Place] = []
-            pictures: list[Picture] = []
+            pictures: list[Item] = []
             while place and not self._stopped:
                 self._take(self._handful(place, self._size - len(batch)), batch, pictures)
                 # A batch that is not full does not wait for what comes.
@@ -120,7 +120,7 @@ class Lanes:
             self._waiting.put(None)  # for whoever waits for it
         return place
 
-    def _take(self, handful: list[Place], batch: list[Place], pictures: "list[Picture]") -> None:
+    def _take(self, handful: list[Place], batch: list[Place], pictures: "list[Item]") -> None:
         try:
             prepared = self._prepare([place.source for place in handful])
         except BaseException as error:
@@ -134,7 +134,7 @@ class Lanes:
                 batch.append(place)
                 pictures.append(picture)
 
-    def _finish(self, batch: list[Place], pictures: "list[Picture]") -> None:
+    def _finish(self, batch: list[Place], pictures: "list[Item]") -> None:
         try:
             if batch:
                 sources = [place.source for place in batch]

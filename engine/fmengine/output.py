@@ -23,6 +23,7 @@ from .rows import KEYS, Row, begun, file_of
 
 SYNC_SECONDS = 1.0  # at most this much work is lost when the machine loses power
 FORMATS = (".jsonl", ".csv", ".parquet")
+VERSION = 3  # of the rows and their state
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes a cell that begins like this for a program
 
 
@@ -95,17 +96,18 @@ class Jsonl:
         return row
 
 
+COLUMNS = ("path", "label", "confidence", "reason", "error_kind", "error_message", "path_encoding")
+
+
 class Csv:
-    """`path,label,confidence,<a column a label>,error_kind,error_message,path_encoding`.
+    """`path,label,confidence,<a column a label>,reason,error_kind,error_message,path_encoding`.
 
     No cell is a formula to a spreadsheet: such a path is percent-encoded, other text gets an apostrophe in front.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = labels
-        self.header = self._line(
-            ["path", "label", "confidence", *map(_text, labels), "error_kind", "error_message", "path_encoding"]
-        )
+        self.header = self._line([*COLUMNS[:3], *map(_text, labels), *COLUMNS[3:]])
 
     def encode(self, row: Row) -> str:
         probabilities, error = row["probabilities"] or {}, row["error"] or {}
@@ -114,10 +116,10 @@ class Csv:
             path, encoding = path if encoding else quote(path, safe="/"), "percent"
             path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` leaves
         values = [path, _text(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
-        return self._line([*values, error.get("kind"), _text(error.get("message")), encoding])
+        return self._line([*values, row["reason"], error.get("kind"), _text(error.get("message")), encoding])
 
     def decode(self, line: str) -> Row:
-        path, label, confidence, *probabilities, kind, message, encoding = next(csv.reader([line]))
+        path, label, confidence, *probabilities, reason, kind, message, encoding = next(csv.reader([line]))
         if len(probabilities) != len(self.labels):
             raise ValueError("wrong number of columns")
         row: Row = {"path": path}
@@ -125,11 +127,12 @@ class Csv:
             row = begun(file_of({"path": path, "path_encoding": encoding}))
         if kind:
             error = {"kind": kind, "message": _bare(message)}
-            return row | {"label": None, "confidence": None, "probabilities": None, "error": error}
+            return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
         return row | {
             "label": _bare(label),
             "confidence": float(confidence),
             "probabilities": {k: float(p) for k, p in zip(self.labels, probabilities, strict=True)},
+            "reason": reason or None,
             "error": None,
         }
 
@@ -248,7 +251,7 @@ class OutputFile:
     def _sync(self) -> None:
         os.fsync(self._file)
         known = {"rows": self._rows, "bytes": self._size, "sha256": self._digest.hexdigest()}
-        state = {"version": 2, **self._identity, **known}
+        state = {"version": VERSION, **self._identity, **known}
         temporary = temporary_of(self.state_path)
         temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.state_path)
@@ -263,7 +266,7 @@ class OutputFile:
             raise OutputError(
                 f"cannot resume {self.path}: {self.state_path.name} is missing or damaged; use --overwrite"
             ) from error
-        for key, value in self._identity.items():
+        for key, value in {"version": VERSION, **self._identity}.items():
             if state.get(key) != value:
                 raise OutputError(
                     f"cannot resume {self.path}: it was made with {key} {state.get(key)!r}, now it is {value!r}; "

@@ -105,6 +105,7 @@ def _schema(labels: Sequence[str], identity: dict[str, Any]) -> "pyarrow.Schema"
             "label": text,
             "confidence": number,
             "probabilities": pyarrow.struct([(label, number) for label in labels]),
+            "reason": text,
             "error": pyarrow.struct([("kind", text), ("message", text)]),
             "path_encoding": text,
         },

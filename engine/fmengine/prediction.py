@@ -1,11 +1,19 @@
 """What comes back for a picture: an answer, or the reason why there is none."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from .decode import Source
 from .errors import Kind
 
-UNSURE = "unsure"  # the label of an answer whose confidence is under the threshold, where there is one
+UNSURE = "unsure"  # the label of an answer that has a reason, where the engine has a threshold
+
+
+class Reason(StrEnum):
+    """Why an answer deserves no trust, whatever its confidence. The list is closed."""
+
+    UNSURE = "unsure"  # the confidence is under the engine's threshold, or else the one that the model recommends
+    FLAT = "flat"  # the picture shows nothing: one level all over
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,16 +21,18 @@ class Prediction:
     """An answer.
 
     Attributes:
-        label: the most probable label, or `UNSURE` under the engine's threshold.
+        label: the most probable label, or `UNSURE` where the engine has a threshold and there is a `reason`.
         confidence: its calibrated probability, from 0 to 1.
         probabilities: of each label, in the model's order; they add up to 1.
         source: what was given.
+        reason: why the answer deserves no trust; None where it does.
     """
 
     label: str
     confidence: float
     probabilities: dict[str, float]
     source: Source = field(repr=False, compare=False)
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)

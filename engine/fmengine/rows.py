@@ -1,8 +1,8 @@
 """A result as a row: what `fmengine infer` prints and writes, one for each picture.
 
-`{"path", "label", "confidence", "probabilities", "error": null}`, or `"label": null` and
-`"error": {"kind", "message"}`. A path that is not UTF-8, or holds control characters, is percent-encoded
-and the row says `"path_encoding": "percent"`, so that a row is always one line.
+`{"path", "label", "confidence", "probabilities", "reason", "error": null}`, or `"label": null` and
+`"error": {"kind", "message"}`. `reason` is null, or one of `Reason`. A path that is not UTF-8, or holds control
+characters, is percent-encoded and the row says `"path_encoding": "percent"`, so that a row is always one line.
 """
 
 import os
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})  # Unicode's bidi controls
 
-KEYS = frozenset({"path", "label", "confidence", "probabilities", "error"})  # that every row has
+KEYS = frozenset({"path", "label", "confidence", "probabilities", "reason", "error"})  # that every row has
 
 
 def to_row(path: str, result: Prediction | Failure) -> Row:
@@ -27,12 +27,13 @@ def to_row(path: str, result: Prediction | Failure) -> Row:
             "label": result.label,
             "confidence": round(result.confidence, 6),
             "probabilities": {label: round(p, 6) for label, p in result.probabilities.items()},
+            "reason": result.reason,
             "error": None,
         }
     # A decoder may quote what it read, half a character included, which no UTF-8 file could hold.
     message = result.message.encode(errors="backslashreplace").decode()
     error = {"kind": result.kind.value, "message": message}
-    return row | {"label": None, "confidence": None, "probabilities": None, "error": error}
+    return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
 
 
 def begun(path: str) -> Row:
@@ -48,10 +49,11 @@ def file_of(row: Row) -> str:
 
 
 def to_text(row: Row) -> str:
-    """The row for a terminal: path, label, confidence."""
+    """The row for a terminal: path, label, confidence, and the reason not to trust them where there is one."""
     if row["error"]:
         return f"{row['path']}  error  {row['error']['kind']}: {row['error']['message']}"
-    return f"{row['path']}  {row['label']}  {row['confidence']:.3f}"
+    reason = f"  {row['reason']}" if row["reason"] else ""
+    return f"{row['path']}  {row['label']}  {row['confidence']:.3f}{reason}"
 
 
 def printable(path: str) -> str:

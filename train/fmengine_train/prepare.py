@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from fmengine.decode import decode
 from fmengine.errors import DataError, OutputError, SourceError
+from fmengine.flatness import is_flat
 from fmengine.limits import Limits
 from fmengine.preprocess import Pixels
 
 from .data import Item, find
 from .votes import Votes, agreed, name_below, read_votes, row_of, write_votes
 
-FLAT = 2.0  # levels of standard deviation; a picture with less shows nothing
 THUMBNAIL, COLUMNS, ROWS = 72, 16, 40  # of the sheet: pixels, pictures
 
 
@@ -105,7 +105,7 @@ def _examine(item: Item) -> tuple[str, str]:
         pixels = _pixels(item)
     except SourceError as error:
         return "", f"unreadable: {error.message}"
-    if pixels.std() < FLAT:
+    if is_flat(np.moveaxis(np.atleast_3d(pixels), 2, 0)[np.newaxis])[0]:
         return "", "flat: one level all over"
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest(), ""
 

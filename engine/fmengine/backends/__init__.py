@@ -49,6 +49,14 @@ class Outputs(NamedTuple):
     probabilities: npt.NDArray[np.float32]
 
 
+class PictureOutputs(NamedTuple):
+    """What comes of decoded pictures: `Outputs`, and whether each picture was flat, bool `[N]`."""
+
+    logits: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+    flat: npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Options:
     """What a backend is opened with.
@@ -112,7 +120,7 @@ class PictureBackend(Backend, Protocol):
         """Decode a plain JPEG where the network is, if that was asked for and is possible."""
         ...
 
-    def run_pictures(self, pictures: "Sequence[Picture]") -> Outputs:
+    def run_pictures(self, pictures: "Sequence[Picture]") -> PictureOutputs:
         """Preprocess and run. Raises SourceError if there is no room for one of them alone."""
         ...
 

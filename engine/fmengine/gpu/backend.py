@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ..backends import Options, Outputs
+from ..backends import Options, Outputs, PictureOutputs
 from ..decode import Channels
 from ..errors import Kind, ModelError, NoRoomError, SourceError
 from ..model_file import ModelFile, Precision
@@ -101,14 +101,14 @@ class GpuBackend(ABC):
             image = self._jpeg.decode(data)
             return None if image is None else device_picture(image, self.context, self._arrivals, "rgb")
 
-    def run_pictures(self, pictures: Sequence[Picture]) -> Outputs:
+    def run_pictures(self, pictures: Sequence[Picture]) -> PictureOutputs:
         try:
             with self.context.use():
-                return self.pool.run(pictures)
+                return self.pool.run_pictures(pictures)
         except NoRoomError as error:
             raise SourceError(Kind.TOO_LARGE, str(error)) from error
 
-    def time_stages(self, batch: Pixels | Sequence[Picture]) -> tuple[Outputs, Stages]:
+    def time_stages(self, batch: Pixels | Sequence[Picture]) -> tuple[Outputs | PictureOutputs, Stages]:
         """Run a batch of at most `max_batch` and say what each stage of it took on the GPU."""
         with self.context.use():
             stopwatch = Stopwatch(self.context.cuda)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..backends import Outputs
+from ..backends import Outputs, PictureOutputs
 from ..errors import BackendError
 from ..model_file import ModelSpec
 from ..preprocess import Pixels, preprocess
@@ -19,7 +19,7 @@ SEED = 20
 # Half precision moves a probability by up to some thousandths; a wrong layer, batch or stream by tenths.
 PROBABILITY = 0.01
 
-Run = Callable[[Pixels], Outputs]
+Run = Callable[[Pixels], Outputs | PictureOutputs]
 
 
 class GateError(BackendError):

@@ -42,6 +42,13 @@ class DevicePicture(NamedTuple):
 Picture = Pixels | DevicePicture
 
 
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Width and height of a picture."""
+    if isinstance(picture, DevicePicture):
+        return picture.width, picture.height
+    return picture.shape[1], picture.shape[0]
+
+
 class _Layout(NamedTuple):
     address: int
     dtype: str

@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
-from ..backends import Outputs
+from ..backends import Outputs, PictureOutputs
 from ..errors import CLOSED, FmengineError, NoRoomError
 from ..model_file import ModelSpec
 from ..preprocess import Pixels
@@ -37,15 +37,24 @@ class Pool:
         for slot in slots:
             self._free.put(slot)
 
-    def run(self, batch: Batch) -> Outputs:
-        """Answer for a batch of any size, in parts that fit, as many under way as slots are free.
+    def run(self, images: Pixels) -> Outputs:
+        """Answer for preprocessed pictures, uint8 `[N, C, H, W]`. Raises as `run_pictures` does."""
+        return Outputs(*map(np.concatenate, zip(*self._run(images), strict=True)))
+
+    def run_pictures(self, pictures: Sequence[Picture]) -> PictureOutputs:
+        """Answer for pictures of any sizes.
 
         Raises:
             NoRoomError: if there is no room for one picture alone.
         """
+        answers = cast("list[PictureOutputs]", self._run(pictures))
+        return PictureOutputs(*map(np.concatenate, zip(*answers, strict=True)))
+
+    def _run(self, batch: Batch) -> list[Outputs | PictureOutputs]:
+        """Answer for a batch of any size, in parts that fit, as many under way as slots are free."""
         parts = deque(split(batch, self._most, self._spec))
         flying: deque[Slot] = deque()
-        answers: list[Outputs] = []
+        answers: list[Outputs | PictureOutputs] = []
         try:
             while parts or flying:
                 # Waiting for a slot only while holding none, two threads never wait for each other.
@@ -65,7 +74,7 @@ class Pool:
                     parts.extendleft((part[middle:], part[:middle]))
         finally:
             self._abandon(flying)
-        return Outputs(*(np.concatenate(rows) for rows in zip(*answers, strict=True)))
+        return answers
 
     def with_slot(self, work: Callable[[Slot], T]) -> T:
         """Do something else with a slot."""
@@ -103,7 +112,7 @@ class Pool:
             raise FmengineError(CLOSED)
         return slot
 
-    def _collect(self, flying: deque[Slot]) -> Outputs:
+    def _collect(self, flying: deque[Slot]) -> Outputs | PictureOutputs:
         slot = flying[0]
         outputs = slot.collect()
         flying.popleft()

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ..backends import Outputs
+from ..backends import Outputs, PictureOutputs
+from ..flatness import is_flat_input
 from ..model_file import ModelSpec
 from ..preprocess import Pixels
 from .builder import Profile
@@ -19,7 +20,7 @@ from .context import Context
 from .gate import Way
 from .graph import CaptureError, Graph
 from .memory import Buffer, aligned
-from .pictures import Arrivals, Picture
+from .pictures import Arrivals, Picture, size_of
 from .preprocessor import Kernels, Preprocessor, read_back
 
 FLOAT = np.dtype(np.float32).itemsize
@@ -98,13 +99,15 @@ class Slot:
         self._context, self.network, self._spec = context, network, spec
         self.most = max(profile.most for profile in network.profiles)
         self._batch = 0
+        self._sizes: list[tuple[int, int]] | None = None
         self._freed: list[Callable[[], None]] = []
         self._preprocessor: Any = None
         try:
             # A stream that does not wait for the default one, where other libraries may be at work.
             self.stream = cuda.Stream(context.runtime.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
             self._finished = cuda.Event(cuda.event_flags.DISABLE_TIMING)
-            self._images = self._owned(Buffer(context, int(np.prod(spec.input_shape(self.most)))))
+            # Pinned too: the inputs come back with the answers, to see which of them are flat.
+            self._images = self._owned(Buffer(context, int(np.prod(spec.input_shape(self.most))), pinned=True))
             # Logits, then probabilities, each as large as the largest batch's: graphs hold their addresses.
             self._probabilities_at = aligned(self.most * len(spec.labels) * FLOAT)
             self._answers = self._owned(Buffer(context, 2 * self._probabilities_at, pinned=True))
@@ -147,15 +150,20 @@ class Slot:
             self.wait()  # what was enqueued reads and writes the slot's buffers
             raise
 
-    def collect(self) -> Outputs:
-        """Wait for the batch that was started, and give its answers."""
+    def collect(self) -> Outputs | PictureOutputs:
+        """Wait for the batch that was started, and give its answers: `PictureOutputs` of decoded pictures."""
         self._finished.synchronize()
         self._preprocessor.done()
         count, self._batch = self._batch, 0
         size = count * len(self._spec.labels) * FLOAT
         regions = (self._answers.host[at : at + size] for at in (0, self._probabilities_at))
         # Copies: the next batch writes over the pinned memory.
-        return Outputs(*(region.view(np.float32).reshape(count, -1).copy() for region in regions))
+        outputs = Outputs(*(region.view(np.float32).reshape(count, -1).copy() for region in regions))
+        if self._sizes is None:
+            return outputs
+        shape = self._spec.input_shape(count)
+        images = self._images.host[: int(np.prod(shape))].reshape(shape)
+        return PictureOutputs(*outputs, is_flat_input(images, self._sizes, self._spec.fit))
 
     def wait(self) -> None:
         """Let nothing be in flight, whatever happened before."""
@@ -169,12 +177,12 @@ class Slot:
         self.wait()
         return read_back(self._context, self._images.address, self._spec.input_shape(len(pictures)))
 
-    def run(self, batch: Pixels | Sequence[Picture], mark: Mark = no_mark) -> Outputs:
+    def run(self, batch: Pixels | Sequence[Picture], mark: Mark = no_mark) -> Outputs | PictureOutputs:
         """`submit`, then `collect`."""
         self.submit(batch, mark)
         return self.collect()
 
-    def run_profile(self, profile: int, images: Pixels) -> Outputs:
+    def run_profile(self, profile: int, images: Pixels) -> Outputs | PictureOutputs:
         """Run preprocessed images through one profile, whichever would be chosen for them, without a graph."""
         self._bring(images, no_mark)
         self._executions[profile].enqueue(len(images), self.stream)
@@ -192,6 +200,7 @@ class Slot:
         """Fill the network's input."""
         if not 1 <= len(batch) <= self.most:
             raise ValueError(f"a batch of {len(batch)}; this slot takes 1 to {self.most}")
+        self._sizes = None if isinstance(batch, np.ndarray) else [size_of(picture) for picture in batch]
         if isinstance(batch, np.ndarray):
             self._preprocessor.copy(batch, self._images.address)
             mark("upload", self.stream)
@@ -216,6 +225,9 @@ class Slot:
     def _download(self, count: int) -> None:
         used = self._probabilities_at + count * len(self._spec.labels) * FLOAT
         self._context.cuda.memcpy_dtoh_async(self._answers.host[:used], self._answers.address, self.stream)
+        if self._sizes is not None:
+            used = int(np.prod(self._spec.input_shape(count)))
+            self._context.cuda.memcpy_dtoh_async(self._images.host[:used], self._images.address, self.stream)
         self._finished.record(self.stream)
         self._batch = count
 

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..backends import Options, Outputs, open_backend
+from ..backends import Options, Outputs, PictureOutputs, open_backend
 from ..backends.onnxruntime import OnnxRuntimeBackend
 from ..decode import decode_bytes
 from ..errors import BackendError, DeviceError
@@ -327,7 +327,7 @@ def _same_labels(
     assert not flipped.any(), f"{where}: {int(flipped.sum())} of {len(found)} labels flip"
 
 
-def _same_bits(answers: Sequence[Outputs]) -> str:
+def _same_bits(answers: Sequence[Outputs | PictureOutputs]) -> str:
     for outputs in answers[1:]:
         largest = float(np.abs(outputs.probabilities - answers[0].probabilities).max())
         assert np.array_equal(outputs.logits, answers[0].logits), f"answers differ, by {largest:.2g} at most"

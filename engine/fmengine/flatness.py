@@ -1,0 +1,91 @@
+"""Whether a picture shows anything at all: a black frame, a white page and a single pixel are flat.
+
+A network answers them all the same, and often with confidence; `Prediction.reason` says `flat`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .preprocess import Fit, Pixels, pad_box
+
+FLAT = (
+    2.0  # levels of standard deviation, of each channel: JPEG's noise on one colour has less, every face has more
+)
+
+
+class Prepared(NamedTuple):
+    """One picture's input for the network, uint8 `[C, H, W]`, and whether it is flat."""
+
+    image: Pixels
+    flat: bool
+
+
+def is_flat(images: Pixels) -> npt.NDArray[np.bool_]:
+    """Whether every channel's standard deviation is under `FLAT` levels, from exact integer sums.
+
+    Args:
+        images: uint8 `[N, C, H, W]`, any size.
+
+    Returns:
+        bool `[N]`.
+    """
+    count, channels, height, width = images.shape
+    levels = images.reshape(count * channels, height * width).astype(np.uint16)
+    total = levels.sum(axis=1, dtype=np.uint64)
+    squares = np.multiply(levels, levels, out=levels).sum(axis=1, dtype=np.uint64)  # 255² fits 16 bits
+    pixels = height * width
+    variance = squares / pixels - (total / pixels) ** 2
+    flat: npt.NDArray[np.bool_] = (variance < FLAT**2).reshape(count, channels).all(axis=1)
+    return flat
+
+
+def is_flat_input(images: Pixels, sizes: Sequence[tuple[int, int]], fit: Fit) -> npt.NDArray[np.bool_]:
+    """Whether what each picture shows of itself in the network's input is flat.
+
+    Args:
+        images: the inputs, uint8 `[N, C, H, W]`.
+        sizes: width and height of each picture that they were made from.
+        fit: that they were made with; the borders that `pad` adds do not count.
+
+    Returns:
+        bool `[N]`.
+    """
+    if fit != "pad":
+        return is_flat(images)
+    target = images.shape[3], images.shape[2]
+    shown = (image[:, *_within_borders(size, target)] for image, size in zip(images, sizes, strict=True))
+    return np.array([is_flat(part[np.newaxis])[0] for part in shown], np.bool_)
+
+
+def _within_borders(size: tuple[int, int], target: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of a padded input that no black border was blended into; at least the middle one.
+
+    Args:
+        size: width and height of the picture.
+        target: width and height of the input.
+    """
+    left, top, right, bottom = pad_box(size, target)
+    across = _own(size[0], left, right - left, target[0])
+    down = _own(size[1], top, bottom - top, target[1])
+    return down, across
+
+
+def _own(length: int, start: int, padded: int, target: int) -> slice:
+    """The outputs of a triangle filter from `padded` to `target` whose support lies inside the picture.
+
+    Args:
+        length: of the picture, in pixels.
+        start: of the padded picture in the picture's coordinates, zero or negative.
+        padded: its length.
+        target: that it is resized to.
+    """
+    if padded == length:
+        return slice(0, target)
+    scale = padded / target
+    support = max(scale, 1.0)
+    first = int(np.ceil((support - start) / scale - 0.5))
+    last = int(np.floor((length - start - support) / scale - 0.5))
+    return slice(first, last + 1) if first <= last else slice(target // 2, target // 2 + 1)
