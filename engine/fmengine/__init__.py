@@ -10,7 +10,8 @@ from .engine import Engine
 from .errors import BusyError, DeadlineError, FmengineError, Kind, ModelError, SourceError, UnavailableError
 from .limits import Isolation, Limits
 from .model_file import ModelSpec
-from .prediction import Failure, Prediction
+from .prediction import Failure, Prediction, Reason
+from .telemetry import switch_off
 
 __all__ = [
     "BusyError",
@@ -24,8 +25,11 @@ __all__ = [
     "ModelError",
     "ModelSpec",
     "Prediction",
+    "Reason",
     "SourceError",
     "UnavailableError",
 ]
 
 __version__ = "0.1.0"
+
+switch_off()  # what it concerns is imported late, by whatever needs it

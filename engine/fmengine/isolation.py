@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from .decode import Encoded, as_source_error, bytes_of, decode, path_of, raise_pillows_limit
+from .decode import Encoded, as_source_error, bytes_of, decode, path_of, raise_pillows_limit, read_error
 from .errors import Kind, SourceError, UnavailableError
 from .flatness import Prepared, is_flat_input
 from .limits import Isolation, Limits
@@ -212,7 +212,11 @@ class _Worker:
 def _request(source: Encoded) -> tuple[bytes, bytes]:
     if not isinstance(source, str | os.PathLike):
         return _DATA, bytes_of(source)
-    return _PATH, os.fsencode(os.path.abspath(path_of(source)))  # the engine's folder may not be the worker's
+    path = path_of(source)
+    try:
+        return _PATH, os.fsencode(os.path.abspath(path))  # the engine's current folder may not be the worker's
+    except (OSError, ValueError) as error:
+        raise read_error(error) from error
 
 
 def _understood(what: bytes, content: bytes) -> bytes | SourceError:
@@ -272,7 +276,7 @@ def network_input(
     pixels = decode(source, color, Limits(max_bytes, max_pixels), least=least)
     image = preprocess(pixels, height, width, color, fit)
     (flat,) = is_flat_input(image[np.newaxis], [(pixels.shape[1], pixels.shape[0])], fit)
-    return image.tobytes() + bytes([flat])
+    return image.tobytes() + bytes([int(flat)])
 
 
 def serve(descriptor: int, task: str, settings: dict[str, Any], seconds: float, memory: int) -> None:

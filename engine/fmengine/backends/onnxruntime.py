@@ -6,6 +6,7 @@ from ..cores import usable_cores
 from ..errors import ModelError, UnavailableError
 from ..model_file import ModelFile, Precision
 from ..preprocess import Pixels
+from ..telemetry import import_onnxruntime
 from . import Options, Outputs, describe_threads
 
 PROVIDER = "CPUExecutionProvider"
@@ -20,7 +21,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, model: ModelFile, options: Options) -> None:
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise UnavailableError(
                 f"ONNX Runtime cannot be imported ({error}); install it with: pip install 'fmengine[cpu]'"

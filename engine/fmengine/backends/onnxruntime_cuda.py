@@ -9,6 +9,7 @@ from ..gpu.backend import GpuBackend
 from ..gpu.builder import Profile
 from ..gpu.slot import Executable
 from ..model_file import ModelFile, Precision
+from ..telemetry import import_onnxruntime
 from . import Options
 from .onnxruntime import check_signature
 
@@ -24,7 +25,7 @@ class OnnxRuntimeCudaBackend(GpuBackend):
 
     def __init__(self, model: ModelFile, options: Options) -> None:
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise UnavailableError(
                 f"ONNX Runtime cannot be imported ({error}); install it with: {INSTALL}"
