@@ -20,14 +20,26 @@ DEMO_PICTURES = ROOT / ".cache" / "demo" / "pictures"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def backend_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """`auto` is ONNX Runtime in every test and its processes, whatever measures faster on this machine."""
-    os.environ["FMENGINE_CACHE"] = str(tmp_path_factory.mktemp("cache") / "fmengine")
+def remember_onnxruntime(folder: Path) -> str:
+    """A cache in which ONNX Runtime measured faster, so that no outcome depends on the processor of the tests."""
     from fmengine.backends.choice import machine
     from fmengine.gpu.cache import Cache
 
-    Cache().store("choice", machine(), b'{"onnxruntime": 2.0, "openvino": 1.0}')
+    Cache(folder).store("choice", machine(), b'{"onnxruntime": 2.0, "openvino": 1.0}')
+    return str(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def backend_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`auto` is ONNX Runtime in every test and its processes, whatever measures faster on this machine."""
+    os.environ["FMENGINE_CACHE"] = remember_onnxruntime(tmp_path_factory.mktemp("cache") / "fmengine")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that is empty but for the choice of ONNX Runtime."""
+    monkeypatch.setenv("FMENGINE_CACHE", remember_onnxruntime(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

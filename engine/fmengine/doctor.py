@@ -48,7 +48,7 @@ class Diagnosis:
     """One backend on this machine.
 
     Attributes:
-        works: whether it opened the shipped model and answered.
+        works: whether it opened the model and answered.
         detail: what it runs on, or why it does not work and what to do.
         chosen: whether `auto` takes it.
     """
@@ -59,12 +59,12 @@ class Diagnosis:
     chosen: bool
 
 
-def diagnose(device: int = 0) -> list[Diagnosis]:
-    """Open every backend with the shipped model, in the order in which `auto` tries them."""
+def diagnose(device: int = 0, model: str | None = None) -> list[Diagnosis]:
+    """Open every backend with a model, by default the shipped one, in the order in which `auto` tries them."""
     diagnoses: list[Diagnosis] = []
     for name in BACKENDS:
         try:
-            backend, file, _ = open_backend(name, None, Options(device=device))
+            backend, file, _ = open_backend(name, model, Options(device=device))
         except FmengineError as error:
             diagnoses.append(Diagnosis(name, False, str(error), False))
             continue
@@ -72,7 +72,7 @@ def diagnose(device: int = 0) -> list[Diagnosis]:
         backend.close()
         diagnoses.append(Diagnosis(name, True, f"{detail}, {file.path.name}", False))
     with suppress(FmengineError):
-        backend, _, attempts = open_backend("auto", None, Options(device=device))
+        backend, _, attempts = open_backend("auto", model, Options(device=device))
         backend.close()
         reasons = dict(attempts)
         return [_with_choice(diagnosis, backend.name, reasons) for diagnosis in diagnoses]

@@ -1,8 +1,8 @@
 """Libraries that report home by default are told not to, before anyone imports them: nothing leaves the machine.
 
 ONNX Runtime from 1.29 on keeps a device's number and a database of events in the home folder and sends them to its
-maker; OpenVINO reports its import to Google Analytics. Both decide as they are imported, so this runs when `fmengine`
-is imported, in every process of ours; processes that it starts inherit the environment.
+maker; OpenVINO reports its import to Google Analytics. Both decide as they are imported, so this runs when
+`fmengine` is imported, in every process of ours; processes that it starts inherit the environment.
 """
 
 import logging

@@ -19,11 +19,8 @@ def installed(tmp_path, monkeypatch):
 
 def swapped(data: bytes) -> bytes:
     """The same network with its labels exchanged, and a right digest."""
-    document = load_model_file(resolve(None, ("int8",))).spec.to_json().encode()
     assert data.count(b'["happy", "sad"]') == 1
-    altered = data.replace(b'["happy", "sad"]', b'["sad", "happy"]')
-    assert len(document) > 100
-    return seal(altered)
+    return seal(data.replace(b'["happy", "sad"]', b'["sad", "happy"]'))
 
 
 def test_shipped_models_are_those_of_the_list(installed):

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from fmengine import Engine, backends
+from fmengine import Engine, ModelError, backends
 from fmengine.backends import CPU_BACKENDS, Outputs, choice
 from fmengine.backends.onnxruntime import OnnxRuntimeBackend
 from fmengine.backends.openvino import OpenVinoBackend
+from fmengine.doctor import diagnose
 
 pytest.importorskip("openvino", reason="with one backend there is nothing to choose")
 
@@ -77,19 +78,69 @@ def test_one_installed_backend_is_not_measured(monkeypatch):
     assert not asked
 
 
-@pytest.mark.parametrize("wrong", ["labels", "probabilities"])
-def test_a_fast_backend_with_other_answers_is_left_out(monkeypatch, wrong):
-    def quick(self, images):
-        swapped = np.tile(np.float32([[0.9, 0.1]]), (len(images), 1))
-        answers = OnnxRuntimeBackend.run(reference, images)
-        if wrong == "labels":
-            return Outputs(answers.logits[:, ::-1], answers.probabilities[:, ::-1])
-        return Outputs(answers.logits, swapped)
+SKEWS = {
+    "labels": lambda p: p[:, ::-1],
+    "probabilities": lambda p: p + np.float32([2e-4, -2e-4]),  # twice what `bench` takes for the same
+    "no number": lambda p: p * np.float32("nan"),
+}
 
-    file = backends.load_model_file(backends.resolve(None, ("int8",)))
-    reference = OnnxRuntimeBackend.open(file, backends.Options())
-    monkeypatch.setattr(OpenVinoBackend, "run", quick)
-    assert choice.measure().keys() == {"onnxruntime"}
+
+def skewed(monkeypatch, change) -> list[int]:
+    """Let OpenVINO answer otherwise; the sizes of the batches that it is asked for."""
+    run, sizes = OpenVinoBackend.run, []
+
+    def other(self, images):
+        sizes.append(len(images))
+        outputs = run(self, images)
+        return Outputs(outputs.logits, change(outputs.probabilities))
+
+    monkeypatch.setattr(OpenVinoBackend, "run", other)
+    return sizes
+
+
+@pytest.mark.parametrize("wrong", SKEWS)
+def test_a_fast_backend_with_other_answers_is_not_taken(monkeypatch, caplog, wrong):
+    found(monkeypatch, onnxruntime=1.0, openvino=2.0)
+    skewed(monkeypatch, SKEWS[wrong])
+    caplog.set_level("INFO", "fmengine")
+    with Engine.load() as engine:
+        assert engine.backend.name == "onnxruntime"
+        reason = dict(engine.attempts)["openvino"]
+    assert reason.startswith("does not answer as onnxruntime does with alexnet-slim.int8.onnx: its probabilities ")
+    assert f"openvino is not taken: {reason}" in caplog.text
+    (diagnosis,) = (d for d in diagnose() if d.backend == "openvino")
+    assert (diagnosis.works, diagnosis.chosen) == (True, False)
+    assert reason in diagnosis.detail
+    with Engine.load(backend="openvino") as engine:  # by name it works, and `bench` refuses it by the same measure
+        assert engine.backend.name == "openvino"
+
+
+def test_each_model_is_compared_once(monkeypatch, tiny_models, tmp_path):
+    found(monkeypatch, onnxruntime=1.0, openvino=2.0)
+    runs = skewed(monkeypatch, lambda p: p)
+    for model in (None, tiny_models / "tiny.fp16.onnx"):
+        for times in (1, 2):
+            with Engine.load(model) as engine:
+                assert engine.backend.name == "openvino"
+            compared = [count for count in runs if count == choice.TOGETHER]
+            assert len(compared) == 8, times  # of 257 pictures; a warm-up is of 1 or 64
+        runs.clear()
+    skewed(monkeypatch, SKEWS["probabilities"])
+    with Engine.load(tiny_models / "tiny.fp32.onnx") as engine:
+        assert engine.backend.name == "onnxruntime"
+    with Engine.load() as engine:
+        assert engine.backend.name == "openvino", "what was found of it is remembered"
+
+
+def test_without_the_default_one_there_is_nothing_to_compare_with(monkeypatch, tiny_models):
+    found(monkeypatch, onnxruntime=1.0, openvino=2.0)
+
+    def refuses(cls, model, options):
+        raise ModelError("of an operator that it lacks")
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "open", classmethod(refuses))
+    with Engine.load(tiny_models / "tiny.int8.onnx") as engine:
+        assert engine.backend.name == "openvino"
 
 
 def test_a_backend_that_fails_is_left_out(monkeypatch):

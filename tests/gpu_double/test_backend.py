@@ -51,6 +51,7 @@ def nothing_is_left():
     yield
     if driver.FOUND:
         gc.collect()
+        assert driver.live() == {}
 
 
 def images(count: int) -> np.ndarray:
@@ -173,8 +174,8 @@ def test_large_pictures_wait_small(monkeypatch):
 # The engine file
 
 
-def test_an_engine_is_built_and_held_against_the_cpu_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("FMENGINE_CACHE", str(tmp_path))
+@pytest.mark.usefixtures("own_cache")
+def test_an_engine_is_built_and_held_against_the_cpu_once():
     with backend() as opened:
         largest = max(passed.largest for passed in opened.passed)
     ways = ["profile 0", *["profile 1"] * 3, "graph of 1", "graph of 16"]
@@ -187,8 +188,8 @@ def test_an_engine_is_built_and_held_against_the_cpu_once(tmp_path, monkeypatch)
     assert driver.count("operations") - runs < 100  # the gate alone runs over a thousand
 
 
-def test_an_engine_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("FMENGINE_CACHE", str(tmp_path))
+@pytest.mark.usefixtures("own_cache")
+def test_an_engine_that_answers_otherwise_is_refused(monkeypatch):
     monkeypatch.setitem(tensorrt_double.faults, "skew", np.float32([0.02, -0.02]))
     with pytest.raises(BackendError, match=r"the engine is refused\. profile 0, batches of 1: picture 0"):
         load()

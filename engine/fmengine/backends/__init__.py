@@ -4,6 +4,7 @@ Whether a backend works on this machine is found out by opening it: lists of "av
 providers name what a library was compiled with, not what runs.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,8 @@ from ..preprocess import Pixels
 
 if TYPE_CHECKING:
     from ..gpu.pictures import DevicePicture, Picture
+
+log = logging.getLogger(__name__)
 
 # In the order in which `auto` tries them.
 BACKENDS = {
@@ -153,10 +156,14 @@ def open_backend(name: str, model: str | None, options: Options) -> tuple[Backen
     load = cache(load_model_file)  # several candidates run the same file
     for candidate, others in _in_order() if name == "auto" else ((name, ()),):
         try:
-            backend, file = _open(candidate, model, options, load)
+            file = _find(candidate, model, load)
+            backend = open_file(candidate, file, options)
+            if name == "auto":
+                _check_answers(backend, file)
         except BackendError as error:
             if name != "auto":
                 raise
+            log.info("%s is not taken: %s", candidate, error)
             attempts.append(Attempt(candidate, str(error)))
         else:
             return backend, file, [*attempts, *others, Attempt(candidate, "")]
@@ -179,14 +186,40 @@ def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
         yield name, () if number else reasons
 
 
-def _open(
-    name: str, model: str | None, options: Options, load: Callable[[Path], ModelFile]
-) -> tuple[Backend, ModelFile]:
+def _check_answers(backend: Backend, file: ModelFile) -> None:
+    """A CPU backend that is not the default one must answer as that one does, where it is installed."""
+    default, *others = CPU_BACKENDS
+    if backend.name in others and find_spec(default) is not None:
+        from .choice import check_answers
+
+        try:
+            check_answers(backend, file)
+        except BackendError:
+            backend.close()
+            raise
+
+
+def _class_of(name: str) -> type[Backend]:
     if name in GPU_BACKENDS:
         require_driver()  # first: what a GPU needs takes longer to import than all else at a start without one
     module, attribute = BACKENDS[name].split(":")
     kind: type[Backend] = getattr(import_module(module), attribute)
-    file = load(resolve(model, kind.precisions))
+    return kind
+
+
+def _find(name: str, model: str | None, load: Callable[[Path], ModelFile]) -> ModelFile:
+    """The model file that suits a backend."""
+    return load(resolve(model, _class_of(name).precisions))
+
+
+def open_file(name: str, file: ModelFile, options: Options) -> Backend:
+    """Open one of `BACKENDS` with a model file, and warm it up.
+
+    Raises:
+        BackendError: if it does not work on this machine, or does not run this file.
+        ModelError: if the file is at fault.
+    """
+    kind = _class_of(name)
     if file.spec.precision not in kind.precisions:
         raise RefusedModelError(
             f"{file.path} is {file.spec.precision}, which {name} does not run; "
@@ -199,7 +232,7 @@ def _open(
     except FmengineError:
         backend.close()
         raise
-    return backend, file
+    return backend
 
 
 def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:

@@ -1,15 +1,18 @@
 """Which backend `auto` takes on a CPU where several are installed: the fastest on this machine, measured once.
 
-The measurement takes a second, at the first `auto`, with the shipped model; what it found is remembered in the
-cache until the CPU, the cores or a library change. Answers must agree: a label never changes for speed.
+The measurement takes a second, at the first `auto`, with the shipped model. Speed is not enough: before another
+than the default one may answer for a model file, its answers are held against the default one's, with that very
+file. What is found is remembered in the cache until the CPU, the cores or a library change.
 """
 
+import hashlib
 import json
 import logging
 import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import __version__
+from ..agreement import SAME, Agreement, compare
 from ..cores import usable_cores
-from ..errors import FmengineError
+from ..errors import BackendError, FmengineError
 from ..gpu.cache import Cache, CacheError
-from . import CPU_BACKENDS, Backend, Options, open_backend
+from ..gpu.gate import gate_images
+from ..model_file import ModelFile
+from . import CPU_BACKENDS, Backend, Options, open_backend, open_file
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +35,13 @@ BATCH = 64
 ROUNDS = 25  # in turn; the best of each counts, for other work on the machine only ever slows one down
 # Times as fast as the default that another must be: the network is a third of a picture's way, and start counts.
 WORTH = 1.3
-AGREE = 0.01  # probabilities: a tie of INT8's rounding moved one of 64 pictures of noise by 0.005
+TOGETHER = 32  # pictures at once where answers are compared
+
+
+class DisagreementError(BackendError):
+    """A backend does not answer as the default one does: `auto` must not take it for this model."""
+
+    exit_code = 1
 
 
 class Choice(NamedTuple):
@@ -63,6 +75,48 @@ def choose() -> Choice:
     return _by_rates(rates)
 
 
+def check_answers(backend: Backend, model: ModelFile) -> None:
+    """Hold a backend's answers for a model against the default one's, once for each model and machine.
+
+    Where the default one does not run the model there is nothing to hold them against, and nothing else to take.
+
+    Raises:
+        DisagreementError: if they do not agree.
+    """
+    key = machine() | {"backend": backend.name, "model": hashlib.sha256(model.data).hexdigest()}
+    try:
+        cache = Cache()
+        if (known := cache.load("agreement", key)) is not None:
+            found: Agreement | None = Agreement(*json.loads(known))
+        elif (found := _compare_on(backend, model)) is not None:
+            cache.store("agreement", key, json.dumps(astuple(found)).encode())
+    except CacheError as error:
+        log.info("whether backends agree cannot be remembered: %s", error)
+        found = _compare_on(backend, model)
+    if found is not None and not found.holds:
+        raise DisagreementError(f"does not answer as {DEFAULT} does with {model.path.name}: {found}")
+
+
+def _compare_on(backend: Backend, model: ModelFile) -> Agreement | None:
+    """On the pictures that a GPU's engine must pass too; None where the default backend does not run the model."""
+    try:
+        default = open_file(DEFAULT, model, Options())
+    except FmengineError as error:
+        log.info("%s cannot be compared with %s: %s", backend.name, DEFAULT, error)
+        return None
+    try:
+        images = gate_images(model.spec)
+        parts = [images[start : start + TOGETHER] for start in range(0, len(images), TOGETHER)]
+        found, expected = (
+            np.concatenate([each.run(part).probabilities for part in parts]) for each in (backend, default)
+        )
+        return compare(found, expected, SAME)
+    except Exception as error:  # every library has its own
+        raise DisagreementError(f"fails where its answers are compared with {DEFAULT}'s: {error}") from error
+    finally:
+        default.close()
+
+
 def machine() -> dict[str, str]:
     """What a choice holds for."""
     versions = {name: _version(name) for name in CPU_BACKENDS}
@@ -70,7 +124,7 @@ def machine() -> dict[str, str]:
 
 
 def measure() -> dict[str, float]:
-    """Pictures a second of each backend's network, in turn; one that fails, or answers otherwise, is left out."""
+    """Pictures a second of each backend's network, in turn; one that fails is left out."""
     opened: dict[str, Backend] = {}
     try:
         for name in CPU_BACKENDS:
@@ -81,12 +135,9 @@ def measure() -> dict[str, float]:
         if not opened:
             return {}
         images = np.random.default_rng(7).integers(0, 256, file.spec.input_shape(BATCH), np.uint8)
-        answers = {name: backend.run(images).probabilities for name, backend in opened.items()}
-        expected = next(iter(answers.values()))
-        agreeing = [name for name, found in answers.items() if _agree(found, expected)]
-        seconds: dict[str, list[float]] = {name: [] for name in agreeing}
+        seconds: dict[str, list[float]] = {name: [] for name in opened}
         for _ in range(ROUNDS):
-            for name in agreeing:
+            for name in opened:
                 began = time.perf_counter()
                 opened[name].run(images)
                 seconds[name].append(time.perf_counter() - began)
@@ -94,11 +145,6 @@ def measure() -> dict[str, float]:
     finally:
         for backend in opened.values():
             backend.close()
-
-
-def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
-    same = (found.argmax(axis=1) == expected.argmax(axis=1)).all()
-    return bool(same and np.abs(found - expected).max() <= AGREE)
 
 
 def _by_rates(rates: dict[str, float]) -> Choice:
