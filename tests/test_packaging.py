@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -82,7 +83,7 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
 @pytest.mark.timeout(60)
 def test_the_wheel_holds_neither_tests_nor_pictures(wheel: Path) -> None:
     names = contents(wheel)
-    dist_info = f"fmengine-{fmengine.__version__}.dist-info"
+    dist_info = f"fmengine_faces-{fmengine.__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {*PACKAGES, dist_info}
     assert not [name for name in names if Path(name).name.startswith(("test_", "conftest"))]
     pictures = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".svg"}
@@ -105,12 +106,12 @@ def test_the_source_archive_makes_the_same_wheel(wheel: Path, tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def empty(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of a new environment that holds `fmengine[cpu]` out of the wheel. pip asks the package index."""
+    """The `bin` of a new environment that holds the wheel and its `[cpu]`. pip asks the package index."""
     folder = tmp_path_factory.mktemp("empty")
     venv.create(folder, with_pip=True)
     made = run(
         *(folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"),
-        *("--constraint", ROOT / "constraints.txt", f"fmengine[cpu] @ {wheel.as_uri()}"),
+        *("--constraint", ROOT / "constraints.txt", f"fmengine-faces[cpu] @ {wheel.as_uri()}"),
     )
     if "Failed to establish a new connection" in made.stderr:
         pytest.skip("no package index can be reached")
@@ -143,7 +144,7 @@ class TestInstalled:
     def test_it_tells_its_version(self, empty: Path, tmp_path: Path) -> None:
         done = run(empty / "fmengine", "--version", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (0, f"fmengine, version {fmengine.__version__}\n")
-        code = "from importlib.metadata import version; print(version('fmengine'))"
+        code = "from importlib.metadata import version; print(version('fmengine-faces'))"
         assert isolated(empty, code, tmp_path) == fmengine.__version__
 
     def test_it_labels_a_face(self, empty: Path, portrait: Path, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ class TestInstalled:
     ) -> None:
         done = run(empty / "fmengine", *arguments, cwd=tmp_path)
         assert done.returncode == 4
-        assert f"pip install 'fmengine[{extras}]'" in done.stderr
+        assert f"pip install '.[{extras}]' in a checkout of fmengine" in done.stderr
         assert done.stderr.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
 
@@ -181,8 +182,17 @@ class TestInstalled:
 # Extras and pins
 
 
+def test_no_hint_names_somebody_elses_package() -> None:
+    """`fmengine` on the package index is another project's: nothing of ours may tell anyone to install it."""
+    rooms = [folder for folder in ROOT.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    texts = [path for room in rooms for pattern in ("*.py", "*.md") for path in room.rglob(pattern)]
+    texts += [*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "Dockerfile", ROOT / "pyproject.toml"]
+    wrong = re.compile(r"pip install\s+(-\S+\s+)*['\"]?fmengine\b(?!-faces)")
+    assert [path for path in texts if wrong.search(path.read_text(encoding="utf-8"))] == []
+
+
 def requirements(*groups: str) -> list[Requirement]:
-    """What `pip install fmengine[group,…]` asks for."""
+    """What `pip install '.[group,…]'` asks for."""
     return [Requirement(text) for text in [*BASE, *(text for group in groups for text in EXTRAS[group])]]
 
 

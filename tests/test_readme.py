@@ -195,7 +195,7 @@ def test_every_shell_line_is_one_that_is_checked(readme: Path) -> None:
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
 def test_extras_and_make_targets_exist(readme: Path) -> None:
-    for extras in re.findall(r"pip install '(?:\.|fmengine)\[([^]]*)\]'", text_of(readme)):
+    for extras in re.findall(r"pip install '\.\[([^]]*)\]'", text_of(readme)):
         assert set(extras.split(",")) <= EXTRAS.keys()
     for target in re.findall(r"`make ([\w-]+)", text_of(readme)):
         assert target in make_targets()

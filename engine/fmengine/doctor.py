@@ -12,6 +12,7 @@ from typing import Any
 from . import __version__
 from .backends import BACKENDS, Options, open_backend
 from .errors import FmengineError
+from .gpu.device import version_in
 
 LIBRARIES = (
     "numpy",
@@ -33,12 +34,12 @@ SMI = {
     "name": "",
     "memory.total": "memory",
     "compute_cap": "compute capability",
-    "driver_version": "driver",
     "pcie.link.gen.current": "PCIe generation",
     "pcie.link.width.current": "lanes",
     "clocks.sm": "SM clock",
     "clocks.max.sm": "of at most",
 }
+DRIVER = "driver_version"  # asked last: on some machines it is a sentence, which may hold commas
 # What speeds an INT8 network up, in the order of their arrival.
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 
@@ -122,19 +123,21 @@ def as_document(facts: dict[str, str], diagnoses: list[Diagnosis]) -> dict[str, 
 
 def _gpus() -> dict[str, str]:
     """What NVIDIA's own tool, which comes with the driver, says of each GPU."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu={','.join([*SMI, DRIVER])}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"gpu": f"none that we know of: nvidia-smi does not run ({type(error).__name__})"}
     if done.returncode:
         return {"gpu": " ".join((done.stdout + done.stderr).split())}
-    return {
-        f"gpu {index}": ", ".join(
-            f"{label} {value.strip()}".strip() for label, value in zip(SMI.values(), line.split(","), strict=False)
-        )
-        for index, line in enumerate(done.stdout.splitlines())
-    }
+    return {f"gpu {index}": _described(line) for index, line in enumerate(done.stdout.splitlines())}
+
+
+def _described(line: str) -> str:
+    """A GPU, from a line of `nvidia-smi`."""
+    *values, driver = line.split(",", len(SMI))
+    parts = [f"{label} {value.strip()}".strip() for label, value in zip(SMI.values(), values, strict=False)]
+    return ", ".join([*parts, f"driver {version_in(driver)}"])
 
 
 def _cpu() -> dict[str, str]:

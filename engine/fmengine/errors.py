@@ -9,6 +9,11 @@ from typing import Any
 CLOSED = "this engine is closed; load another with Engine.load()"
 
 
+def install_hint(extras: str) -> str:
+    """How to add extras. Nothing of ours is on the package index, where `fmengine` is somebody else's."""
+    return f"pip install '.[{extras}]' in a checkout of fmengine"
+
+
 class FmengineError(Exception):
     """Base class. `exit_code` is what the command line answers with."""
 

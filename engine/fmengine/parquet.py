@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .errors import OutputError, UnavailableError
+from .errors import OutputError, UnavailableError, install_hint
 from .output import OutputFile, check_target, journal_of, restored_of, state_of, temporary_of
 
 try:
@@ -24,7 +24,7 @@ try:
     import pyarrow.parquet
 except ImportError as error:
     raise UnavailableError(
-        f"a Parquet file needs pyarrow ({error}); install it with: pip install 'fmengine[parquet]'"
+        f"a Parquet file needs pyarrow ({error}); install it with: {install_hint('parquet')}"
     ) from error
 
 ROW_GROUP = 10_000  # rows

@@ -10,7 +10,7 @@ import pytest
 
 from fmengine import Engine, FmengineError, ModelError, UnavailableError
 
-pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'fmengine[openvino]'")
+pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_it_says_what_it_runs_on_and_stops_when_closed() -> None:
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)  # type: ignore[arg-type]
-    with pytest.raises(UnavailableError, match=r"pip install 'fmengine\[openvino\]'"):
+    with pytest.raises(UnavailableError, match=r"pip install '\.\[openvino\]' in a checkout"):
         Engine.load(backend="openvino")
 
 

@@ -183,5 +183,5 @@ def test_a_disk_that_is_full_at_the_end_costs_no_row(path, monkeypatch):
 def test_without_pyarrow_the_extra_is_named(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "fmengine.parquet", raising=False)
-    with pytest.raises(UnavailableError, match=r"pip install 'fmengine\[parquet\]'"):
+    with pytest.raises(UnavailableError, match=r"pip install '\.\[parquet\]'"):
         opened(path)

@@ -1,6 +1,7 @@
 """A test double of ONNX Runtime's CUDA provider: the CPU provider behind it, on the test double's streams."""
 
 import ctypes
+import os
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Session:
             assert name == CUDA
             assert not enable_fallback
             self.stream = int(options["user_compute_stream"])
+            _say("No registered plugin EP device found for 'CUDAExecutionProvider'")
         self.session = Real(model, settings, providers=[CPU])
 
     def get_providers(self) -> list[str]:
@@ -44,6 +46,7 @@ class Session:
 
     def run_with_iobinding(self, binding: Binding, options: Any) -> None:
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        _say("[cudnn_frontend] Error: No execution plans support the graph.")
         if driver.enqueue(self.stream, lambda: self.compute(binding)):
             raise RuntimeError("CUDA failure")
 
@@ -63,7 +66,22 @@ class Session:
         return getattr(self.session, name)
 
 
+_severity = 2  # of the process's logger: warnings
+
+
+def _set_severity(severity: int) -> None:
+    global _severity
+    _severity = severity
+
+
+def _say(words: str) -> None:
+    """As the library does of runs that succeed, unless its process's logger is told to keep quiet."""
+    if _severity < 4:
+        os.write(2, f"[E:onnxruntime:Default] {words}\n".encode())
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for onnxruntime-gpu in this process."""
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", _set_severity)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])

@@ -117,11 +117,20 @@ class OnnxParser:
         return True
 
 
+_registered: list[ILogger] = []
+
+
+def register(logger: ILogger) -> ILogger:
+    """The logger that the library writes to: the first that it was given, whatever it is given later."""
+    _registered[1:] = [] if _registered else [logger]
+    return _registered[0]
+
+
 class Builder:
     builds = 0
 
     def __init__(self, logger: ILogger) -> None:
-        pass
+        register(logger)
 
     def create_network(self, flags: int) -> NetworkDefinition:
         return NetworkDefinition()
@@ -140,7 +149,7 @@ class Builder:
 
 class Runtime:
     def __init__(self, logger: ILogger) -> None:
-        self.logger = logger
+        self.logger = register(logger)
 
     def deserialize_cuda_engine(self, engine: bytes) -> "CudaEngine | None":
         if not engine.startswith(FIRST_LINE) or faults.pop("deserialize", False):

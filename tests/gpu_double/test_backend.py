@@ -93,6 +93,23 @@ def test_the_other_backends_have_the_cpus_answers_too(name, monkeypatch):
         shuffles.shuffle(seed, 100, name)
 
 
+def test_what_onnxruntime_prints_of_runs_that_succeed_reaches_nobody(monkeypatch, capfd):
+    onnxruntime_double.install(monkeypatch)
+    with load() as _, Engine.load(shuffles.FP16, "onnxruntime-cuda", max_batch=4) as engine:
+        shuffles.check(list(engine.predict_many(shuffles.pictures(10))), 10)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_flat_picture_is_called_flat():
+    """From host memory, in any size, among others, and through the pool's parts."""
+    flat = [np.full((9, 7), 200, np.uint8), np.zeros((300, 200, 3), np.uint8), np.full((1, 1), 3, np.uint8)]
+    with load() as engine:
+        mixed = [*shuffles.pictures(20), *flat, *shuffles.pictures(20)]
+        reasons = [answer.reason for answer in engine.predict_many(mixed)]
+        assert [index for index, reason in enumerate(reasons) if reason == "flat"] == [20, 21, 22]
+        assert engine.predict(flat[1]).reason == "flat"
+
+
 @pytest.mark.parametrize("streams", [1, 2, 3, 4])
 @pytest.mark.parametrize("graphs", [True, False])
 def test_streams_and_graphs_change_no_bit(streams, graphs):
@@ -198,13 +215,15 @@ def test_an_engine_that_answers_otherwise_is_refused(monkeypatch):
         assert "the engine is refused" in engine.attempts[0].reason
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_an_engine_that_does_not_load_is_built_again(monkeypatch, caplog):
-    with backend():
+    with backend():  # built, so that the builder has brought a logger
         pass
     monkeypatch.setitem(tensorrt_double.faults, "deserialize", True)  # once
     with backend() as opened:
         assert len(opened.run(images(3)).logits) == 3
     assert "building the engine again: tensorrt 11.4.0.106 does not load this engine" in caplog.text
+    assert "It says: Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed" in caplog.text
 
 
 # Bad input
@@ -372,7 +391,7 @@ def test_a_pycuda_for_another_driver_is_told(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(UnavailableError, match=r"pycuda cannot be imported .*pip install 'fmengine\[gpu\]'"):
+    with pytest.raises(UnavailableError, match=r"pycuda cannot be imported .*pip install '\.\[gpu\]'"):
         load()
     assert not driver.live()
 

@@ -3,7 +3,7 @@
 from typing import ClassVar, Self
 
 from ..cores import usable_cores
-from ..errors import ModelError, UnavailableError
+from ..errors import ModelError, UnavailableError, install_hint
 from ..model_file import ModelFile, Precision
 from ..preprocess import Pixels
 from ..telemetry import import_onnxruntime
@@ -24,13 +24,13 @@ class OnnxRuntimeBackend:
             onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise UnavailableError(
-                f"ONNX Runtime cannot be imported ({error}); install it with: pip install 'fmengine[cpu]'"
+                f"ONNX Runtime cannot be imported ({error}); install it with: {install_hint('cpu')}"
             ) from error
         settings = onnxruntime.SessionOptions()
         self._streams = options.streams or 1
         self._threads = max(1, (options.threads or usable_cores()) // self._streams)
         settings.intra_op_num_threads = self._threads
-        settings.log_severity_level = 3  # errors only: warnings on stderr are noise to the user
+        settings.log_severity_level = 4  # nothing short of fatal: what fails is raised, and said by us
         try:
             # From the bytes that were checked, so that the file cannot change in between, and external
             # data (weights in other files) cannot be reached.

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import DeviceError, NoRoomError, RefusedModelError, UnavailableError
+from ..errors import DeviceError, NoRoomError, RefusedModelError, UnavailableError, install_hint
 from ..gpu.backend import GpuBackend
 from ..gpu.builder import Profile
 from ..gpu.slot import Executable
@@ -14,7 +14,10 @@ from . import Options
 from .onnxruntime import check_signature
 
 PROVIDER = "CUDAExecutionProvider"
-INSTALL = "pip install 'fmengine[gpu]' (never beside onnxruntime: they overwrite each other's files)"
+# Else it prints errors in red for plans that it tries and does without, a dozen for each batch size, and a warning
+# for each session, both through the process's logger. What does fail is raised besides.
+FATAL = 4
+INSTALL = f"{install_hint('gpu')} (never beside onnxruntime: they overwrite each other's files)"
 
 
 class OnnxRuntimeCudaBackend(GpuBackend):
@@ -36,6 +39,7 @@ class OnnxRuntimeCudaBackend(GpuBackend):
                 f"then: {INSTALL}"
             )
         self._library = onnxruntime
+        onnxruntime.set_default_logger_severity(FATAL)
         super().__init__(model, options)
 
     def _network(self, model: ModelFile, options: Options) -> "CudaNetwork":
@@ -63,7 +67,7 @@ class CudaNetwork:
             RefusedModelError: if ONNX Runtime refuses the model.
         """
         settings = self._library.SessionOptions()
-        settings.log_severity_level = 3  # errors only
+        settings.log_severity_level = FATAL
         provider = {
             "device_id": str(self._device),
             "user_compute_stream": str(stream.handle),
@@ -98,6 +102,7 @@ class CudaExecution:
         self._session, self._spec, self._device, self._addresses = session, model.spec, device, addresses
         # The slot waits for its stream, once for all that it enqueued.
         self._run = library.RunOptions()
+        self._run.log_severity_level = FATAL
         self._run.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def enqueue(self, batch: int, stream: Any) -> None:

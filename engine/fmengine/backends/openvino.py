@@ -4,7 +4,7 @@ import threading
 from typing import Any, ClassVar, Self
 
 from ..cores import usable_cores
-from ..errors import CLOSED, FmengineError, ModelError, UnavailableError
+from ..errors import CLOSED, FmengineError, ModelError, UnavailableError, install_hint
 from ..model_file import ModelFile, Precision
 from ..preprocess import Pixels
 from . import Options, Outputs, describe_threads
@@ -21,7 +21,7 @@ class OpenVinoBackend:
             import openvino
         except ImportError as error:
             raise UnavailableError(
-                f"OpenVINO cannot be imported ({error}); install it with: pip install 'fmengine[openvino]'"
+                f"OpenVINO cannot be imported ({error}); install it with: {install_hint('openvino')}"
             ) from error
         self._streams = options.streams or 1
         self._threads = options.threads or usable_cores()

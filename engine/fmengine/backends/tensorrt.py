@@ -16,7 +16,7 @@ from ..gpu.builder import (
     build_engine,
     engine_key,
     load_library,
-    make_logger,
+    logger_of,
     timings_on,
 )
 from ..gpu.cache import Cache
@@ -72,7 +72,7 @@ class TensorRtBackend(GpuBackend):
         return network
 
     def _deserialise(self, engine: bytes) -> Network:
-        return Network(self._library, make_logger(self._library), engine, self.spec)
+        return Network(self._library, logger_of(self._library), engine, self.spec)
 
     def _approve(self, slot: Slot) -> None:
         """The gate: once for each engine and GPU."""

@@ -18,7 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .. import __version__
-from ..errors import FmengineError, UnavailableError
+from ..errors import FmengineError, UnavailableError, install_hint
 from .streams import configure, flush, leave_stdout, say, structured
 
 
@@ -107,9 +107,7 @@ def _missing_extra(command: str, error: ModuleNotFoundError) -> Exception:
     extras, missing = COMMANDS[command].extras, error.name or ""
     if not extras or missing.startswith("fmengine"):
         return error
-    return UnavailableError(
-        f"`fmengine {command}` needs {missing}; install it with: pip install 'fmengine[{extras}]'"
-    )
+    return UnavailableError(f"`fmengine {command}` needs {missing}; install it with: {install_hint(extras)}")
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

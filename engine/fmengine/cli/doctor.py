@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..backends import BACKENDS
+from ..backends import BACKENDS, GPU_BACKENDS
 from ..doctor import Diagnosis, as_document, diagnose, environment, problems
 from ..errors import OutputError
 
@@ -87,14 +87,12 @@ def _show(facts: dict[str, str], diagnoses: list[Diagnosis]) -> None:
 
 
 def _check_backend(backend: str) -> None:
-    from ..gpu.verify import GPU_BACKENDS
-
     if backend not in ("auto", *GPU_BACKENDS):
         raise click.UsageError(f"{backend} runs on the CPU; --verify proves {', '.join(GPU_BACKENDS)}")
 
 
 def _verify(backend: str, model: str | None, device: int, pictures: int, soak: float) -> dict[str, Any]:
-    from ..gpu.verify import GPU_BACKENDS, Effort, Proof, summarise
+    from ..gpu.verify import Effort, Proof, summarise
     from ..gpu.verify import verify as run
 
     def tell(proof: Proof) -> None:

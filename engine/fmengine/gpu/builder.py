@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args
 
 from .. import __version__
-from ..errors import BackendError, ModelError, RefusedModelError, UnavailableError
+from ..errors import BackendError, ModelError, RefusedModelError, UnavailableError, install_hint
 from ..model_file import ModelFile
 from .cache import Cache
 from .device import Gpu
@@ -25,8 +26,8 @@ from .device import Gpu
 Library = Literal["tensorrt", "tensorrt_rtx"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 INSTALL = {
-    "tensorrt": "pip install 'fmengine[gpu]'",
-    "tensorrt_rtx": "pip install 'fmengine[rtx]'",
+    "tensorrt": install_hint("gpu"),
+    "tensorrt_rtx": install_hint("rtx"),
 }
 OLDEST = {"tensorrt": (10, 12), "tensorrt_rtx": (1, 7)}
 NEWEST_MAJOR = {"tensorrt": 11, "tensorrt_rtx": 1}
@@ -151,7 +152,8 @@ def build_engine(
             f"{model.path} is {spec.precision}; TensorRT is given the FP16 file (its parser takes no uint8 Q/DQ): "
             f"use {spec.name}.fp16.onnx, or export it with --precision fp16"
         )
-    logger = make_logger(library)
+    logger = logger_of(library)
+    logger.words.clear()
     try:
         builder = library.Builder(logger)
     except Exception as error:  # pybind's TypeError where the library cannot start
@@ -272,9 +274,22 @@ def _some(value: Any, what: str, logger: Any) -> Any:
     return value
 
 
-def make_logger(library: Any) -> Any:
-    """A logger that keeps what TensorRT says, instead of printing it."""
+_loggers: dict[type, Any] = {}  # by the library's own class
+_making = threading.Lock()
 
+
+def logger_of(library: Any) -> Any:
+    """The one logger of a library in this process, which keeps what it says instead of printing it.
+
+    TensorRT writes to the first logger that it is given, and to no other after it.
+    """
+    with _making:
+        if library.ILogger not in _loggers:
+            _loggers[library.ILogger] = _make_logger(library)
+        return _loggers[library.ILogger]
+
+
+def _make_logger(library: Any) -> Any:
     class Logger(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             library.ILogger.__init__(self)
@@ -288,8 +303,10 @@ def make_logger(library: Any) -> Any:
 
 
 def words_of(logger: Any) -> str:
-    """The last things that TensorRT said."""
-    return "It says: " + "; ".join(logger.words) if logger.words else "It does not say why"
+    """The last things that TensorRT said, once: the next error has words of its own."""
+    words = "; ".join(logger.words)
+    logger.words.clear()
+    return f"It says: {words}" if words else "It does not say why"
 
 
 def _progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -> Any:

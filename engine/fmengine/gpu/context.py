@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import CLOSED, DeviceError, FmengineError, NoRoomError, UnavailableError
+from ..errors import CLOSED, DeviceError, FmengineError, NoRoomError, UnavailableError, install_hint
 from .device import find_device, start_driver
 
 LAST_WAIT = 60.0  # seconds that closing waits for other threads: one that was interrupted may never come
 log = logging.getLogger(__name__)
 _parked: list[object] = []
-INSTALL = "pip install 'fmengine[gpu]' (pycuda is built from source: it needs a C++ compiler and CUDA's headers)"
+INSTALL = f"{install_hint('gpu')} (pycuda is built from source: it needs a C++ compiler and CUDA's headers)"
 
 
 class Context:

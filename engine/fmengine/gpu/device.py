@@ -1,6 +1,7 @@
 """Which GPU this is, and working on it: what engines and kernels are built for."""
 
 import ctypes
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,7 +130,13 @@ def _kernel_module() -> str:
         first = DRIVER_VERSION.read_text(encoding="utf-8").splitlines()[0]
     except (OSError, IndexError):
         return "driver of unknown version"
-    return " ".join(first.split())
+    return f"driver {version_in(first)}"
+
+
+def version_in(text: str) -> str:
+    """The driver's version out of what tells it, which may be a sentence; the text itself where it holds none."""
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return found[0] if found else " ".join(text.split())
 
 
 def _call(driver: Any, answer: Any, what: str) -> tuple[Any, ...]:

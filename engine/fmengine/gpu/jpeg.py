@@ -8,12 +8,12 @@ import logging
 import threading
 from typing import Any
 
-from ..errors import UnavailableError
+from ..errors import UnavailableError, install_hint
 from ..preprocess import Color
 from .context import Context
 
 log = logging.getLogger(__name__)
-INSTALL = "pip install 'fmengine[gpu,nvjpeg]'"
+INSTALL = install_hint("gpu,nvjpeg")
 
 
 class JpegDecoder:

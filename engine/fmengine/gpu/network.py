@@ -29,6 +29,7 @@ class Network:
             EngineFileError: with TensorRT's own words.
         """
         self._library, self._logger, self._spec = library, logger, spec
+        logger.words.clear()
         try:
             self._runtime = library.Runtime(logger)
         except Exception as error:  # pybind's TypeError where the library cannot start

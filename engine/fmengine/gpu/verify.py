@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..backends import Options, Outputs, PictureOutputs, open_backend
+from ..backends import GPU_BACKENDS, Options, Outputs, PictureOutputs, open_backend
 from ..backends.onnxruntime import OnnxRuntimeBackend
 from ..decode import decode_bytes
 from ..errors import BackendError, DeviceError
@@ -36,7 +36,6 @@ from .preprocessor import Kernels, Preprocessor, read_back
 from .slot import Slot, ways_through
 
 Verdict = Literal["passed", "failed", "not run"]
-GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 SEED = 11
 MOST = 64  # pictures a batch
 

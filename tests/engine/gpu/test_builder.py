@@ -46,7 +46,7 @@ def node(graph: onnx.GraphProto, output: str) -> onnx.NodeProto:
 
 
 def parsed(model: ModelFile) -> object:
-    logger = builder.make_logger(rtx)
+    logger = builder.logger_of(rtx)
     network = rtx.Builder(logger).create_network(builder._strongly_typed(rtx))
     builder._parse(rtx, network, model, logger)
     return network
@@ -241,7 +241,7 @@ def test_a_missing_library_is_told_with_the_command(monkeypatch: pytest.MonkeyPa
         raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
     monkeypatch.setattr(builder, "import_module", missing)
-    with pytest.raises(UnavailableError, match=r"libnvinfer.so.11.*pip install 'fmengine\[gpu\]'"):
+    with pytest.raises(UnavailableError, match=r"libnvinfer.so.11.*pip install '\.\[gpu\]'"):
         load_library("tensorrt")
 
 

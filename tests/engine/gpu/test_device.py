@@ -68,11 +68,20 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     return made
 
 
-def test_a_gpu_is_described(driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+VERSIONS = {
+    "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86  Wed Jan 8\nGCC version: 12.2.0\n": "driver 570.86",
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build": "driver 580.159.04",
+    "a driver of one's own": "driver a driver of one's own",
+    "": "driver of unknown version",
+}
+
+
+@pytest.mark.parametrize("text", VERSIONS)
+def test_a_gpu_is_described(driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
     version = tmp_path / "version"
-    version.write_text("NVRM version: NVIDIA UNIX  570.86\nGCC version: 12\n")
+    version.write_text(text)
     monkeypatch.setattr(device, "DRIVER_VERSION", version)
-    assert describe_gpu(1) == Gpu("Card 1", (8, 6), 72, "NVRM version: NVIDIA UNIX 570.86, CUDA 12.8")
+    assert describe_gpu(1) == Gpu("Card 1", (8, 6), 72, f"{VERSIONS[text]}, CUDA 12.8")
     assert not [call for call in driver.calls if "Ctx" in call]  # no context is made
 
 
