@@ -181,6 +181,32 @@ def test_a_picture_that_cannot_be_read_takes_no_other_with_it():
         shuffles.check([answer for answer in answers if not isinstance(answer, Failure)], 10)
 
 
+class Tensor:
+    """On a GPU, as it says, and nothing else that it says is of use."""
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, **_):
+        raise KeyError("storage")
+
+
+class Name:
+    def __fspath__(self):
+        raise RuntimeError("a fault")
+
+
+def test_odd_sources_take_no_other_with_them():
+    view = memoryview(b"bytes")
+    view.release()
+    odd = [Tensor(), Name(), view, None]
+    mixed = [*shuffles.pictures(10)[:5], *odd, *shuffles.pictures(10)[5:]]
+    with load() as engine:
+        answers = list(engine.predict_many(mixed))
+        assert all(isinstance(answer, Failure) and answer.message for answer in answers[5:9])
+        shuffles.check(answers[:5] + answers[9:], 10)
+
+
 def test_large_pictures_wait_small(monkeypatch):
     """What would fill the host's memory is preprocessed by the CPU, to the same bits."""
     monkeypatch.setattr("fmengine.engine.MAX_HELD", 1000)
