@@ -32,7 +32,8 @@ def remember_onnxruntime(folder: Path) -> str:
 @pytest.fixture(scope="session", autouse=True)
 def backend_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """`auto` is ONNX Runtime in every test and its processes, whatever measures faster on this machine."""
-    os.environ["FMENGINE_CACHE"] = remember_onnxruntime(tmp_path_factory.mktemp("cache") / "fmengine")
+    folder = Path(os.environ["FMENGINE_CACHE"]) if "GPU_DOUBLE_KERNELS" in os.environ else None
+    os.environ["FMENGINE_CACHE"] = remember_onnxruntime(folder or tmp_path_factory.mktemp("cache") / "fmengine")
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ MUTANTS = {
         DOWNLOAD,
         "",
     ),
+    "a short copy of the inputs": ("gpu/slot.py", "self._images.host[:seen]", "self._images.host[: seen // 8]"),
     "a short copy of the answers": ("gpu/slot.py", "self._answers.host[:used]", "self._answers.host[: used - 4]"),
     "a short copy of the pixels": (
         "gpu/preprocessor.py",

@@ -223,11 +223,11 @@ class Slot:
         return self._executions[min(fitting, key=lambda index: profiles[index].most)]
 
     def _download(self, count: int) -> None:
+        if self._sizes is not None:
+            seen = int(np.prod(self._spec.input_shape(count)))
+            self._context.cuda.memcpy_dtoh_async(self._images.host[:seen], self._images.address, self.stream)
         used = self._probabilities_at + count * len(self._spec.labels) * FLOAT
         self._context.cuda.memcpy_dtoh_async(self._answers.host[:used], self._answers.address, self.stream)
-        if self._sizes is not None:
-            used = int(np.prod(self._spec.input_shape(count)))
-            self._context.cuda.memcpy_dtoh_async(self._images.host[:used], self._images.address, self.stream)
         self._finished.record(self.stream)
         self._batch = count
 
