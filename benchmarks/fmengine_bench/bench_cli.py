@@ -11,6 +11,7 @@ from fmengine.backends import BACKENDS
 from fmengine.cores import usable_cores
 from fmengine.engine import Engine
 from fmengine.errors import DataError
+from fmengine.files import check_target, write_file
 from fmengine.sources import walk
 
 from .peers import PEERS
@@ -38,8 +39,11 @@ CHECK_FAILED = 1
 @click.option("--least", type=click.IntRange(10), default=1000, show_default=True, help="Calls of each latency.")
 @click.option("--rounds", type=click.IntRange(2), default=5, show_default=True, help="Of turns.")
 @click.option("--deadline", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Of the server, ms.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the report as JSON, for `bench compare`.")
-@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write the report as a .json file, for `bench compare`."
+)
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write an .html page with plots.")
+@click.option("--overwrite", is_flag=True, help="Replace a report or page that exists.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON on stdout.")
 def bench(
     context: click.Context,
@@ -57,6 +61,7 @@ def bench(
     deadline: float,
     output: Path | None,
     page: Path | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Measure this machine: parity first, then latency by stage, scenarios, and the distance to its limit.
@@ -67,9 +72,13 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
+    for path, suffix in ((output, ".json"), (page, ".html")):
+        if path is not None:
+            check_target(path, [suffix], overwrite=overwrite)
+    # Here and not above: `fmengine bench --help` does without. What the end needs is imported before the work.
     from .bench import Effort, drawn_pictures, run
+    from .bench_page import page_of
     from .bench_text import as_text
-    from .page import write
 
     effort = Effort(seconds, least, rounds, deadline, threads or usable_cores())
     peers = [name.strip() for name in against.split(",") if name.strip()]
@@ -86,13 +95,11 @@ def bench(
             paths, targets = _pictures(pictures, engine.spec.labels, limit)
         report = run(engine, paths, effort, peers, targets, lambda text: click.echo(f"… {text}", err=True))
     document = json.dumps(report.as_document(), indent=2)
-    if output is not None:
-        write(output, document + "\n")
-    if page is not None:
-        from .bench_page import page_of
-
-        write(page, page_of(report))
     click.echo(document if as_json else as_text(report))
+    if output is not None:
+        write_file(output, document + "\n")
+    if page is not None:
+        write_file(page, page_of(report))
     if not report.verdict.passed:
         sys.exit(CHECK_FAILED)
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from fmengine.engine import Engine
-from fmengine.errors import UnavailableError
+from fmengine.errors import OutputError, UnavailableError
 from fmengine.model_file import load_model_file, resolve
 from fmengine_bench import bench as module
 from fmengine_bench import compare as comparing
@@ -40,6 +40,32 @@ def engine():
 def short_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fmengine_bench.limits.SIDE", 64)
     monkeypatch.setattr("fmengine_bench.limits.COPIED", 1 << 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--html", "nodir/x.html"], "there is no folder"),
+        (["--output", "nodir/x.json"], "there is no folder"),
+        (["--html", "x.json"], "the name must end in .html"),
+        (["--output", "x.txt"], "the name must end in .json"),
+        (["--output", "taken.json"], "replace it with --overwrite"),
+        (["--html", "taken.html"], "replace it with --overwrite"),
+        (["--output", "folder.json", "--overwrite"], "is not a regular file"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("taken.json", "taken.html"):
+        Path(name).write_text("kept")
+    Path("folder.json").mkdir()
+    result = CliRunner().invoke(bench, ["--model", "not-there", *options])  # would be an error of its own
+    assert isinstance(result.exception, OutputError)
+    assert result.exception.exit_code == 2
+    assert message in str(result.exception)
+    assert Path("taken.json").read_text() == Path("taken.html").read_text() == "kept"
 
 
 def slowed(engine: Engine, stage: str, seconds: float) -> None:
