@@ -21,10 +21,11 @@ from fmengine.errors import DataError
 from fmengine.gpu.backend import GpuBackend
 from fmengine.model_file import load_model_file
 
-from .contenders import Contender, against, device_of, require
+from .contenders import Contender, against, device_of
 from .energy import joules_of
 from .limits import Peak, Roofline, Work, holds_back, measure_gpu_peak, measure_peak, roofline, work_of
 from .on_gpu import Way, network_time, ways
+from .peers import require
 from .scenarios import Server, offline, server, single_stream
 from .stages import Overlapped, Serial, overlapped, serial
 from .timing import Call, Figure, Summary, time_in_turn
@@ -104,7 +105,8 @@ def run(
 
     Raises:
         DataError: if no picture can be read.
-        UnavailableError: for a peer that is unknown or not installed.
+        FmengineError: for a peer that is unknown.
+        UnavailableError: for one that is not installed, or needs a GPU that the engine is not on.
     """
     require(peers, device_of(engine))
     say("the verdict")

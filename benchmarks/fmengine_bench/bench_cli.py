@@ -14,7 +14,7 @@ from fmengine.errors import DataError
 from fmengine.files import check_target, write_file
 from fmengine.sources import walk
 
-from .peers import PEERS
+from .peers import PEERS, names_in, require
 
 CHECK_FAILED = 1
 
@@ -72,6 +72,8 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
+    peers = names_in(against)
+    require(peers)
     for path, suffix in ((output, ".json"), (page, ".html")):
         if path is not None:
             check_target(path, [suffix], overwrite=overwrite)
@@ -81,7 +83,6 @@ def bench(
     from .bench_text import as_text
 
     effort = Effort(seconds, least, rounds, deadline, threads or usable_cores())
-    peers = [name.strip() for name in against.split(",") if name.strip()]
     with (
         tempfile.TemporaryDirectory() as folder,
         Engine.load(

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmengine.engine import Engine
-from fmengine.errors import UnavailableError
+from fmengine.errors import FmengineError, UnavailableError
+from fmengine.files import write_file
 from fmengine.gpu.backend import GpuBackend
 
-from .peers import PEERS, Worker, device_for, folder_of, installed
+from .peers import PEERS, Worker, device_for, folder_of, require
 from .timing import REST, Figure, figure
 
 OURS = "fmengine"
@@ -56,7 +57,8 @@ def against(
     """Measure peers beside the engine. Also gives those that failed, and why: the others' figures stand.
 
     Raises:
-        UnavailableError: for a peer that is unknown or not installed.
+        FmengineError: for a peer that is unknown.
+        UnavailableError: for one that is not installed, or needs a GPU that the engine is not on.
     """
     require(names, device_of(engine))
 
@@ -76,7 +78,7 @@ def against(
             try:
                 told[name] = worker.open(threads, network_for(name), device_for(PEERS[name], device))
                 asks[name] = _asker(worker)
-            except UnavailableError as error:
+            except FmengineError as error:
                 failed[name] = str(error)
         return _in_turn(asks, told, paths, rounds, targets, say, failed), failed
 
@@ -84,20 +86,6 @@ def against(
 def device_of(engine: Engine) -> str:
     """Where it computes, and where those peers do that can: `cpu`, or `cuda:N`."""
     return f"cuda:{engine.backend.context.index}" if isinstance(engine.backend, GpuBackend) else "cpu"
-
-
-def require(names: Sequence[str], device: str) -> None:
-    """Notice before the first measurement a peer that cannot take part.
-
-    Raises:
-        UnavailableError: for one that is unknown, not installed, or needs a GPU that ours is not on.
-    """
-    for name in names:
-        if name not in PEERS:
-            raise UnavailableError(f"unknown peer {name!r}; available are {', '.join(PEERS)}")
-        device_for(PEERS[name], device)
-        if not installed(PEERS[name]):
-            raise UnavailableError(f"{name} is not installed; run: fmengine bench install {name}")
 
 
 def network_for(name: str) -> Path | None:
@@ -108,10 +96,7 @@ def network_for(name: str) -> Path | None:
     if not path.exists():
         from .frontier import as_file, untrained_alexnet
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(as_file(untrained_alexnet()).data)
-        partial.replace(path)
+        write_file(path, as_file(untrained_alexnet()).data)
     return path
 
 

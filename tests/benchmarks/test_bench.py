@@ -1,6 +1,7 @@
 """`fmengine bench`: a verdict above the figures, and a stage that is slow shows in its row."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from fmengine.engine import Engine
-from fmengine.errors import OutputError, UnavailableError
+from fmengine.errors import DataError, FmengineError, OutputError, UnavailableError
 from fmengine.model_file import load_model_file, resolve
 from fmengine_bench import bench as module
 from fmengine_bench import compare as comparing
 from fmengine_bench import contenders, energy, limits, scenarios, stages
 from fmengine_bench.bench_cli import bench
+from fmengine_bench.jobs import jobs
 from fmengine_bench.limits import Peak, roofline, work_of
 from fmengine_bench.timing import figure, summary
 
@@ -66,6 +68,22 @@ def test_outputs_are_checked_before_the_work(
     assert result.exception.exit_code == 2
     assert message in str(result.exception)
     assert Path("taken.json").read_text() == Path("taken.html").read_text() == "kept"
+
+
+@pytest.mark.parametrize("command", ["bench", "jobs"])
+def test_peers_are_looked_up_before_the_work(command: str, paths: list[str]) -> None:
+    def ask(peers: str) -> FmengineError:
+        before = [jobs, [str(Path(paths[0]).parent)]] if command == "jobs" else [bench, ["--model", "not-there"]]
+        result = CliRunner().invoke(before[0], [*before[1], "--against", peers])
+        assert isinstance(result.exception, FmengineError)
+        return result.exception
+
+    unknown = ask("fer, caffe")
+    assert unknown.exit_code == 2
+    assert str(unknown).startswith("unknown peer 'caffe'; available are torch, torch-compile, ")
+    missing = ask("fer")
+    assert missing.exit_code == 4
+    assert str(missing) == "fer is not installed; run: fmengine bench install fer"
 
 
 def slowed(engine: Engine, stage: str, seconds: float) -> None:
@@ -339,12 +357,17 @@ def test_energy_is_not_told_where_there_is_no_counter(monkeypatch: pytest.Monkey
 
 
 def test_whole_jobs_are_timed_from_the_outside(paths: list[str]) -> None:
-    from fmengine_bench.jobs import jobs
-
     folder = str(Path(paths[0]).parent)
     result = CliRunner().invoke(jobs, [folder, "--rounds", "2"])
     assert result.exit_code == 0, result.exception
-    assert result.stdout.startswith("48 pictures, process start to file")
+    assert re.match(r"\d+ pictures, process start to file", result.stdout)
     assert "fmengine" in result.stdout
-    missing = CliRunner().invoke(jobs, [folder, "--against", "caffe"])
-    assert "caffe is not installed" in str(missing.exception)
+
+
+def test_jobs_says_what_it_cannot_do(paths: list[str], tmp_path: Path) -> None:
+    device = CliRunner().invoke(jobs, [str(Path(paths[0]).parent), "--device", "gpu"])
+    assert device.exit_code == 2
+    assert "'gpu'; expected cpu, or cuda:N" in device.stderr
+    empty = CliRunner().invoke(jobs, [str(tmp_path)])
+    assert isinstance(empty.exception, DataError)
+    assert f"no files in {tmp_path}; expected pictures" in str(empty.exception)
