@@ -1,6 +1,7 @@
 """`fmengine bench`, `fmengine bench compare` and `fmengine bench install`."""
 
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import click
 
 from fmengine.backends import BACKENDS
+from fmengine.cli.streams import say
 from fmengine.cores import usable_cores
 from fmengine.engine import Engine
 from fmengine.errors import DataError
@@ -77,6 +79,7 @@ def bench(
     for path, suffix in ((output, ".json"), (page, ".html")):
         if path is not None:
             check_target(path, [suffix], overwrite=overwrite)
+    files = [] if pictures is None else _pictures(pictures, limit)
     # Here and not above: `fmengine bench --help` does without. What the end needs is imported before the work.
     from .bench import Effort, drawn_pictures, run
     from .bench_page import page_of
@@ -89,12 +92,9 @@ def bench(
             model, backend, device=device, threads=threads, max_batch=max_batch, queue_size=4096
         ) as engine,
     ):
-        targets: dict[str, str] = {}
-        if pictures is None:
-            paths = drawn_pictures(Path(folder))
-        else:
-            paths, targets = _pictures(pictures, engine.spec.labels, limit)
-        report = run(engine, paths, effort, peers, targets, lambda text: click.echo(f"… {text}", err=True))
+        targets = {} if pictures is None else _targets(files, pictures, engine.spec.labels)
+        paths = files or drawn_pictures(Path(folder))
+        report = run(engine, paths, effort, peers, targets, lambda text: say(f"… {text}"))
     document = json.dumps(report.as_document(), indent=2)
     click.echo(document if as_json else as_text(report))
     if output is not None:
@@ -105,14 +105,18 @@ def bench(
         sys.exit(CHECK_FAILED)
 
 
-def _pictures(root: Path, labels: tuple[str, ...], limit: int) -> tuple[list[str], dict[str, str]]:
-    """Pictures spread over a folder, and their labels where folders bear their names."""
+def _pictures(root: Path, limit: int) -> list[str]:
+    """Pictures spread over a folder."""
     files = list(walk(str(root)))
     if not files:
         raise DataError(f"no files in {root}; expected pictures")
-    files = files[:: -(-len(files) // limit)]
-    targets = {path: Path(path).relative_to(root).parts[0] for path in files}
-    return files, {path: label for path, label in targets.items() if label in labels}
+    return files[:: -(-len(files) // limit)]
+
+
+def _targets(files: list[str], root: Path, labels: tuple[str, ...]) -> dict[str, str]:
+    """The label of each picture in a folder that bears a label's name."""
+    folders = {path: Path(path).relative_to(root).parts[0] for path in files}
+    return {path: folder for path, folder in folders.items() if folder in labels}
 
 
 @bench.command()
@@ -125,11 +129,11 @@ def compare(before: Path, after: Path) -> None:
 
     old, new = load(before), load(after)
     for difference in differences(old, new):
-        click.echo(f"note: not the same machine or settings: {difference}", err=True)
+        say(f"note: not the same machine or settings: {difference}", level=logging.WARNING)
     changes = compare_reports(old, new)
     click.echo(as_text(changes))
     worse = [change for change in changes if change.worse]
-    click.echo(f"{len(worse)} of {len(changes)} figures are worse beyond noise", err=True)
+    say(f"{len(worse)} of {len(changes)} figures are worse beyond noise")
     if worse:
         sys.exit(CHECK_FAILED)
 
@@ -142,4 +146,4 @@ def install(names: tuple[str, ...]) -> None:
 
     for peer in {PEERS[name].environment: PEERS[name] for name in names}.values():  # some share one
         install(peer)
-        click.echo(f"{peer.name}: {folder_of(peer)}", err=True)
+        say(f"{peer.name}: {folder_of(peer)}")

@@ -14,11 +14,9 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import matplotlib as mpl
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -35,7 +33,7 @@ from fmengine_train.data import PARTS
 from fmengine_train.model import ARCHITECTURES, AlexNet
 
 from .evaluate import evaluate
-from .timing import Call, time_in_turn
+from .timing import Call, random_pixels, time_in_turn
 
 BATCHES = (1, 32)
 
@@ -89,7 +87,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     spec, data = file.spec, file.data
 
     def pytorch(batch: int) -> Call:
-        images = torch.from_numpy(_pictures(spec, batch))
+        images = torch.from_numpy(random_pixels(*spec.input_shape(batch)))
 
         def call() -> None:
             with torch.inference_mode():
@@ -110,7 +108,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     )
 
     def compiled(batch: int) -> Call:
-        images = _pictures(spec, batch)
+        images = random_pixels(*spec.input_shape(batch))
         return lambda: network({"images": images})
 
     return libraries | {"openvino": compiled}
@@ -118,14 +116,10 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
 
 def _runner(backend: OnnxRuntimeBackend, spec: ModelSpec) -> Callable[[int], Call]:
     def of(batch: int) -> Call:
-        images = _pictures(spec, batch)
+        images = random_pixels(*spec.input_shape(batch))
         return lambda: backend.run(images)
 
     return of
-
-
-def _pictures(spec: ModelSpec, batch: int) -> Any:
-    return np.random.default_rng(batch).integers(0, 256, spec.input_shape(batch), dtype=np.uint8)
 
 
 def measure(models: list[Path], data: list[tuple[Path, float]], part: str, threads: int) -> list[Point]:
