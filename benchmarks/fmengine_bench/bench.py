@@ -26,6 +26,7 @@ from fmengine.prediction import Failure
 from .contenders import Contender, against, device_of
 from .energy import joules_of
 from .limits import Peak, Roofline, Work, holds_back, measure_gpu_peak, measure_peak, roofline, work_of
+from .metrics import Accuracy, accuracy_of
 from .on_gpu import Way, network_time, ways
 from .peers import require
 from .scenarios import NETWORK, Server, offline, server, single_stream
@@ -36,6 +37,7 @@ from .verdict import Verdict, judge
 SCHEMA = "fmengine.bench/3"
 JUDGED = 256  # pictures that the verdict is on
 BATCHES = (1, 32)  # of the roofline
+BUSY = 0.5  # cores: a higher load before is worth a warning
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -64,6 +66,8 @@ class Report:
 
     about: dict[str, str]
     verdict: Verdict
+    warnings: list[str] = field(default_factory=list)
+    accuracy: Accuracy | None = None  # where labels are known
     serial: Serial | None = None
     overlapped: Overlapped | None = None
     single_stream: dict[str, Summary] = field(default_factory=dict)
@@ -92,6 +96,7 @@ def run(
     peers: Sequence[str] = (),
     targets: dict[str, str] | None = None,
     say: Callable[[str], None] = lambda _: None,
+    load: float | None = None,
 ) -> Report:
     """Measure an engine on pictures.
 
@@ -102,22 +107,26 @@ def run(
         peers: names of `peers.PEERS` to measure beside it.
         targets: the right label by path, where it is known, so that accuracy stands beside speed.
         say: told what is being measured.
+        load: of the machine before the engine was loaded, as `os.getloadavg` gives it; by default as it is now.
 
     Raises:
         DataError: if no picture can be read.
         FmengineError: for a peer that is unknown.
         UnavailableError: for one that is not installed, or needs a GPU that the engine is not on.
     """
+    load = os.getloadavg()[0] if load is None else load
     require(peers, device_of(engine))
     say("the verdict")
     answers = _readable(engine, paths, say)
-    about = describe(engine, len(answers))
+    about = describe(engine, len(answers), load)
+    warnings = warnings_of(load)
     # Folders are in order of label and source; what is measured on some pictures is to stand for all.
     good = random.Random(0).sample(list(answers), len(answers))
     verdict = judge(engine, good[:JUDGED])
     if not verdict.passed:
-        return Report(about, verdict)
+        return Report(about, verdict, warnings)
     targets = targets or {}
+    known = [path for path in good if path in targets]
     say("stages")
     one_by_one = serial(engine, good, effort.seconds, min(effort.least, 200), effort.rounds)
     together = overlapped(engine, list(answers), effort.rounds)
@@ -139,6 +148,8 @@ def run(
     return Report(
         about,
         verdict,
+        warnings,
+        accuracy_of([answers[path] for path in known], [targets[path] for path in known]),
         one_by_one,
         together,
         streams,
@@ -167,6 +178,15 @@ def _readable(engine: Engine, paths: Sequence[str], say: Callable[[str], None]) 
     if failures:
         say(f"{len(failures)} of {len(paths)} files cannot be read and take no part; the first is {failures[0]}")
     return {path: made.label for path, made in outcomes.items() if not isinstance(made, Failure)}
+
+
+def warnings_of(load: float) -> list[str]:
+    """What a machine's load before the measurement, in cores, says against its figures."""
+    if load <= BUSY:
+        return []
+    return [
+        f"the machine's load was {load:.2f} before, over {BUSY:g}: other work slows and scatters these figures"
+    ]
 
 
 def _limit(engine: Engine, effort: Effort, alone: Summary) -> tuple[Work, Peak | None, list[Roofline]]:
@@ -229,7 +249,7 @@ def pci_address_of(engine: Engine) -> str | None:
     return address
 
 
-def describe(engine: Engine, pictures: int) -> dict[str, str]:
+def describe(engine: Engine, pictures: int, load: float) -> dict[str, str]:
     """The machine, the libraries, the model and the date: what a figure is worth nothing without."""
     spec = engine.spec
     facts = {key: value for key, value in environment().items() if value != "not installed"}
@@ -240,7 +260,7 @@ def describe(engine: Engine, pictures: int) -> dict[str, str]:
         "pictures": str(pictures),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "governor": GOVERNOR.read_text(encoding="ascii").strip() if GOVERNOR.exists() else "not told",
-        "load before": f"{os.getloadavg()[0]:.2f}",
+        "load before": f"{load:.2f}",
     }
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -74,6 +75,7 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
+    load = os.getloadavg()[0]  # before anything of ours adds to it
     peers = names_in(against)
     require(peers)
     for path, suffix in ((output, ".json"), (page, ".html")):
@@ -81,10 +83,12 @@ def bench(
             check_target(path, [suffix], overwrite=overwrite)
     files = [] if pictures is None else _pictures(pictures, limit)
     # Here and not above: `fmengine bench --help` does without. What the end needs is imported before the work.
-    from .bench import Effort, drawn_pictures, run
+    from .bench import Effort, drawn_pictures, run, warnings_of
     from .bench_page import page_of
     from .bench_text import as_text
 
+    for warning in warnings_of(load):
+        say(f"warning: {warning}", level=logging.WARNING)
     effort = Effort(seconds, least, rounds, deadline, threads or usable_cores())
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -94,7 +98,7 @@ def bench(
     ):
         targets = {} if pictures is None else _targets(files, pictures, engine.spec.labels)
         paths = files or drawn_pictures(Path(folder))
-        report = run(engine, paths, effort, peers, targets, lambda text: say(f"… {text}"))
+        report = run(engine, paths, effort, peers, targets, lambda text: say(f"… {text}"), load)
     document = json.dumps(report.as_document(), indent=2)
     click.echo(document if as_json else as_text(report))
     if output is not None:
@@ -130,6 +134,9 @@ def compare(before: Path, after: Path) -> None:
     old, new = load(before), load(after)
     for difference in differences(old, new):
         say(f"note: not the same machine or settings: {difference}", level=logging.WARNING)
+    for name, report in (("before", old), ("after", new)):
+        for warning in report["warnings"]:
+            say(f"note: {name}: {warning}", level=logging.WARNING)
     changes = compare_reports(old, new)
     click.echo(as_text(changes))
     worse = [change for change in changes if change.worse]

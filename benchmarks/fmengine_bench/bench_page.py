@@ -29,7 +29,7 @@ def page_of(report: Report) -> str:
 
 
 def _plots(report: Report) -> Figure:
-    scored = any(c.accuracy is not None for c in report.contenders)
+    scored = any(c.accuracy for c in report.contenders)
     count = 3 + scored
     figure = Figure(figsize=(5 * min(count, 2), 4 * -(-count // 2)), layout="constrained")
     axes = list(figure.subplots(-(-count // 2), 2).flat)
@@ -79,9 +79,10 @@ def _accuracies(axes: Axes, report: Report) -> None:
     for c in report.contenders:
         if c.accuracy is None:
             continue
-        cost, right = 1e3 / c.rate.median, 100 * c.accuracy
+        cost, right = 1e3 / c.rate.median, 100 * c.accuracy.share
         across = _errors([(cost, 1e3 / c.rate.high, 1e3 / c.rate.low)])
-        axes.errorbar(cost, right, xerr=across, marker="o", capsize=3)
+        up = _errors([(right, 100 * c.accuracy.low, 100 * c.accuracy.high)])
+        axes.errorbar(cost, right, up, across, marker="o", capsize=3)
         axes.annotate(c.name, (cost, right), (5, 5), textcoords="offset points")
     axes.set(xlabel="milliseconds a picture", ylabel="accuracy, %", title="accuracy against cost", xscale="log")
     axes.margins(0.2)

@@ -2,6 +2,7 @@
 
 from .bench import Report
 from .contenders import Contender
+from .metrics import Accuracy
 from .on_gpu import Way
 from .scenarios import LOWEST
 from .stages import Overlapped
@@ -10,11 +11,13 @@ from .timing import Figure, Summary
 
 def as_text(report: Report) -> str:
     """The verdict, and below it every figure; in brackets its 95 % interval."""
-    lines = [report.verdict.as_text()]
+    lines = [report.verdict.as_text(), *(f"warning: {warning}" for warning in report.warnings)]
     if not report.verdict.passed:
         return "\n".join([*lines, "no figures: a backend whose answers differ gets none"])
     about = report.about
     lines += [f"{about['model']} on {about['backend backend']}, {about['cpu']}, {about['cores']} cores"]
+    if found := report.accuracy:
+        lines.append(f"accuracy: {_as_accuracy(found)} of {found.count} pictures with a label")
     assert report.serial
     assert report.overlapped
     assert report.server
@@ -40,6 +43,10 @@ def as_text(report: Report) -> str:
 
 def _as(figure: Figure, form: str, width: int = 0) -> str:
     return f"{format(figure.median, form):>{width}} [{figure.low:{form}}, {figure.high:{form}}]"
+
+
+def _as_accuracy(found: Accuracy) -> str:
+    return f"{found.share:.1%} [{found.low:.1%}, {found.high:.1%}]"
 
 
 def _latency_lines(title: str, rows: dict[str, Summary]) -> list[str]:
@@ -86,15 +93,15 @@ def _limit_lines(report: Report) -> list[str]:
 
 def _contender_lines(contenders: list[Contender]) -> list[str]:
     lines = [
-        f"{'the same pictures, in turn':<28}{'pictures/s':>12}{'95 % interval':>20}{'ours is':>10}{'right':>11}"
+        f"{'the same pictures, in turn':<28}{'pictures/s':>12}{'95 % interval':>20}{'ours is':>10}{'right':>24}"
     ]
     for c in contenders:
-        right = "not known" if c.accuracy is None else f"{c.accuracy:.1%}"
+        right = "not known" if c.accuracy is None else _as_accuracy(c.accuracy)
         interval = f"[{c.rate.low:,.0f}, {c.rate.high:,.0f}]"
         times = "" if c.times is None else f"{c.times.median:.1f} ×"
         unread = f"; {c.unread} pictures it cannot read" if c.unread else ""
         lines.append(
-            f"  {c.name:<26}{c.rate.median:>12,.0f}{interval:>20}{times:>10}{right:>11}  {c.what}{unread}"
+            f"  {c.name:<26}{c.rate.median:>12,.0f}{interval:>20}{times:>10}{right:>24}  {c.what}{unread}"
         )
     return lines
 

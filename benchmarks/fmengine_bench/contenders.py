@@ -11,6 +11,7 @@ from fmengine.errors import FmengineError, UnavailableError
 from fmengine.files import write_file
 from fmengine.gpu.backend import GpuBackend
 
+from .metrics import Accuracy, accuracy_of
 from .peers import PEERS, Worker, device_for, folder_of, require
 from .timing import REST, Figure, figure
 
@@ -30,8 +31,8 @@ class Contender:
         what: it is and how it was run.
         rate: pictures a second from files, warm, over the rounds.
         times: that ours is as fast, the ratio within each round; None for ours.
-        accuracy: share of labels that are right, where a picture without one is not; None where the right ones are
-            not known or its weights are untrained.
+        accuracy: where a picture without a label is not right; None where the right ones are not known or its
+            weights are untrained.
         unread: pictures that it could not read, of those that ours could.
         versions: of its libraries.
     """
@@ -40,7 +41,7 @@ class Contender:
     what: str
     rate: Figure
     times: Figure | None
-    accuracy: float | None
+    accuracy: Accuracy | None
     unread: int
     versions: dict[str, str]
 
@@ -139,17 +140,15 @@ def _in_turn(
     contenders = []
     for name in asks:
         ratios = [ours / theirs for ours, theirs in zip(rates[OURS], rates[name], strict=True)]
-        known = [
-            (label, targets[path]) for path, label in zip(paths, labels[name], strict=True) if path in targets
-        ]
-        scored = known and told[name].get("trained")
+        known = {path: label for path, label in zip(paths, labels[name], strict=True) if path in targets}
+        trained = told[name].get("trained")
         contenders.append(
             Contender(
                 name,
                 str(told[name].get("what", "")),
                 figure(rates[name]),
                 None if name == OURS else figure(ratios),
-                sum(label == target for label, target in known) / len(known) if scored else None,
+                accuracy_of(list(known.values()), [targets[path] for path in known]) if trained else None,
                 sum(label is None for label in labels[name]),
                 dict(told[name].get("versions", {})),  # type: ignore[call-overload]
             )

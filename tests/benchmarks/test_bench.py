@@ -2,12 +2,13 @@
 
 import copy
 import json
+import os
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from fmengine_bench import bench as module
 from fmengine_bench import contenders, energy, limits, scenarios, stages
 from fmengine_bench.bench import Report
 from fmengine_bench.bench_cli import bench
+from fmengine_bench.bench_page import page_of
 from fmengine_bench.jobs import jobs
 from fmengine_bench.limits import Best, Peak, roofline, work_of
+from fmengine_bench.metrics import accuracy_of, wilson
 from fmengine_bench.timing import Figure, figure, latencies, summary, time_in_turn
 
 from .conftest import Clock
@@ -95,6 +98,7 @@ def measured(folder: Path, short: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OnnxRuntimeBackend, "run", noting)
         patch.setattr(module, "run", lambda *given: reports.append(run_bench(*given)) or reports[0])
+        patch.setattr(os, "getloadavg", lambda: (0.25, 0.0, 0.0))
         options = ["--pictures", str(folder), "--output", str(output), "--html", str(page)]
         result = CliRunner().invoke(bench, [*QUICK, *options])
     assert result.exit_code == 0, result.exception
@@ -171,14 +175,65 @@ def test_a_network_is_timed_on_no_zeros(measured: Measured) -> None:
     assert len(np.unique(product)) > 100
 
 
+def test_labels_that_are_known_give_an_accuracy(measured: Measured, folder: Path) -> None:
+    found = measured.report.accuracy
+    with Engine.load(backend="onnxruntime") as engine:
+        answers = {
+            path: answer.label
+            for path, answer in ((path, engine.predict(path)) for path in map(str, folder.rglob("*.jpg")))
+        }
+    right = sum(label == Path(path).parent.name for path, label in answers.items())
+    assert found is not None
+    assert (found.count, found.share) == (LABELLED, right / LABELLED)
+    assert (found.low, found.high) == wilson(right, LABELLED)
+    assert measured.document["accuracy"] == {
+        "share": found.share,
+        "low": found.low,
+        "high": found.high,
+        "count": LABELLED,
+    }
+    line = f"accuracy: {found.share:.1%} [{found.low:.1%}, {found.high:.1%}] of 42 pictures with a label"
+    assert line in measured.result.stdout
+    assert line in measured.page
+
+
+def test_without_labels_there_is_no_accuracy() -> None:
+    assert accuracy_of([], []) is None
+    found = accuracy_of(["happy", None, "sad"], ["happy", "happy", "sad"])
+    assert found is not None
+    assert (found.share, found.count) == (2 / 3, 3)
+
+
+def test_a_page_takes_accuracies_at_their_bounds(measured: Measured) -> None:
+    """Rounding puts the end of an interval on the wrong side of its value, where a plot takes no such thing."""
+    rate = Figure(1000.0, 900.0, 1100.0, 2)
+    all_right, none_right = accuracy_of(["sad"] * 4, ["sad"] * 4), accuracy_of(["happy"] * 3, ["sad"] * 3)
+    both = [
+        contenders.Contender(name, "a stand-in", rate, None, accuracy, 0, {})
+        for name, accuracy in (("right", all_right), ("wrong", none_right))
+    ]
+    page = page_of(replace(measured.report, contenders=both))
+    assert "100.0% [51.0%, 100.0%]" in page
+    assert page.count("<svg") == 1
+
+
 def test_wrong_answers_get_no_figures(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     original = Engine._preprocess
     monkeypatch.setattr(Engine, "_preprocess", lambda self, pixels: 255 - original(self, pixels))
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.25, 0.0, 0.0))
     result = CliRunner().invoke(bench, [*QUICK, "--pictures", str(Path(paths[0]).parent)])
     assert result.exit_code == 1
     assert "parity IS BROKEN" in result.stdout
     assert "no figures" in result.stdout
     assert "pictures/s" not in result.stdout
+    for told in (result.stdout, result.stderr):  # before anything is measured, and in the report
+        assert "warning: the machine's load was 1.25 before, over 0.5" in told
+
+
+def test_a_machine_at_rest_is_not_warned_of(measured: Measured) -> None:
+    assert measured.report.warnings == measured.document["warnings"] == []
+    assert measured.document["about"]["load before"] == "0.25"
+    assert "warning" not in measured.result.output
 
 
 # What is wrong before the work begins
@@ -577,8 +632,11 @@ def test_compare_looks_at_all_that_a_gpu_adds(before: dict[str, Any], tmp_path: 
 def test_compare_notes_what_speaks_against_it(before: dict[str, Any], tmp_path: Path) -> None:
     after = copy.deepcopy(before)
     after["about"]["cpu"] = "another"
+    after["warnings"] = module.warnings_of(1.25)
     told = compared(before, after, tmp_path).result.stderr
     assert "note: not the same machine or settings: cpu: " in told
+    assert "note: after: the machine's load was 1.25 before, over 0.5" in told
+    assert "note: before" not in told
 
 
 def test_compare_says_what_it_cannot_read(tmp_path: Path) -> None:
@@ -623,7 +681,9 @@ def test_peers_take_turns_and_are_scored(paths: list[str]) -> None:
     assert len(turns) == 2
     assert found["slow"].times is not None
     assert found["slow"].times.median == pytest.approx(4)
-    assert (found[contenders.OURS].accuracy, found["slow"].accuracy) == (0.75, 0.25)
+    assert found[contenders.OURS].accuracy == accuracy_of(["happy"] * 48, [targets[path] for path in paths])
+    assert found["slow"].accuracy is not None
+    assert (found["slow"].accuracy.share, found["slow"].accuracy.count) == (0.25, 48)
     assert found["untrained"].accuracy is None
     assert [c.unread for c in found.values()] == [0, 0, 1]
 
