@@ -29,7 +29,7 @@ from fmengine.model_file import load_model_file, resolve
 from fmengine.preprocess import Pixels, preprocess, preprocess_batch
 from fmengine.sources import walk
 
-from .timing import Call, time_in_turn
+from .timing import Call, random_pixels, time_in_turn
 
 PICTURES = 256  # spread over the folder
 BATCH = 64
@@ -89,7 +89,7 @@ def resizers() -> dict[str, One]:
 def networks() -> dict[str, Call]:
     """A batch through the shipped network on one thread."""
     file = load_model_file(resolve(None, ("int8",)))
-    images = np.zeros(file.spec.input_shape(BATCH), np.uint8)
+    images = random_pixels(*file.spec.input_shape(BATCH))
     backend = OnnxRuntimeBackend.open(file, Options(threads=1))
     calls: dict[str, Call] = {"ONNX Runtime, run": lambda: backend.run(images)}
     for name, arena in (("its IO binding", True), ("run, without its memory arena", False)):

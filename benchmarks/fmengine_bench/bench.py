@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import random
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -20,19 +21,23 @@ from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.gpu.backend import GpuBackend
 from fmengine.model_file import load_model_file
+from fmengine.prediction import Failure
 
-from .contenders import Contender, against, device_of, require
+from .contenders import Contender, against, device_of
 from .energy import joules_of
 from .limits import Peak, Roofline, Work, holds_back, measure_gpu_peak, measure_peak, roofline, work_of
+from .metrics import Accuracy, accuracy_of
 from .on_gpu import Way, network_time, ways
-from .scenarios import Server, offline, server, single_stream
+from .peers import require
+from .scenarios import NETWORK, Server, offline, server, single_stream
 from .stages import Overlapped, Serial, overlapped, serial
-from .timing import Call, Figure, Summary, time_in_turn
+from .timing import Figure, Summary, figure, latencies, random_pixels, summary
 from .verdict import Verdict, judge
 
-SCHEMA = "fmengine.bench/2"
+SCHEMA = "fmengine.bench/3"
 JUDGED = 256  # pictures that the verdict is on
 BATCHES = (1, 32)  # of the roofline
+BUSY = 0.5  # cores: a higher load before is worth a warning
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -41,9 +46,9 @@ class Effort:
     """How long to measure.
 
     Attributes:
-        seconds: of each measurement, at least.
-        least: calls of each latency, at least.
-        rounds: of A/B turns.
+        seconds: of each measurement, at least, in all its rounds.
+        least: calls of each latency, at least, in all its rounds.
+        rounds: that everything is measured in, and that its interval is over.
         deadline: of the server scenario, in milliseconds.
         threads: of the peers and of the machine's peak, as many as the engine has.
     """
@@ -61,6 +66,8 @@ class Report:
 
     about: dict[str, str]
     verdict: Verdict
+    warnings: list[str] = field(default_factory=list)
+    accuracy: Accuracy | None = None  # where labels are known
     serial: Serial | None = None
     overlapped: Overlapped | None = None
     single_stream: dict[str, Summary] = field(default_factory=dict)
@@ -70,7 +77,7 @@ class Report:
     peak: Peak | None = None
     rooflines: list[Roofline] = field(default_factory=list)
     holds_back: list[str] = field(default_factory=list)
-    pictures_a_joule: float | None = None
+    pictures_a_joule: Figure | None = None
     ways_on_gpu: list[Way] = field(default_factory=list)
     contenders: list[Contender] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # peers that failed, and why
@@ -78,8 +85,6 @@ class Report:
     def as_document(self) -> dict[str, Any]:
         """For JSON: schema `SCHEMA`, figures as the attributes' classes describe them, in their units."""
         document = asdict(self) | {"schema": SCHEMA, "passed": self.verdict.passed}
-        for line, roof in zip(document["rooflines"], self.rooflines, strict=True):
-            line |= {"bound": roof.bound, "share": roof.share}
         strict: dict[str, Any] = json.loads(json.dumps(document), parse_constant=lambda _: None)  # no Infinity
         return strict
 
@@ -91,6 +96,7 @@ def run(
     peers: Sequence[str] = (),
     targets: dict[str, str] | None = None,
     say: Callable[[str], None] = lambda _: None,
+    load: float | None = None,
 ) -> Report:
     """Measure an engine on pictures.
 
@@ -101,32 +107,38 @@ def run(
         peers: names of `peers.PEERS` to measure beside it.
         targets: the right label by path, where it is known, so that accuracy stands beside speed.
         say: told what is being measured.
+        load: of the machine before the engine was loaded, as `os.getloadavg` gives it; by default as it is now.
 
     Raises:
         DataError: if no picture can be read.
-        UnavailableError: for a peer that is unknown or not installed.
+        FmengineError: for a peer that is unknown.
+        UnavailableError: for one that is not installed, or needs a GPU that the engine is not on.
     """
+    load = os.getloadavg()[0] if load is None else load
     require(peers, device_of(engine))
     say("the verdict")
-    good = [path for path, made in zip(paths, engine.predict_many(paths), strict=True) if hasattr(made, "label")]
-    if not good:
-        raise DataError(f"none of the {len(paths)} files is a picture")
-    about = describe(engine, len(good))
+    answers = _readable(engine, paths, say)
+    about = describe(engine, len(answers), load)
+    warnings = warnings_of(load)
+    # Folders are in order of label and source; what is measured on some pictures is to stand for all.
+    good = random.Random(0).sample(list(answers), len(answers))
     verdict = judge(engine, good[:JUDGED])
     if not verdict.passed:
-        return Report(about, verdict)
+        return Report(about, verdict, warnings)
+    targets = targets or {}
+    known = [path for path in good if path in targets]
     say("stages")
-    one_by_one = serial(engine, good, effort.seconds, min(effort.least, 200))
-    together = overlapped(engine, good)
+    one_by_one = serial(engine, good, effort.seconds, min(effort.least, 200), effort.rounds)
+    together = overlapped(engine, list(answers), effort.rounds)
     say("single stream")
-    streams = single_stream(engine, good, effort.seconds, effort.least)
+    streams = single_stream(engine, good, effort.seconds, effort.least, effort.rounds)
     say("offline")
-    throughput = offline(engine, good, effort.seconds, effort.rounds)
+    throughput = offline(engine, list(answers), effort.seconds, effort.rounds)
     say("server")
-    served = server(engine, good, effort.deadline, effort.seconds / 3)
+    served = server(engine, good, effort.deadline, effort.seconds / 5, effort.rounds)
     say("the limit")
-    work, peak, rooflines = _limit(engine, effort.threads)
-    alone = streams["the network alone"]
+    alone = streams[NETWORK]
+    work, peak, rooflines = _limit(engine, effort, alone)
     means = {name: stage.mean for name, stage in one_by_one.stages.items()}
     device = {name: part.mean for name, part in one_by_one.device.items()}
     ways_on_gpu: list[Way] = []
@@ -136,6 +148,8 @@ def run(
     return Report(
         about,
         verdict,
+        warnings,
+        accuracy_of([answers[path] for path in known], [targets[path] for path in known]),
         one_by_one,
         together,
         streams,
@@ -145,44 +159,86 @@ def run(
         peak,
         rooflines,
         holds_back(means, device, (alone.p90 - alone.p50) / alone.p50),
-        _pictures_a_joule(engine, good, effort.seconds),
+        _pictures_a_joule(engine, list(answers), effort),
         ways_on_gpu,
-        *(against(engine, good, peers, effort.rounds, effort.threads, targets or {}, say) if peers else ()),
+        *(against(engine, list(answers), peers, effort.rounds, effort.threads, targets, say) if peers else ()),
     )
 
 
-def _limit(engine: Engine, threads: int) -> tuple[Work, Peak | None, list[Roofline]]:
-    """The model's work, the peak of the CPU or the GPU, and the roofline: of the network without transfers."""
+def _readable(engine: Engine, paths: Sequence[str], say: Callable[[str], None]) -> dict[str, str]:
+    """The label that each picture is given, by path, without those that cannot be read.
+
+    Raises:
+        DataError: if that leaves none.
+    """
+    outcomes = dict(zip(paths, engine.predict_many(paths), strict=True))
+    failures = [f"{path}: {made.message}" for path, made in outcomes.items() if isinstance(made, Failure)]
+    if len(failures) == len(outcomes):
+        raise DataError(f"none of the {len(paths)} files can be read as a picture; the first is {failures[0]}")
+    if failures:
+        say(f"{len(failures)} of {len(paths)} files cannot be read and take no part; the first is {failures[0]}")
+    return {path: made.label for path, made in outcomes.items() if not isinstance(made, Failure)}
+
+
+def warnings_of(load: float) -> list[str]:
+    """What a machine's load before the measurement, in cores, says against its figures."""
+    if load <= BUSY:
+        return []
+    return [
+        f"the machine's load was {load:.2f} before, over {BUSY:g}: other work slows and scatters these figures"
+    ]
+
+
+def _limit(engine: Engine, effort: Effort, alone: Summary) -> tuple[Work, Peak | None, list[Roofline]]:
+    """The model's work, the peak of the CPU or the GPU, and the roofline: of the network without transfers.
+
+    Args:
+        engine: that was measured.
+        effort: how long to measure.
+        alone: what the network takes for one picture. On a CPU that is what is wanted, and is not measured twice:
+            a second time, in other circumstances, would give another figure under the same name.
+    """
     work, backend = work_of(load_model_file(engine.model_path)), engine.backend
     batches = [batch for batch in BATCHES if batch <= engine.max_batch]
     if isinstance(backend, GpuBackend):
         peak = measure_gpu_peak(backend.context.index)
-        measured = {batch: network_time(backend, batch) for batch in batches} if peak else {}
+        if peak is None:
+            return work, None, []
+        rounds = [{batch: network_time(backend, batch) for batch in batches} for _ in range(effort.rounds)]
+        measured = {batch: figure([each[batch] for each in rounds]) for batch in batches}
     else:
-        peak = measure_peak(threads)
-        calls: dict[str, Call] = {
-            str(batch): partial(backend.run, np.zeros(engine.spec.input_shape(batch), dtype=np.uint8))
-            for batch in batches
+        peak = measure_peak(effort.threads)
+        measured = {1: alone.median} | {
+            batch: _time_network(engine, batch, effort) for batch in batches if batch > 1
         }
-        taken = time_in_turn(calls, rounds=5)
-        measured = {batch: float(np.median(taken[str(batch)])) for batch in batches}
-    if peak is None:
-        return work, None, []
     return work, peak, [roofline(work, peak, engine.spec.precision, *pair) for pair in measured.items()]
 
 
-def _pictures_a_joule(engine: Engine, paths: Sequence[str], seconds: float) -> float | None:
-    """Over some seconds: a GPU's counter moves every 10 to 100 ms."""
+def _time_network(engine: Engine, batch: int, effort: Effort) -> Figure:
+    """Milliseconds of a batch, measured as single stream measures one picture."""
+    images = random_pixels(*engine.spec.input_shape(batch))
+    call = partial(engine.backend.run, images)
+    taken = latencies({"network": call}, effort.rounds, effort.seconds / effort.rounds, least=3)
+    return summary(taken["network"]).median
+
+
+def _pictures_a_joule(engine: Engine, paths: Sequence[str], effort: Effort) -> Figure | None:
+    """Each round takes all the seconds: a GPU's counter moves every 10 to 100 ms."""
     answered = 0
 
     def work() -> None:
         nonlocal answered
-        end = time.perf_counter() + seconds
+        answered, end = 0, time.perf_counter() + effort.seconds
         while not answered or time.perf_counter() < end:
             answered += sum(1 for _ in engine.predict_many(paths))
 
-    joules = joules_of(work, pci_address_of(engine))
-    return answered / joules if joules else None
+    rates: list[float] = []
+    for _ in range(effort.rounds):
+        joules = joules_of(work, pci_address_of(engine))
+        if not joules:
+            return None
+        rates.append(answered / joules)
+    return figure(rates)
 
 
 def pci_address_of(engine: Engine) -> str | None:
@@ -193,7 +249,7 @@ def pci_address_of(engine: Engine) -> str | None:
     return address
 
 
-def describe(engine: Engine, pictures: int) -> dict[str, str]:
+def describe(engine: Engine, pictures: int, load: float) -> dict[str, str]:
     """The machine, the libraries, the model and the date: what a figure is worth nothing without."""
     spec = engine.spec
     facts = {key: value for key, value in environment().items() if value != "not installed"}
@@ -204,7 +260,7 @@ def describe(engine: Engine, pictures: int) -> dict[str, str]:
         "pictures": str(pictures),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "governor": GOVERNOR.read_text(encoding="ascii").strip() if GOVERNOR.exists() else "not told",
-        "load before": f"{os.getloadavg()[0]:.2f}",
+        "load before": f"{load:.2f}",
     }
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True

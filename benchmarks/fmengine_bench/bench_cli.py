@@ -1,6 +1,8 @@
 """`fmengine bench`, `fmengine bench compare` and `fmengine bench install`."""
 
 import json
+import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -8,12 +10,14 @@ from pathlib import Path
 import click
 
 from fmengine.backends import BACKENDS
+from fmengine.cli.streams import say
 from fmengine.cores import usable_cores
 from fmengine.engine import Engine
 from fmengine.errors import DataError
+from fmengine.files import check_target, write_file
 from fmengine.sources import walk
 
-from .peers import PEERS
+from .peers import PEERS, names_in, require
 
 CHECK_FAILED = 1
 
@@ -38,8 +42,11 @@ CHECK_FAILED = 1
 @click.option("--least", type=click.IntRange(10), default=1000, show_default=True, help="Calls of each latency.")
 @click.option("--rounds", type=click.IntRange(2), default=5, show_default=True, help="Of turns.")
 @click.option("--deadline", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Of the server, ms.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the report as JSON, for `bench compare`.")
-@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write the report as a .json file, for `bench compare`."
+)
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write an .html page with plots.")
+@click.option("--overwrite", is_flag=True, help="Replace a report or page that exists.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON on stdout.")
 def bench(
     context: click.Context,
@@ -57,6 +64,7 @@ def bench(
     deadline: float,
     output: Path | None,
     page: Path | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Measure this machine: parity first, then latency by stage, scenarios, and the distance to its limit.
@@ -67,44 +75,52 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from .bench import Effort, drawn_pictures, run
+    load = os.getloadavg()[0]  # before anything of ours adds to it
+    peers = names_in(against)
+    require(peers)
+    for path, suffix in ((output, ".json"), (page, ".html")):
+        if path is not None:
+            check_target(path, [suffix], overwrite=overwrite)
+    files = [] if pictures is None else _pictures(pictures, limit)
+    # Here and not above: `fmengine bench --help` does without. What the end needs is imported before the work.
+    from .bench import Effort, drawn_pictures, run, warnings_of
+    from .bench_page import page_of
     from .bench_text import as_text
-    from .page import write
 
+    for warning in warnings_of(load):
+        say(f"warning: {warning}", level=logging.WARNING)
     effort = Effort(seconds, least, rounds, deadline, threads or usable_cores())
-    peers = [name.strip() for name in against.split(",") if name.strip()]
     with (
         tempfile.TemporaryDirectory() as folder,
         Engine.load(
             model, backend, device=device, threads=threads, max_batch=max_batch, queue_size=4096
         ) as engine,
     ):
-        targets: dict[str, str] = {}
-        if pictures is None:
-            paths = drawn_pictures(Path(folder))
-        else:
-            paths, targets = _pictures(pictures, engine.spec.labels, limit)
-        report = run(engine, paths, effort, peers, targets, lambda text: click.echo(f"… {text}", err=True))
+        targets = {} if pictures is None else _targets(files, pictures, engine.spec.labels)
+        paths = files or drawn_pictures(Path(folder))
+        report = run(engine, paths, effort, peers, targets, lambda text: say(f"… {text}"), load)
     document = json.dumps(report.as_document(), indent=2)
-    if output is not None:
-        write(output, document + "\n")
-    if page is not None:
-        from .bench_page import page_of
-
-        write(page, page_of(report))
     click.echo(document if as_json else as_text(report))
+    if output is not None:
+        write_file(output, document + "\n")
+    if page is not None:
+        write_file(page, page_of(report))
     if not report.verdict.passed:
         sys.exit(CHECK_FAILED)
 
 
-def _pictures(root: Path, labels: tuple[str, ...], limit: int) -> tuple[list[str], dict[str, str]]:
-    """Pictures spread over a folder, and their labels where folders bear their names."""
+def _pictures(root: Path, limit: int) -> list[str]:
+    """Pictures spread over a folder."""
     files = list(walk(str(root)))
     if not files:
         raise DataError(f"no files in {root}; expected pictures")
-    files = files[:: -(-len(files) // limit)]
-    targets = {path: Path(path).relative_to(root).parts[0] for path in files}
-    return files, {path: label for path, label in targets.items() if label in labels}
+    return files[:: -(-len(files) // limit)]
+
+
+def _targets(files: list[str], root: Path, labels: tuple[str, ...]) -> dict[str, str]:
+    """The label of each picture in a folder that bears a label's name."""
+    folders = {path: Path(path).relative_to(root).parts[0] for path in files}
+    return {path: folder for path, folder in folders.items() if folder in labels}
 
 
 @bench.command()
@@ -117,11 +133,14 @@ def compare(before: Path, after: Path) -> None:
 
     old, new = load(before), load(after)
     for difference in differences(old, new):
-        click.echo(f"note: not the same machine or settings: {difference}", err=True)
+        say(f"note: not the same machine or settings: {difference}", level=logging.WARNING)
+    for name, report in (("before", old), ("after", new)):
+        for warning in report["warnings"]:
+            say(f"note: {name}: {warning}", level=logging.WARNING)
     changes = compare_reports(old, new)
     click.echo(as_text(changes))
     worse = [change for change in changes if change.worse]
-    click.echo(f"{len(worse)} of {len(changes)} figures are worse beyond noise", err=True)
+    say(f"{len(worse)} of {len(changes)} figures are worse beyond noise")
     if worse:
         sys.exit(CHECK_FAILED)
 
@@ -134,4 +153,4 @@ def install(names: tuple[str, ...]) -> None:
 
     for peer in {PEERS[name].environment: PEERS[name] for name in names}.values():  # some share one
         install(peer)
-        click.echo(f"{peer.name}: {folder_of(peer)}", err=True)
+        say(f"{peer.name}: {folder_of(peer)}")

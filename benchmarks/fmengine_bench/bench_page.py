@@ -29,23 +29,15 @@ def page_of(report: Report) -> str:
 
 
 def _plots(report: Report) -> Figure:
-    scored = [c for c in report.contenders if c.accuracy is not None]
-    count = 3 + bool(scored)
+    scored = any(c.accuracy for c in report.contenders)
+    count = 3 + scored
     figure = Figure(figsize=(5 * min(count, 2), 4 * -(-count // 2)), layout="constrained")
     axes = list(figure.subplots(-(-count // 2), 2).flat)
     _stages(axes[0], report)
     _offline(axes[1], report)
     _server(axes[2], report)
     if scored:
-        for c in scored:
-            axes[3].scatter(1e3 / c.rate.median, 100 * (c.accuracy or 0))
-            axes[3].annotate(
-                c.name, (1e3 / c.rate.median, 100 * (c.accuracy or 0)), (5, 5), textcoords="offset points"
-            )
-        axes[3].set(
-            xlabel="milliseconds a picture", ylabel="accuracy, %", title="accuracy against cost", xscale="log"
-        )
-        axes[3].margins(0.2)
+        _accuracies(axes[3], report)
     for unused in axes[count:]:
         unused.set_axis_off()
     return figure
@@ -64,7 +56,7 @@ def _stages(axes: Axes, report: Report) -> None:
 def _offline(axes: Axes, report: Report) -> None:
     batches = list(report.offline)
     rates = list(report.offline.values())
-    errors = [[r.median - r.low for r in rates], [r.high - r.median for r in rates]]
+    errors = _errors([(r.median, r.low, r.high) for r in rates])
     axes.errorbar(batches, [r.median for r in rates], errors, marker="o", capsize=3)
     axes.set(xlabel="batch", ylabel="pictures a second", title="offline, from files", xscale="log", ylim=(0, None))
     axes.set_xticks(batches, [str(batch) for batch in batches])
@@ -72,10 +64,31 @@ def _offline(axes: Axes, report: Report) -> None:
 
 def _server(axes: Axes, report: Report) -> None:
     assert report.server
-    finite = {rate: late for rate, late in sorted(report.server.tried.items()) if late != float("inf")}
-    axes.plot(list(finite), list(finite.values()), marker="o")
+    finite = [(rate, late) for rate, late in report.server.tried if late != float("inf")]
+    axes.plot([rate for rate, _ in finite], [late for _, late in finite], "o", markersize=4, label="tried")
     axes.axhline(report.server.deadline, color="gray", linewidth=1, label="deadline")
+    if found := report.server.rate.median:
+        axes.axvspan(report.server.rate.low, report.server.rate.high, alpha=0.2, label=f"{found:,.0f} pictures/s")
     axes.set(
         xlabel="pictures a second asked for", ylabel="p99, ms", title="server, Poisson arrivals", yscale="log"
     )
     axes.legend()
+
+
+def _accuracies(axes: Axes, report: Report) -> None:
+    for c in report.contenders:
+        if c.accuracy is None:
+            continue
+        cost, right = 1e3 / c.rate.median, 100 * c.accuracy.share
+        across = _errors([(cost, 1e3 / c.rate.high, 1e3 / c.rate.low)])
+        up = _errors([(right, 100 * c.accuracy.low, 100 * c.accuracy.high)])
+        axes.errorbar(cost, right, up, across, marker="o", capsize=3)
+        axes.annotate(c.name, (cost, right), (5, 5), textcoords="offset points")
+    axes.set(xlabel="milliseconds a picture", ylabel="accuracy, %", title="accuracy against cost", xscale="log")
+    axes.margins(0.2)
+
+
+def _errors(figures: list[tuple[float, float, float]]) -> list[list[float]]:
+    """How far below and above each value its interval reaches; matplotlib takes no rounding error below 0."""
+    below = [max(0.0, value - low) for value, low, _ in figures]
+    return [below, [max(0.0, high - value) for value, _, high in figures]]

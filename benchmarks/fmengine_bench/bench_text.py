@@ -2,40 +2,37 @@
 
 from .bench import Report
 from .contenders import Contender
+from .metrics import Accuracy
 from .on_gpu import Way
 from .scenarios import LOWEST
-from .timing import Summary
+from .stages import Overlapped
+from .timing import Figure, Summary
 
 
 def as_text(report: Report) -> str:
-    """The verdict, and below it every figure."""
-    lines = [report.verdict.as_text()]
+    """The verdict, and below it every figure; in brackets its 95 % interval."""
+    lines = [report.verdict.as_text(), *(f"warning: {warning}" for warning in report.warnings)]
     if not report.verdict.passed:
         return "\n".join([*lines, "no figures: a backend whose answers differ gets none"])
     about = report.about
-    lines += [f"{about['model']} on {about['backend backend']}, {about['cpu']}, {about['cores']} cores", ""]
+    lines += [f"{about['model']} on {about['backend backend']}, {about['cpu']}, {about['cores']} cores"]
+    if found := report.accuracy:
+        lines.append(f"accuracy: {_as_accuracy(found)} of {found.count} pictures with a label")
     assert report.serial
     assert report.overlapped
     assert report.server
-    lines += _latency_lines("stages, one picture at a time", report.serial.stages | {"whole": report.serial.whole})
+    stages = report.serial.stages | {"whole": report.serial.whole}
+    lines += ["", *_latency_lines("stages, one picture at a time", stages)]
     verdict = "agree with" if report.serial.agrees else "DIFFER BY MORE THAN 5 % FROM"
-    lines.append(f"the stages add up to {report.serial.share:.1%} of the whole: they {verdict} it")
+    lines.append(f"the stages add up to {_as(report.serial.share, '.1%')} of the whole: they {verdict} it")
     if report.serial.device:
         lines += ["", *_latency_lines("on the GPU, by its events", report.serial.device)]
     if report.ways_on_gpu:
         lines += ["", *_ways_lines(report.ways_on_gpu)]
-    together = report.overlapped
-    lines += ["", f"overlapped: {together.pictures} pictures in {together.wall:.3f} s"]
-    for stage, busy in together.busy.items():
-        hides = stage in together.hidden and busy > 0  # a GPU preprocesses within compute
-        behind = f"{together.hidden[stage] / busy:7.0%} of it behind compute" if hides else ""
-        lines.append(f"  {stage:<12}{busy:8.3f} s of threads{behind}")
+    lines += ["", *_overlapped_lines(report.overlapped)]
     lines += ["", *_latency_lines("single stream", report.single_stream), "", "offline, from files"]
-    lines += [
-        f"  batch {batch:<6}{rate.median:10,.0f} pictures/s   [{rate.low:,.0f}, {rate.high:,.0f}]"
-        for batch, rate in report.offline.items()
-    ]
-    rate = f"{report.server.rate:,.0f}" if report.server.rate else f"under {LOWEST:,.0f}"
+    lines += [f"  batch {batch:<6}{_as(rate, ',.0f', 10)} pictures/s" for batch, rate in report.offline.items()]
+    rate = _as(report.server.rate, ",.0f") if report.server.rate.median else f"under {LOWEST:,.0f}"
     lines.append(f"server: {rate} pictures/s, Poisson, with 99 % within {report.server.deadline:g} ms")
     lines += ["", *_limit_lines(report)]
     if report.contenders:
@@ -44,46 +41,67 @@ def as_text(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _as(figure: Figure, form: str, width: int = 0) -> str:
+    return f"{format(figure.median, form):>{width}} [{figure.low:{form}}, {figure.high:{form}}]"
+
+
+def _as_accuracy(found: Accuracy) -> str:
+    return f"{found.share:.1%} [{found.low:.1%}, {found.high:.1%}]"
+
+
 def _latency_lines(title: str, rows: dict[str, Summary]) -> list[str]:
     heads = ("min", "mean", "p50", "p90", "p95", "p99", "max")
-    lines = [f"{title + ', ms':<38}" + "".join(f"{head:>9}" for head in heads)]
+    lines = [f"{title + ', ms':<38}" + "".join(f"{head:>9}" for head in heads) + f"{'p50 in':>18}{'p99 in':>18}"]
     for name, row in rows.items():
-        lines.append(f"  {name:<36}" + "".join(f"{getattr(row, head):9.3f}" for head in heads))
+        values = "".join(f"{getattr(row, head):9.3f}" for head in heads)
+        intervals = ["[{:.3f}, {:.3f}]".format(*row.intervals[head]) for head in ("p50", "p99")]
+        lines.append(f"  {name:<36}{values}" + "".join(f"{interval:>18}" for interval in intervals))
+    return lines
+
+
+def _overlapped_lines(together: Overlapped) -> list[str]:
+    lines = [f"overlapped: {together.pictures} pictures in {_as(together.wall, '.3f')} s"]
+    for stage, busy in together.busy.items():
+        hidden = together.hidden.get(stage)
+        behind = f"{_as(hidden, '.0%', 7)} of it behind compute" if hidden else ""
+        lines.append(f"  {stage:<12}{_as(busy, '.3f', 8)} s of threads{behind}")
     return lines
 
 
 def _limit_lines(report: Report) -> list[str]:
     assert report.work
-    work = report.work
+    work, on_gpu = report.work, bool(report.serial and report.serial.device)
     lines = [f"a picture: {work.operations / 1e6:.0f} million operations, {work.weights / 1e6:.2f} MB of weights"]
     if peak := report.peak:
-        rates = ", ".join(f"{rate:,.0f} {name.upper()}" for name, rate in peak.operations.items())
-        lines.append(f"this machine: {rates} GOP/s, {peak.copy:.1f} GB/s copied")
+        rates = ", ".join(f"{rate.best:,.0f} {name.upper()}" for name, rate in peak.operations.items())
+        lines.append(f"this machine: {rates} GOP/s, {peak.copy.best:.1f} GB/s copied")
     else:
-        lines.append("this GPU's peak: not measured; PyTorch does not see it, or has no room on it")
+        lines.append("this GPU's peak: not measured; PyTorch is missing, does not see it, or has no room on it")
+    without = ", without transfers" if on_gpu else ""
     lines += [
-        f"  batch {r.batch}: {r.measured:.3f} ms, {r.share:.0%} of the roofline ({r.bound}-bound)"
+        f"  batch {r.batch}: {_as(r.measured, '.3f')} ms{without}, {_as(r.share, '.0%')} of the roofline "
+        f"({r.bound}-bound)"
         for r in report.rooflines
     ]
     if report.pictures_a_joule is None:
         lines.append("energy: this machine does not tell")
     else:
-        whose = "the GPU, NVML" if report.serial and report.serial.device else "packages, RAPL"
-        lines.append(f"energy: {report.pictures_a_joule:,.0f} pictures a second a watt ({whose})")
+        whose = "the GPU, NVML" if on_gpu else "packages, RAPL"
+        lines.append(f"energy: {_as(report.pictures_a_joule, ',.0f')} pictures a second a watt ({whose})")
     return [*lines, *(f"what holds it back: {words}" for words in report.holds_back)]
 
 
 def _contender_lines(contenders: list[Contender]) -> list[str]:
     lines = [
-        f"{'the same pictures, in turn':<28}{'pictures/s':>12}{'95 % interval':>20}{'ours is':>10}{'right':>11}"
+        f"{'the same pictures, in turn':<28}{'pictures/s':>12}{'95 % interval':>20}{'ours is':>10}{'right':>24}"
     ]
     for c in contenders:
-        right = "not known" if c.accuracy is None else f"{c.accuracy:.1%}"
+        right = "not known" if c.accuracy is None else _as_accuracy(c.accuracy)
         interval = f"[{c.rate.low:,.0f}, {c.rate.high:,.0f}]"
         times = "" if c.times is None else f"{c.times.median:.1f} ×"
         unread = f"; {c.unread} pictures it cannot read" if c.unread else ""
         lines.append(
-            f"  {c.name:<26}{c.rate.median:>12,.0f}{interval:>20}{times:>10}{right:>11}  {c.what}{unread}"
+            f"  {c.name:<26}{c.rate.median:>12,.0f}{interval:>20}{times:>10}{right:>24}  {c.what}{unread}"
         )
     return lines
 

@@ -12,6 +12,7 @@ import click
 from fmengine.backends import BACKENDS
 from fmengine.engine import Engine
 from fmengine.errors import DataError
+from fmengine.files import write_file
 from fmengine_train.data import PARTS
 
 CHECK_FAILED, SOME_FAILED = 1, 3
@@ -65,7 +66,7 @@ def evaluate(
             if page is not None:
                 pages.write_page(page, engine, evaluations)
             if svg is not None:
-                pages.write(svg, pages.plots(evaluations[0]))
+                write_file(svg, pages.plots(evaluations[0]))
     if as_json:
         _echo_json(
             [

@@ -39,7 +39,7 @@ def load(path: Path) -> dict[str, Any]:
         raise DataError(f"cannot read {path}: {error}; expected what `fmengine bench --output` wrote") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
-        raise DataError(f"{path} has the schema {schema!r}; expected {SCHEMA!r}")
+        raise DataError(f"{path} has the schema {schema!r}; expected {SCHEMA!r}: measure again with this version")
     if not document["passed"]:
         raise DataError(f"{path} holds no figures: its parity verdict is broken")
     report: dict[str, Any] = document
@@ -47,7 +47,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Rates whose intervals lie apart and latencies whose medians do, by more than `NOISE`."""
+    """Every figure in both; it changed where the intervals lie apart, and the values by more than `NOISE`."""
     changes = []
     theirs = dict(_figures(after))
     for name, old in _figures(before):
@@ -65,31 +65,40 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ]
 
 
-# A figure: its value, where it lies for sure, and whether more of it is better.
+# A figure: its value, the ends of its interval, and whether more of it is better.
 Known = tuple[float, float, float, bool]
 
 
 def _figures(document: dict[str, Any]) -> Iterator[tuple[str, Known]]:
+    on_gpu = bool(document["serial"]["device"])
     for batch, rate in document["offline"].items():
-        yield f"offline, batch {batch}, pictures/s", (rate["median"], rate["low"], rate["high"], True)
+        yield f"offline, batch {batch}, pictures/s", _known(rate, True)
+    yield "server, pictures/s", _known(document["server"]["rate"], True)
     for name, row in document["single_stream"].items():
-        # The median's own interval is far narrower, but clocks drift between runs by more than that.
         for head in ("p50", "p99"):
-            value = row[head]
-            yield f"single stream, {name}, {head}, ms", (value, value * (1 - NOISE), value * (1 + NOISE), False)
+            yield f"single stream, {name}, {head}, ms", _percentile(row, head)
     for stage, row in document["serial"]["stages"].items():
-        value = row["p50"]
-        yield f"stage {stage}, p50, ms", (value, value * (1 - NOISE), value * (1 + NOISE), False)
+        yield f"stage {stage}, p50, ms", _percentile(row, "p50")
+    for part, row in document["serial"]["device"].items():
+        yield f"on the GPU, {part}, p50, ms", _percentile(row, "p50")
+    for line in document["rooflines"]:
+        if on_gpu or line["batch"] > 1:  # on a CPU, single stream has that of one picture
+            yield f"the network alone, batch {line['batch']}, ms", _known(line["measured"], False)
+    if document["pictures_a_joule"]:
+        yield "pictures a joule", _known(document["pictures_a_joule"], True)
     for way in document["ways_on_gpu"]:
-        rate = way["rate"]
-        yield f"on the GPU, {way['name']}, pictures/s", (rate["median"], rate["low"], rate["high"], True)
+        yield f"on the GPU, {way['name']}, pictures/s", _known(way["rate"], True)
         for batch, time in way["network"].items():
-            known = (time["median"], time["low"], time["high"], False)
-            yield f"on the GPU, {way['name']}, the network alone, batch {batch}, ms", known
-    if document["server"]["rate"]:
-        rate = document["server"]["rate"]
-        # The search halves its steps five times: it knows the rate to about a thirtieth of the last doubling.
-        yield "server, pictures/s", (rate, rate * 0.9, rate * 1.1, True)
+            yield f"on the GPU, {way['name']}, the network alone, batch {batch}, ms", _known(time, False)
+
+
+def _known(figure: dict[str, float], more_is_better: bool) -> Known:
+    return figure["median"], figure["low"], figure["high"], more_is_better
+
+
+def _percentile(row: dict[str, Any], head: str) -> Known:
+    low, high = row["intervals"][head]
+    return row[head], low, high, False
 
 
 def _change(name: str, old: Known, new: Known) -> Change:

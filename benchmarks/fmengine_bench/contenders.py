@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmengine.engine import Engine
-from fmengine.errors import UnavailableError
+from fmengine.errors import FmengineError, UnavailableError
+from fmengine.files import write_file
 from fmengine.gpu.backend import GpuBackend
 
-from .peers import PEERS, Worker, device_for, folder_of, installed
+from .metrics import Accuracy, accuracy_of
+from .peers import PEERS, Worker, device_for, folder_of, require
 from .timing import REST, Figure, figure
 
 OURS = "fmengine"
@@ -29,8 +31,8 @@ class Contender:
         what: it is and how it was run.
         rate: pictures a second from files, warm, over the rounds.
         times: that ours is as fast, the ratio within each round; None for ours.
-        accuracy: share of labels that are right, where a picture without one is not; None where the right ones are
-            not known or its weights are untrained.
+        accuracy: where a picture without a label is not right; None where the right ones are not known or its
+            weights are untrained.
         unread: pictures that it could not read, of those that ours could.
         versions: of its libraries.
     """
@@ -39,7 +41,7 @@ class Contender:
     what: str
     rate: Figure
     times: Figure | None
-    accuracy: float | None
+    accuracy: Accuracy | None
     unread: int
     versions: dict[str, str]
 
@@ -56,7 +58,8 @@ def against(
     """Measure peers beside the engine. Also gives those that failed, and why: the others' figures stand.
 
     Raises:
-        UnavailableError: for a peer that is unknown or not installed.
+        FmengineError: for a peer that is unknown.
+        UnavailableError: for one that is not installed, or needs a GPU that the engine is not on.
     """
     require(names, device_of(engine))
 
@@ -76,7 +79,7 @@ def against(
             try:
                 told[name] = worker.open(threads, network_for(name), device_for(PEERS[name], device))
                 asks[name] = _asker(worker)
-            except UnavailableError as error:
+            except FmengineError as error:
                 failed[name] = str(error)
         return _in_turn(asks, told, paths, rounds, targets, say, failed), failed
 
@@ -84,20 +87,6 @@ def against(
 def device_of(engine: Engine) -> str:
     """Where it computes, and where those peers do that can: `cpu`, or `cuda:N`."""
     return f"cuda:{engine.backend.context.index}" if isinstance(engine.backend, GpuBackend) else "cpu"
-
-
-def require(names: Sequence[str], device: str) -> None:
-    """Notice before the first measurement a peer that cannot take part.
-
-    Raises:
-        UnavailableError: for one that is unknown, not installed, or needs a GPU that ours is not on.
-    """
-    for name in names:
-        if name not in PEERS:
-            raise UnavailableError(f"unknown peer {name!r}; available are {', '.join(PEERS)}")
-        device_for(PEERS[name], device)
-        if not installed(PEERS[name]):
-            raise UnavailableError(f"{name} is not installed; run: fmengine bench install {name}")
 
 
 def network_for(name: str) -> Path | None:
@@ -108,10 +97,7 @@ def network_for(name: str) -> Path | None:
     if not path.exists():
         from .frontier import as_file, untrained_alexnet
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(as_file(untrained_alexnet()).data)
-        partial.replace(path)
+        write_file(path, as_file(untrained_alexnet()).data)
     return path
 
 
@@ -154,17 +140,15 @@ def _in_turn(
     contenders = []
     for name in asks:
         ratios = [ours / theirs for ours, theirs in zip(rates[OURS], rates[name], strict=True)]
-        known = [
-            (label, targets[path]) for path, label in zip(paths, labels[name], strict=True) if path in targets
-        ]
-        scored = known and told[name].get("trained")
+        known = {path: label for path, label in zip(paths, labels[name], strict=True) if path in targets}
+        trained = told[name].get("trained")
         contenders.append(
             Contender(
                 name,
                 str(told[name].get("what", "")),
                 figure(rates[name]),
                 None if name == OURS else figure(ratios),
-                sum(label == target for label, target in known) / len(known) if scored else None,
+                accuracy_of(list(known.values()), [targets[path] for path in known]) if trained else None,
                 sum(label is None for label in labels[name]),
                 dict(told[name].get("versions", {})),  # type: ignore[call-overload]
             )

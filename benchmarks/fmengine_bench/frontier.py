@@ -9,15 +9,14 @@ rests in between, for libraries' threads go on spinning a while.
 """
 
 import csv
+import io
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import matplotlib as mpl
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -25,6 +24,7 @@ from fmengine.backends import Options
 from fmengine.backends.onnxruntime import OnnxRuntimeBackend
 from fmengine.cli import main
 from fmengine.engine import Engine
+from fmengine.files import check_target, write_file
 from fmengine.model_file import ModelFile, ModelSpec
 from fmengine_export.export import make_spec
 from fmengine_export.fold import fold
@@ -33,7 +33,7 @@ from fmengine_train.data import PARTS
 from fmengine_train.model import ARCHITECTURES, AlexNet
 
 from .evaluate import evaluate
-from .timing import Call, time_in_turn
+from .timing import Call, random_pixels, time_in_turn
 
 BATCHES = (1, 32)
 
@@ -87,7 +87,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     spec, data = file.spec, file.data
 
     def pytorch(batch: int) -> Call:
-        images = torch.from_numpy(_pictures(spec, batch))
+        images = torch.from_numpy(random_pixels(*spec.input_shape(batch)))
 
         def call() -> None:
             with torch.inference_mode():
@@ -108,7 +108,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     )
 
     def compiled(batch: int) -> Call:
-        images = _pictures(spec, batch)
+        images = random_pixels(*spec.input_shape(batch))
         return lambda: network({"images": images})
 
     return libraries | {"openvino": compiled}
@@ -116,14 +116,10 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
 
 def _runner(backend: OnnxRuntimeBackend, spec: ModelSpec) -> Callable[[int], Call]:
     def of(batch: int) -> Call:
-        images = _pictures(spec, batch)
+        images = random_pixels(*spec.input_shape(batch))
         return lambda: backend.run(images)
 
     return of
-
-
-def _pictures(spec: ModelSpec, batch: int) -> Any:
-    return np.random.default_rng(batch).integers(0, 256, spec.input_shape(batch), dtype=np.uint8)
 
 
 def measure(models: list[Path], data: list[tuple[Path, float]], part: str, threads: int) -> list[Point]:
@@ -173,18 +169,23 @@ def as_text(points: list[Point]) -> str:
     return "\n".join(lines)
 
 
-def write(points: list[Point], path: Path) -> None:
-    """Write `path.csv` and `path.svg`."""
+def as_csv(points: list[Point]) -> str:
+    """A row a point."""
     rows = [
         {k: v for k, v in asdict(p).items() if not isinstance(v, dict)}
         | {f"milliseconds {batch}": round(value, 4) for batch, value in p.milliseconds.items()}
         | {f"times {name}": round(value, 1) for name, value in p.times.items()}
         for p in points
     ]
-    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_svg(points: list[Point]) -> str:
+    """Accuracy against milliseconds, a plot for each batch size."""
     mpl.rcParams["svg.fonttype"] = "none"
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     subplots = figure.subplots(1, len(BATCHES), sharey=True, squeeze=False)
@@ -198,7 +199,9 @@ def write(points: list[Point], path: Path) -> None:
         axes.set(xlabel=f"milliseconds, batch {batch}", xlim=(0, 1.3 * max(p.milliseconds[batch] for p in points)))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("accuracy, %")
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
 
 
 @click.command()
@@ -214,6 +217,7 @@ def write(points: list[Point], path: Path) -> None:
 @click.option("--part", type=click.Choice(["all", *PARTS]), default="all")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Write OUTPUT.csv and OUTPUT.svg.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 def frontier(
     models: tuple[Path, ...],
     data: tuple[Path, ...],
@@ -221,15 +225,19 @@ def frontier(
     part: str,
     threads: int,
     output: Path | None,
+    overwrite: bool,
 ) -> None:
     """Score and time MODELS beside the full AlexNet."""
     everything = [*((path, 1.0) for path in data), *held_out]
     if not everything:
         raise click.UsageError("nothing to score on: give --data, or --held-out DATA SHARE")
+    forms = {} if output is None else {Path(f"{output}.csv"): as_csv, Path(f"{output}.svg"): as_svg}
+    for path in forms:
+        check_target(path, [path.suffix], overwrite=overwrite)
     points = measure(list(models), everything, part, threads)
     click.echo(as_text(points))
-    if output is not None:
-        write(points, output)
+    for path, form in forms.items():
+        write_file(path, form(points))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 Ours is `fmengine infer --batch FOLDER --output rows.jsonl`, as a user runs it.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,28 +16,20 @@ import click
 
 from fmengine.cli import main
 from fmengine.cores import usable_cores
-from fmengine.errors import UnavailableError
+from fmengine.errors import DataError, UnavailableError
 from fmengine.sources import walk
 
 from .contenders import OURS, network_for
-from .peers import PEERS, device_for, folder_of, installed
+from .peers import PEERS, device_for, folder_of, names_in, require
 from .peers import command_of as start_of
 from .timing import figure
 
 
 def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...], device: str) -> list[str]:
-    """The command of a whole job.
-
-    Raises:
-        UnavailableError: for a peer that is unknown or not installed.
-    """
+    """The command of a whole job."""
     if name == OURS:
         job = ["infer", "--batch", str(folder), "--output", str(output), "--overwrite", *options]
         return [sys.executable, "-m", "fmengine", *job]
-    if name not in PEERS or not installed(PEERS[name]):
-        raise UnavailableError(
-            f"{name} is not installed; available with `fmengine bench install`: {', '.join(PEERS)}"
-        )
     peer = PEERS[name]
     command = [*start_of(peer), str(folder), str(output), "--threads", str(usable_cores())]
     command += ["--device", device_for(peer, device)]
@@ -46,16 +39,33 @@ def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...], 
     return command + (["--library", peer.options["library"]] if "library" in peer.options else [])
 
 
+def device_name(context: click.Context, option: click.Parameter, value: str) -> str:
+    """A device as PyTorch names it."""
+    if not re.fullmatch(r"cpu|cuda:\d+", value):
+        raise click.BadParameter(f"{value!r}; expected cpu, or cuda:N, such as cuda:0")
+    return value
+
+
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--against", metavar="PEER,…", default="", help=f"Others: {', '.join(PEERS)}.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="Of PyTorch and ONNX Runtime: cpu, or cuda:N.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    callback=device_name,
+    help="Of PyTorch and ONNX Runtime: cpu, or cuda:N.",
+)
 @click.option("--option", "options", multiple=True, help="Of `fmengine infer`, such as --scaled-jpeg.")
 def jobs(folder: Path, against: str, rounds: int, device: str, options: tuple[str, ...]) -> None:
     """Time whole jobs on the pictures of FOLDER, in turn."""
-    names = [OURS, *(name.strip() for name in against.split(",") if name.strip())]
+    peers = names_in(against)
+    require(peers, device)
+    names = [OURS, *peers]
     pictures = sum(1 for _ in walk(str(folder)))
+    if not pictures:
+        raise DataError(f"no files in {folder}; expected pictures")
     taken: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "rows.jsonl"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
@@ -16,11 +16,12 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from fmengine.model_file import ModelFile
 
-from .timing import Call, time_in_turn
+from .timing import RESAMPLES, TURN, Call, Figure, latencies, random_pixels
 
 if TYPE_CHECKING:
     import torch
 
+ROUNDS = 5
 SIDE = 1024  # of the matrices that are multiplied
 COPIED = 64 * 1024 * 1024  # bytes: beyond the caches of most processors
 GPU_SIDE, GPU_COPIED = 8192, 1024 * 1024 * 1024
@@ -43,6 +44,18 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best of all rounds, and the least that it would be in 95 % of rounds drawn anew (bootstrap).
+
+    A limit is what the machine can do: other work only ever slows it.
+    """
+
+    best: float
+    low: float
+    rounds: int
+
+
+@dataclass(frozen=True)
 class Peak:
     """What the machine did in this run.
 
@@ -51,26 +64,27 @@ class Peak:
         copy: 1e9 bytes a second, those that are read and those that are written.
     """
 
-    operations: dict[str, float]
-    copy: float
+    operations: dict[str, Best]
+    copy: Best
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least milliseconds that a batch can take by arithmetic and by memory, and the share that is reached."""
+    """How near a batch comes to the least milliseconds that it can take.
+
+    Attributes:
+        batch: pictures.
+        measured: milliseconds.
+        bound: `arithmetic` or `memory`, whichever takes longer at the machine's peak.
+        least: milliseconds that it takes.
+        share: of the measured time that is the least.
+    """
 
     batch: int
-    arithmetic: float
-    memory: float
-    measured: float
-
-    @property
-    def bound(self) -> str:
-        return "arithmetic" if self.arithmetic >= self.memory else "memory"
-
-    @property
-    def share(self) -> float:
-        return max(self.arithmetic, self.memory) / self.measured
+    measured: Figure
+    bound: Literal["arithmetic", "memory"]
+    least: float
+    share: Figure
 
 
 def work_of(file: ModelFile) -> Work:
@@ -99,21 +113,35 @@ def work_of(file: ModelFile) -> Work:
 
 def measure_peak(threads: int) -> Peak:
     """Multiply matrices in ONNX Runtime, as the network does, and copy memory."""
-    source, target = (np.ones(COPIED, dtype=np.uint8) for _ in "12")
-    calls = {
-        "int8": _gemm("MatMulInteger", TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, threads),
-        "fp32": _gemm("MatMul", TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT, threads),
-        "copy": lambda: np.copyto(target, source),
+    source, target = random_pixels(COPIED), np.zeros(COPIED, np.uint8)
+    products = {
+        "int8": _product("MatMulInteger", TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, threads),
+        "fp32": _product("MatMul", TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT, threads),
     }
-    least = {name: min(values) for name, values in time_in_turn(calls, rounds=5).items()}
-    rates = {name: 2 * SIDE**3 / least[name] / 1e6 for name in ("int8", "fp32")}
-    return Peak(rates, 2 * COPIED / least["copy"] / 1e6)
+    return _peak(products, SIDE, lambda: np.copyto(target, source), COPIED)
+
+
+def _peak(products: dict[str, Call], side: int, copy: Call, copied: int) -> Peak:
+    """Time products of square matrices and a copy, in turn."""
+    taken = latencies(products | {"copy": copy}, ROUNDS, TURN, least=3)
+    rates = {
+        name: _best([amount / min(turn) / 1e6 for turn in taken[name]])
+        for name, amount in (dict.fromkeys(products, 2 * side**3) | {"copy": 2 * copied}).items()
+    }
+    return Peak({name: rates[name] for name in products}, rates["copy"])
+
+
+def _best(rates: list[float]) -> Best:
+    drawn = np.random.default_rng(0).choice(np.asarray(rates), (RESAMPLES, len(rates)))
+    return Best(max(rates), float(np.percentile(drawn.max(axis=1), 5)), len(rates))
 
 
 def measure_gpu_peak(index: int) -> Peak | None:
     """Multiply matrices and copy memory in PyTorch on a GPU; None where PyTorch cannot, or there is no room."""
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        return None
     if index >= torch.cuda.device_count():
         return None
     try:
@@ -129,10 +157,10 @@ def measure_gpu_peak(index: int) -> Peak | None:
 def _peak_in_torch(device: "torch.device", wait: Callable[[], None], side: int, copied: int) -> Peak:
     import torch
 
-    source = torch.ones(copied, dtype=torch.uint8, device=device)
+    source = torch.randint(0, 256, (copied,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     matrices = {
-        name: torch.ones(side, side, dtype=dtype, device=device)
+        name: torch.randn(side, side, dtype=dtype, device=device)
         for name, dtype in (("fp16", torch.float16), ("fp32", torch.float32))
     }
 
@@ -144,14 +172,15 @@ def _peak_in_torch(device: "torch.device", wait: Callable[[], None], side: int, 
         torch.mm(matrices[name], matrices[name])
         wait()
 
-    calls: dict[str, Call] = {"copy": copy} | {name: partial(multiply, name) for name in matrices}
-    least = {name: min(values) for name, values in time_in_turn(calls, rounds=5).items()}
-    rates = {name: 2 * side**3 / least[name] / 1e6 for name in matrices}
-    return Peak(rates, 2 * copied / least["copy"] / 1e6)
+    return _peak({name: partial(multiply, name) for name in matrices}, side, copy, copied)
 
 
-def _gemm(name: str, left: int, right: int, out: int, threads: int) -> Any:
-    weights = np.ones((SIDE, SIDE), dtype=helper.tensor_dtype_to_np_dtype(right))
+def _product(name: str, left: int, right: int, out: int, threads: int) -> Call:
+    """A product of two matrices in ONNX Runtime; of random numbers, as `random_pixels` says why."""
+    images, weights = (
+        np.random.default_rng(seed).integers(-64, 64, (SIDE, SIDE)).astype(helper.tensor_dtype_to_np_dtype(kind))
+        for seed, kind in enumerate((left, right))
+    )
     graph = helper.make_graph(
         [helper.make_node(name, ["a", "b"], ["c"])],
         "gemm",
@@ -163,16 +192,24 @@ def _gemm(name: str, left: int, right: int, out: int, threads: int) -> Any:
     settings.intra_op_num_threads = threads
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    images = np.ones((SIDE, SIDE), dtype=helper.tensor_dtype_to_np_dtype(left))
     return lambda: session.run(None, {"a": images})
 
 
-def roofline(work: Work, peak: Peak, precision: str, batch: int, measured: float) -> Roofline:
+def roofline(work: Work, peak: Peak, precision: str, batch: int, measured: Figure) -> Roofline:
     """Set a batch's measured milliseconds beside the least that the peak allows."""
     # A CPU computes an FP16 file in FP32.
-    arithmetic = batch * work.operations / peak.operations.get(precision, peak.operations["fp32"]) / 1e6
-    memory = (work.weights + batch * work.activations) / peak.copy / 1e6
-    return Roofline(batch, arithmetic, memory, measured)
+    operations = peak.operations.get(precision, peak.operations["fp32"])
+    arithmetic = batch * work.operations / 1e6 / operations.best
+    memory = (work.weights + batch * work.activations) / 1e6 / peak.copy.best
+    bound: Literal["arithmetic", "memory"] = "arithmetic" if arithmetic >= memory else "memory"
+    least, rate = (arithmetic, operations) if bound == "arithmetic" else (memory, peak.copy)
+    share = Figure(
+        least / measured.median,
+        least / measured.high,
+        least * rate.best / rate.low / measured.low,
+        measured.rounds,
+    )
+    return Roofline(batch, measured, bound, least, share)
 
 
 def holds_back(serial_means: dict[str, float], device_means: dict[str, float], spread: float) -> list[str]:

@@ -1,5 +1,6 @@
 """Figures about answers: accuracy with its interval, recall, calibration, coverage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,24 @@ def report(probabilities: npt.NDArray[Any], targets: npt.NDArray[np.int64], labe
         coverage={share: correct / count for share, (correct, count) in coverage.items()},
         coverage_interval={share: wilson(*counts) for share, counts in coverage.items()},
     )
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The share of `count` labelled pictures that is answered right, with its Wilson 95 % interval."""
+
+    share: float
+    low: float
+    high: float
+    count: int
+
+
+def accuracy_of(answers: Sequence[str | None], targets: Sequence[str]) -> Accuracy | None:
+    """Score labels against the right ones; None without any. A picture without an answer is not right."""
+    if not targets:
+        return None
+    right = sum(answer == target for answer, target in zip(answers, targets, strict=True))
+    return Accuracy(right / len(targets), *wilson(right, len(targets)), len(targets))
 
 
 def wilson(right: int, count: int) -> Interval:

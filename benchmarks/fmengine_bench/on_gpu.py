@@ -5,8 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-
-import numpy as np
+from statistics import fmean, median
 
 from fmengine.backends import Options
 from fmengine.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
@@ -16,7 +15,7 @@ from fmengine.gpu.backend import GpuBackend
 from fmengine.model_file import load_model_file
 from fmengine.preprocess import Pixels
 
-from .timing import TURN, Call, Figure, figure, time_in_turn
+from .timing import TURN, Call, Figure, figure, latencies, random_pixels
 
 STREAMS = (1, 2, 4)
 EVENTS = 20  # runs a round that the GPU's events time
@@ -52,7 +51,7 @@ def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = 
         turn: seconds of each.
     """
     batches = sorted({1, engine.max_batch})
-    images = {batch: np.zeros(engine.spec.input_shape(batch), np.uint8) for batch in batches}
+    images = {batch: random_pixels(*engine.spec.input_shape(batch)) for batch in batches}
     alone: dict[str, list[float]] = {}
     with ExitStack() as stack:
         opened = dict(_opened(engine, stack, say))
@@ -62,7 +61,7 @@ def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = 
             for batch in batches:
                 calls[f"{name}/{batch}"] = partial(backend.run, images[batch])
             calls[f"{name}/all"] = partial(_on_every_stream, backend, lanes, images[batches[-1]])
-        taken = time_in_turn(calls, rounds, turn)
+        taken = latencies(calls, rounds, turn, least=3)
         for name, backend in rounds * list(opened.items()):
             for batch in batches:
                 alone.setdefault(f"{name}/{batch}", []).append(network_time(backend, batch))
@@ -70,9 +69,9 @@ def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = 
             Way(
                 name,
                 backend.describe()["cuda graphs"],
-                {batch: figure(taken[f"{name}/{batch}"]) for batch in batches},
+                {batch: figure([median(each) for each in taken[f"{name}/{batch}"]]) for batch in batches},
                 {batch: figure(alone[f"{name}/{batch}"]) for batch in batches},
-                figure([1e3 * backend.lanes * batches[-1] / each for each in taken[f"{name}/all"]]),
+                figure([1e3 * backend.lanes * batches[-1] / fmean(each) for each in taken[f"{name}/all"]]),
             )
             for name, backend in opened.items()
         ]
@@ -80,8 +79,8 @@ def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = 
 
 def network_time(backend: GpuBackend, batch: int) -> float:
     """Milliseconds of the network alone, by the GPU's events: the median of some runs."""
-    images = np.zeros(backend.spec.input_shape(batch), np.uint8)
-    return float(np.median([backend.time_stages(images)[1].network for _ in range(EVENTS)]))
+    images = random_pixels(*backend.spec.input_shape(batch))
+    return median(backend.time_stages(images)[1].network for _ in range(EVENTS))
 
 
 def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Iterator[tuple[str, GpuBackend]]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fmengine.engine import Engine
-from fmengine.errors import OutputError
+from fmengine.files import write_file
 
 from .evaluate import Evaluation, as_text
 from .robustness import Robustness
@@ -44,19 +44,7 @@ def write_page(path: Path, engine: Engine, evaluations: list[Evaluation]) -> Non
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
         f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}; file sha256 {spec.file_sha256[:12]}…</p>{sections}"
     )
-    write(path, page)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a page or a plot.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    write_file(path, page)
 
 
 def plots(evaluation: Evaluation) -> str:

@@ -5,7 +5,7 @@ V. Janapa Reddi et al., MLPerf Inference Benchmark, ISCA 2020.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -14,11 +14,12 @@ import numpy as np
 from fmengine.engine import Engine
 from fmengine.errors import BusyError, DeadlineError
 
-from .timing import Figure, Summary, figure, latencies, summary
+from .timing import Call, Figure, Summary, figure, latencies, random_pixels, summary
 
 BATCHES = (1, 4, 16, 64)
 LOWEST = 100.0  # pictures a second: under it, the pictures that a percentile needs would take minutes
 SHARE = 99  # percent of a server's answers that must meet the deadline
+NETWORK = "the network alone"  # among the latencies of single stream
 PATIENCE = 1.0  # seconds after the last arrival in which answers still count
 
 
@@ -28,35 +29,40 @@ class Server:
 
     Attributes:
         deadline: milliseconds.
-        rate: the highest rate found, in pictures a second, at which `SHARE` percent meet the deadline; 0 if
-            it is under `LOWEST`.
-        tried: for each rate tried, the latency's percentile in milliseconds, infinite where some were refused.
+        rate: the highest rate, in pictures a second, at which `SHARE` percent meet the deadline, searched anew in
+            every round; 0 where it is under `LOWEST`.
+        tried: every rate that was tried, and the latency's percentile at it in milliseconds, infinite where some
+            were refused.
     """
 
     deadline: float
-    rate: float
-    tried: dict[float, float]
+    rate: Figure
+    tried: list[tuple[float, float]]
 
 
-def single_stream(engine: Engine, paths: Sequence[str], seconds: float, least: int) -> dict[str, Summary]:
+def single_stream(
+    engine: Engine, paths: Sequence[str], seconds: float, least: int, rounds: int = 5
+) -> dict[str, Summary]:
     """Latency of one picture after another: from its file, from decoded pixels, and of the network alone.
 
     And of a face cut out of a camera's frame, in BGR as OpenCV gives it.
     """
     decoded = [engine._decode(engine._read(path), "rgb") for path in paths[:256]]
-    one = np.stack([engine.prepare(decoded[0])])
-    frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    calls = {
-        "from a file": lambda i: engine.predict(paths[i % len(paths)]),
-        "from an array": lambda i: engine.predict(decoded[i % len(decoded)]),
-        "from an array of the network's size": lambda i: engine.predict(
-            one[0, 0] if len(one[0]) == 1 else decoded[0]
-        ),
-        "120 pixels of a camera's frame": lambda i: engine.predict(frame[100:220, 200:320], channels="bgr"),
-        "240 pixels of a camera's frame": lambda i: engine.predict(frame[100:340, 200:440], channels="bgr"),
-        "the network alone": lambda i: engine.backend.run(one),
+    of_its_size = engine.prepare(decoded[0])
+    array = of_its_size[0] if len(of_its_size) == 1 else decoded[0]
+    images = random_pixels(*engine.spec.input_shape(1))
+    frame = random_pixels(480, 640, 3)
+    file, picture = cycle(paths), cycle(decoded)
+    calls: dict[str, Call] = {
+        "from a file": lambda: engine.predict(next(file)),
+        "from an array": lambda: engine.predict(next(picture)),
+        "from an array of the network's size": lambda: engine.predict(array),
+        "120 pixels of a camera's frame": lambda: engine.predict(frame[100:220, 200:320], channels="bgr"),
+        "240 pixels of a camera's frame": lambda: engine.predict(frame[100:340, 200:440], channels="bgr"),
+        NETWORK: lambda: engine.backend.run(images),
     }
-    return {name: summary(latencies(call, seconds, least)) for name, call in calls.items()}
+    taken = latencies(calls, rounds, seconds / rounds, -(-least // rounds))
+    return {name: summary(each) for name, each in taken.items()}
 
 
 def offline(engine: Engine, paths: Sequence[str], seconds: float, rounds: int = 5) -> dict[int, Figure]:
@@ -74,35 +80,55 @@ def offline(engine: Engine, paths: Sequence[str], seconds: float, rounds: int = 
     return {batch: figure(values) for batch, values in rates.items()}
 
 
-def server(engine: Engine, paths: Sequence[str], deadline: float, seconds: float) -> Server:
-    """Search the highest rate that meets the deadline: doubled until it fails, then the gap is halved five times.
+def server(engine: Engine, paths: Sequence[str], deadline: float, seconds: float, rounds: int = 5) -> Server:
+    """Search the highest rate that meets the deadline, once a round, each trial with other arrivals.
 
-    One stall of the machine is not the end: a rate that fails is tried twice more, and the median counts.
+    A search begins where the last one ended, so that all but the first are short. A rate that fails is tried once
+    more: a stall of the machine is no limit of the engine.
+
+    Args:
+        engine: whose queue takes what arrives within a deadline.
+        paths: of the pictures, which come again and again.
+        deadline: in milliseconds.
+        seconds: of a trial.
+        rounds: of the search.
     """
-    tried: dict[float, float] = {}
+    tried: list[tuple[float, float]] = []
+
+    def trial(rate: float) -> float:
+        late = asyncio.run(_arrivals(engine, paths, rate, seconds, seed=len(tried)))
+        tried.append((rate, late))
+        return late
 
     def meets(rate: float) -> bool:
-        late = [asyncio.run(_arrivals(engine, paths, rate, seconds))]
-        if late[0] > deadline:
-            late += [asyncio.run(_arrivals(engine, paths, rate, seconds)) for _ in "12"]
-        tried[rate] = sorted(late)[len(late) // 2]
-        return tried[rate] <= deadline
+        return trial(rate) <= deadline or trial(rate) <= deadline
 
-    if not meets(LOWEST):
-        return Server(deadline, 0.0, tried)
-    good, bad = LOWEST, 2 * LOWEST
-    while meets(bad):
-        good, bad = bad, bad * 2
+    rates: list[float] = []
+    for _ in range(rounds):
+        rates.append(_search(meets, start=max(LOWEST, rates[-1] if rates else 0.0)))
+    return Server(deadline, figure(rates), tried)
+
+
+def _search(meets: Callable[[float], bool], start: float) -> float:
+    """The highest rate that meets the deadline, to a thirtieth of it; 0 where `LOWEST` does not."""
+    good = bad = start
+    while not meets(good):
+        if good <= LOWEST:
+            return 0.0
+        good, bad = max(LOWEST, good / 2), good
+    if bad == good:  # met at once
+        while meets(bad := 2 * good):
+            good = bad
     for _ in range(5):
         middle = round((good + bad) / 2, 1)
         good, bad = (middle, bad) if meets(middle) else (good, middle)
-    return Server(deadline, good, tried)
+    return good
 
 
-async def _arrivals(engine: Engine, paths: Sequence[str], rate: float, seconds: float) -> float:
+async def _arrivals(engine: Engine, paths: Sequence[str], rate: float, seconds: float, seed: int) -> float:
     """The percentile of the latency at a rate, in milliseconds."""
     count = max(200, int(rate * seconds))
-    gaps = np.random.default_rng(0).exponential(1 / rate, count)
+    gaps = np.random.default_rng(seed).exponential(1 / rate, count)
     due = time.perf_counter() + 0.05 + np.cumsum(gaps)
 
     async def ask(path: str, at: float) -> float:

@@ -4,17 +4,21 @@ The engine's own methods are timed and nothing stands in for them: a stage that 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from fmengine.engine import Engine
 from fmengine.gpu.backend import GpuBackend
 
-from .timing import Summary, summary
+from .timing import Figure, Summary, figure, summary
 
 STAGES = ("read", "decode", "preprocess", "compute", "post")
-AGREE = 0.05  # the stages add up to the whole within this share of it
+AGREE = 0.05  # the stages add up to the whole within this share of it, as far as the interval can tell
 
 
 @dataclass(frozen=True)
@@ -26,37 +30,37 @@ class Serial:
             `device` splits by the stream's events.
         device: those parts, on a GPU.
         whole: `Engine.predict`, called in turn with the stages.
-        share: of the whole's mean that the stages' means add up to.
+        share: of the whole's mean that the stages' means add up to, in each round.
     """
 
     stages: dict[str, Summary]
     device: dict[str, Summary]
     whole: Summary
-    share: float
+    share: Figure
 
     @property
     def agrees(self) -> bool:
-        return abs(self.share - 1) <= AGREE
+        return self.share.low <= 1 + AGREE and self.share.high >= 1 - AGREE
 
 
 @dataclass(frozen=True)
 class Overlapped:
-    """`Engine.predict_many`, in seconds.
+    """`Engine.predict_many` over the pictures, once a round.
 
     Attributes:
-        wall: of the whole.
         pictures: that were answered.
-        busy: of all threads together, by stage.
-        hidden: of `busy`, the part during which some other thread was in `compute`.
+        wall: seconds of the whole.
+        busy: seconds of all threads together, by stage.
+        hidden: share of `busy` during which some thread was in `compute`, by stage; a stage without work has none.
     """
 
-    wall: float
     pictures: int
-    busy: dict[str, float]
-    hidden: dict[str, float]
+    wall: Figure
+    busy: dict[str, Figure]
+    hidden: dict[str, Figure]
 
 
-def serial(engine: Engine, paths: Sequence[str], seconds: float, least: int = 100) -> Serial:
+def serial(engine: Engine, paths: Sequence[str], seconds: float, least: int = 100, rounds: int = 5) -> Serial:
     """Time the stages of one picture after another, and `predict` on the same picture in turn."""
     taken: dict[str, list[float]] = {stage: [] for stage in STAGES}
     wholes: list[float] = []
@@ -64,7 +68,7 @@ def serial(engine: Engine, paths: Sequence[str], seconds: float, least: int = 10
     for path in paths[:10]:
         engine.predict(path)
     end = time.perf_counter() + seconds
-    while len(wholes) < least or time.perf_counter() < end:
+    while len(wholes) < max(least, rounds) or time.perf_counter() < end:
         path = paths[len(wholes) % len(paths)]
         began = time.perf_counter()
         engine.predict(path)
@@ -74,10 +78,16 @@ def serial(engine: Engine, paths: Sequence[str], seconds: float, least: int = 10
             taken[stage].append(1e3 * (until - since))
         for part, milliseconds in _on_device(engine, path).items():
             device.setdefault(part, []).append(milliseconds)
-    stages = {stage: summary(values) for stage, values in taken.items()}
-    whole = summary(wholes)
-    parts = {part: summary(values) for part, values in device.items()}
-    return Serial(stages, parts, whole, sum(s.mean for s in stages.values()) / whole.mean)
+    in_rounds = partial(np.array_split, indices_or_sections=rounds)
+    stages = {stage: in_rounds(values) for stage, values in taken.items()}
+    whole = in_rounds(wholes)
+    shares = [sum(stage[i].mean() for stage in stages.values()) / whole[i].mean() for i in range(rounds)]
+    return Serial(
+        {stage: summary(values) for stage, values in stages.items()},
+        {part: summary(in_rounds(values)) for part, values in device.items()},
+        summary(whole),
+        figure(shares),
+    )
 
 
 def _marks(engine: Engine, path: str) -> list[float]:
@@ -110,8 +120,33 @@ def _on_device(engine: Engine, path: str) -> dict[str, float]:
     }
 
 
-def overlapped(engine: Engine, paths: Sequence[str]) -> Overlapped:
+def overlapped(engine: Engine, paths: Sequence[str], rounds: int = 5) -> Overlapped:
     """Note when which thread is in which stage while `predict_many` runs."""
+    walls: list[float] = []
+    busy: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    hidden: dict[str, list[float]] = {stage: [] for stage in STAGES if stage != "compute"}
+    for _ in range(rounds):
+        with _noting_spans(engine) as spans:
+            began = time.perf_counter()
+            pictures = sum(1 for _ in engine.predict_many(paths))
+            walls.append(time.perf_counter() - began)
+        computing = _union(spans["compute"])
+        for stage in STAGES:
+            busy[stage].append(sum(until - since for since, until in spans[stage]))
+            if stage in hidden and busy[stage][-1] > 0:  # a GPU preprocesses within compute
+                covered = sum(_within(span, computing) for span in spans[stage])
+                hidden[stage].append(covered / busy[stage][-1])
+    return Overlapped(
+        pictures,
+        figure(walls),
+        {stage: figure(seconds) for stage, seconds in busy.items()},
+        {stage: figure(shares) for stage, shares in hidden.items() if shares},
+    )
+
+
+@contextmanager
+def _noting_spans(engine: Engine) -> Iterator[dict[str, list[tuple[float, float]]]]:
+    """Have the engine's stages note from when to when they run."""
     spans: dict[str, list[tuple[float, float]]] = {stage: [] for stage in STAGES}
 
     def noting(stage: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,18 +162,10 @@ def overlapped(engine: Engine, paths: Sequence[str]) -> Overlapped:
     for stage in STAGES:
         setattr(engine, f"_{stage}", noting(stage, getattr(engine, f"_{stage}")))
     try:
-        began = time.perf_counter()
-        pictures = sum(1 for _ in engine.predict_many(paths))
-        wall = time.perf_counter() - began
+        yield spans
     finally:
         for stage in STAGES:
             delattr(engine, f"_{stage}")  # what the class has shows again
-    busy = {stage: sum(until - since for since, until in spans[stage]) for stage in STAGES}
-    computing = _union(spans["compute"])
-    hidden = {
-        stage: sum(_within(span, computing) for span in spans[stage]) for stage in STAGES if stage != "compute"
-    }
-    return Overlapped(wall, pictures, busy, hidden)
 
 
 def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -1,32 +1,28 @@
-"""Figures from many timings: percentiles, medians with intervals, and contenders that take turns."""
+"""Figures from many timings: contenders that take turns, percentiles and medians with their intervals.
+
+All is measured in rounds. Timings of one moment are alike; what differs from round to round, as clocks and other
+work on the machine do, is what the next run will see too. So an interval is a bootstrap over whole rounds.
+"""
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+from fmengine.preprocess import Pixels
 
 ROUNDS = 15
 TURN, REST = 0.15, 0.05  # seconds of a contender's turn, and of the rest before it
 RESAMPLES = 2000
+PERCENTILES = (50, 90, 95, 99)
 
 Call = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Milliseconds of one thing, over `count` timings."""
-
-    count: int
-    min: float
-    mean: float
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    max: float
+Interval = tuple[float, float]
+Timings = Sequence[float] | npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,10 +35,51 @@ class Figure:
     rounds: int
 
 
-def summary(milliseconds: Sequence[float]) -> Summary:
-    values = np.asarray(milliseconds)
-    p50, p90, p95, p99 = np.percentile(values, [50, 90, 95, 99]).tolist()
-    return Summary(len(values), float(values.min()), float(values.mean()), p50, p90, p95, p99, float(values.max()))
+@dataclass(frozen=True)
+class Summary:
+    """Milliseconds of one thing, over `count` timings in some rounds.
+
+    Attributes:
+        intervals: 95 % of the mean and of each percentile, by their names here: where they would lie in rounds
+            drawn anew from these.
+    """
+
+    count: int
+    rounds: int
+    min: float
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+    intervals: dict[str, Interval]
+
+    @property
+    def median(self) -> Figure:
+        return Figure(self.p50, *self.intervals["p50"], self.rounds)
+
+
+def summary(rounds: Sequence[Timings]) -> Summary:
+    """Summarise the milliseconds of each round."""
+    values = np.concatenate(rounds)
+    typical = _typical(values)
+    drawn = np.sort(np.random.default_rng(0).integers(0, len(rounds), (RESAMPLES, len(rounds))), axis=1)
+    # The same rounds are often drawn again; their percentiles are computed once.
+    distinct, often = np.unique(drawn, axis=0, return_counts=True)
+    resampled = [list(_typical(np.concatenate([rounds[i] for i in row])).values()) for row in distinct]
+    ends = np.percentile(np.repeat(resampled, often, axis=0), [2.5, 97.5], axis=0)
+    intervals = {name: (low, high) for name, low, high in zip(typical, *ends.tolist(), strict=True)}
+    return Summary(
+        len(values), len(rounds), min=float(values.min()), max=float(values.max()), **typical, intervals=intervals
+    )
+
+
+def _typical(values: npt.NDArray[np.float64]) -> dict[str, float]:
+    percentiles = np.percentile(values, PERCENTILES).tolist()
+    return {"mean": float(values.mean())} | {
+        f"p{p}": value for p, value in zip(PERCENTILES, percentiles, strict=True)
+    }
 
 
 def figure(values: Sequence[float]) -> Figure:
@@ -52,33 +89,49 @@ def figure(values: Sequence[float]) -> Figure:
     return Figure(statistics.median(values), low, high, len(values))
 
 
-def time_in_turn(contenders: dict[str, Call], rounds: int = ROUNDS, turn: float = TURN) -> dict[str, list[float]]:
-    """Milliseconds of a call of each contender, one figure a round.
+def latencies(calls: Mapping[str, Call], rounds: int, turn: float, least: int) -> dict[str, list[list[float]]]:
+    """Milliseconds of every call, by name and round.
 
-    Every contender has its turn in every round, so that noise falls on all alike, and rests in between, for
-    libraries' threads go on spinning a while.
+    Each has its turn in every round, so that noise falls on all alike, and rests before it, for libraries' threads
+    go on spinning a while.
+
+    Args:
+        calls: by name.
+        rounds: of turns.
+        turn: seconds of a turn, at least.
+        least: calls of a turn, at least, after a tenth of them to warm up.
     """
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    taken: dict[str, list[list[float]]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, call in contenders.items():
+        for name, call in calls.items():
             time.sleep(REST)
-            call()
-            began, calls = time.perf_counter(), 0
-            while (seconds := time.perf_counter() - began) < turn or calls < 3:
-                call()
-                calls += 1
-            taken[name].append(1e3 * seconds / calls)
+            taken[name].append(_one_turn(call, turn, least))
     return taken
 
 
-def latencies(call: Callable[[int], Any], seconds: float, least: int) -> list[float]:
-    """Milliseconds of each call, for a minimum of time and of calls, after a tenth of both to warm up."""
-    for number in range(least // 10):
-        call(number)
+def _one_turn(call: Call, turn: float, least: int) -> list[float]:
+    for _ in range(max(1, least // 10)):
+        call()
     taken: list[float] = []
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + turn
     while len(taken) < least or time.perf_counter() < end:
         began = time.perf_counter()
-        call(len(taken))
+        call()
         taken.append(1e3 * (time.perf_counter() - began))
     return taken
+
+
+def time_in_turn(
+    contenders: Mapping[str, Call], rounds: int = ROUNDS, turn: float = TURN
+) -> dict[str, list[float]]:
+    """Milliseconds of a call of each contender, in turn: the mean of each round, which throughput is made of."""
+    taken = latencies(contenders, rounds, turn, least=3)
+    return {name: [statistics.fmean(each) for each in taken[name]] for name in contenders}
+
+
+def random_pixels(*shape: int) -> Pixels:
+    """Seeded uint8 to time a network on.
+
+    Zeros would flatter it: a GPU whose bits do not change draws less power, and clocks higher.
+    """
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

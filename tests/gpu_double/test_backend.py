@@ -7,6 +7,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,9 @@ from fmengine.errors import BackendError, DeviceError, ModelError, UnavailableEr
 from fmengine.model_file import load_model_file
 from fmengine_bench import bench, on_gpu
 from fmengine_bench.bench_text import as_text
+from fmengine_bench.limits import Best, Peak
 from fmengine_bench.scenarios import Server
+from fmengine_bench.timing import figure
 
 from . import driver, shuffles
 
@@ -425,17 +428,41 @@ def test_a_pycuda_for_another_driver_is_told(monkeypatch):
 # Benchmarks
 
 
+def noting_zeros(method, zeros):
+    """The method, which notes of each batch of images whether all of it is 0."""
+
+    def call(self, batch):
+        zeros.append(isinstance(batch, np.ndarray) and not batch.any())
+        return method(self, batch)
+
+    return call
+
+
 def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
     """Every part is there and is printed; the timings are those of no GPU."""
-    monkeypatch.setattr(bench, "server", lambda *_: Server(10.0, 100.0, {100.0: 1.0}))  # searches for long
+    rate = figure([100.0])
+    monkeypatch.setattr(bench, "server", lambda *_: Server(10.0, rate, [(100.0, 1.0)]))  # searches for long
     monkeypatch.setattr(bench, "ways", partial(on_gpu.ways, turn=0.01))
     monkeypatch.setattr(on_gpu, "EVENTS", 3)
     every, seen = on_gpu._on_every_stream, []
     monkeypatch.setattr(on_gpu, "_on_every_stream", lambda b, *rest: (seen.append(b.lanes), every(b, *rest)))
     onnxruntime_double.install(monkeypatch)
     paths = bench.drawn_pictures(tmp_path, 12)
+    effort = bench.Effort(0.01, 5, 2)
+    zeros = []
     with load(max_batch=4) as engine:
-        report = bench.run(engine, paths, bench.Effort(0.01, 5, 2))
+        for name in ("run", "time_stages"):
+            timed = getattr(TensorRtBackend, name)
+            monkeypatch.setattr(TensorRtBackend, name, noting_zeros(timed, zeros))
+        report = bench.run(engine, paths, effort)
+        monkeypatch.setattr(
+            bench, "measure_gpu_peak", lambda _: Peak({"fp32": Best(1.0, 1.0, 2)}, Best(1.0, 1.0, 2))
+        )
+        _, _, rooflines = bench._limit(engine, effort, report.single_stream["the network alone"])
+    assert zeros
+    assert not any(zeros)  # which would flatter a GPU
+    assert [(line.batch, line.measured.rounds) for line in rooflines] == [(1, 2)]
+    assert "ms, without transfers, " in as_text(replace(report, rooflines=rooflines))
     assert [way.name for way in report.ways_on_gpu] == [
         f"{kind}, {streams}"
         for kind in ("tensorrt, graphs", "tensorrt", "onnxruntime-cuda")
@@ -444,7 +471,7 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
     for way in report.ways_on_gpu:
         assert way.graphs == ("batches of 1, 4" if "graphs" in way.name else "off")
         for batch in (1, 4):
-            assert 0 < way.network[batch].median < way.with_transfers[batch].median
+            assert min(way.network[batch].low, way.with_transfers[batch].low) > 0
         assert way.rate.median > 0
     assert set(seen) == {1, 2, 4}
     assert list(report.serial.device) == ["host-to-device", "preprocess", "network", "device-to-host"]
@@ -456,13 +483,17 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
 
 
 def test_a_rate_counts_every_streams_pictures(monkeypatch):
+    """By the mean call, as throughput is; one picture's latency is the median one, as in single stream."""
     monkeypatch.setattr(
-        on_gpu, "time_in_turn", lambda calls, rounds, turn: {name: [10.0] * rounds for name in calls}
+        on_gpu,
+        "latencies",
+        lambda calls, rounds, turn, least: {name: rounds * [[6.0, 9.0, 15.0]] for name in calls},
     )
     monkeypatch.setattr(on_gpu, "EVENTS", 1)
     with load(max_batch=4) as engine:
         found = on_gpu.ways(engine, 2, lambda _: None)
     assert [way.rate.median for way in found] == 2 * [400, 800, 1600]
+    assert {way.with_transfers[1].median for way in found} == {9}
 
 
 def test_streams_that_there_is_no_room_for_are_not_measured(monkeypatch):

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fmengine.errors import UnavailableError
+from fmengine.errors import FmengineError, UnavailableError
+from fmengine.gpu.cache import default_folder
 
 HERE = Path(__file__).parent
 # Seconds: to end by itself; to load and compile, or to answer before it counts as hanging.
@@ -78,10 +79,35 @@ PEERS = {
 }
 
 
+def names_in(text: str) -> list[str]:
+    """The names between commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def require(names: Sequence[str], device: str | None = None) -> None:
+    """Notice before the first measurement a peer that cannot take part.
+
+    Args:
+        names: of the peers.
+        device: that ours runs on, `cpu` or `cuda:N`; None while that is not known.
+
+    Raises:
+        FmengineError: for one that is unknown.
+        UnavailableError: for one that is not installed, or needs a GPU that ours is not on.
+    """
+    for name in names:
+        if name not in PEERS:
+            raise FmengineError(f"unknown peer {name!r}; available are {', '.join(PEERS)}")
+    for name in names:
+        if device is not None:
+            device_for(PEERS[name], device)
+        if not installed(PEERS[name]):
+            raise UnavailableError(f"{name} is not installed; run: fmengine bench install {name}")
+
+
 def folder_of(peer: Peer) -> Path:
     """Where its environment is."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "fmengine" / "peers" / peer.environment
+    return default_folder() / "peers" / peer.environment
 
 
 def device_for(peer: Peer, device: str) -> str:
@@ -114,6 +140,7 @@ def install(peer: Peer) -> None:
     """
     folder = folder_of(peer)
     shutil.rmtree(folder, ignore_errors=True)
+    default_folder().mkdir(mode=0o700, parents=True, exist_ok=True)  # the engine trusts no other's
     folder.mkdir(parents=True)
     if peer.node:
         commands = [["npm", "install", "--no-audit", "--no-fund", *peer.packages]]
