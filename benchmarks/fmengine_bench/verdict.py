@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fmengine.agreement import HALF, SAME, compare
 from fmengine.backends import Options, PictureBackend
 from fmengine.backends.onnxruntime import OnnxRuntimeBackend
 from fmengine.engine import Engine
@@ -15,9 +16,6 @@ from fmengine.preprocess import Pixels
 from .definition import preprocess as define
 
 PIXELS = 64  # pictures whose preprocessing is compared; the definition is slow
-# Probabilities: the same file by another library's kernels, and in half precision (as the GPU's gate has it).
-SAME, HALF = 1e-4, 0.01
-MARGIN = 0.02  # a label may turn where the top two differ by less
 
 
 @dataclass(frozen=True)
@@ -71,16 +69,15 @@ def judge(engine: Engine, paths: Sequence[str]) -> Verdict:
     reference = OnnxRuntimeBackend.open(model, Options(threads=1))
     expected = np.concatenate([reference.run(images[np.newaxis]).probabilities for images in inputs])
     reference.close()
-    top = np.sort(expected, axis=1)
-    sure = top[:, -1] - top[:, -2] > MARGIN
     on_gpu = isinstance(engine.backend, PictureBackend)
+    agreement = compare(many, expected, HALF if on_gpu else SAME)
     return Verdict(
         pictures=len(good),
         pixels=None if on_gpu else _pixels(engine, [path for path, _ in good[:PIXELS]], inputs),
         between_batches=float(np.abs(many - alone).max()),
-        from_reference=float(np.abs(many - expected).max()),
-        flips=int(((many.argmax(axis=1) != expected.argmax(axis=1)) & sure).sum()),
-        tolerance=HALF if on_gpu else SAME,
+        from_reference=agreement.largest,
+        flips=agreement.flips,
+        tolerance=agreement.tolerance,
     )
 
 

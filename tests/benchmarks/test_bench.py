@@ -219,7 +219,11 @@ def test_a_page_takes_accuracies_at_their_bounds(measured: Measured) -> None:
 
 def test_wrong_answers_get_no_figures(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     original = Engine._preprocess
-    monkeypatch.setattr(Engine, "_preprocess", lambda self, pixels: 255 - original(self, pixels))
+
+    def inverted(self: Engine, pictures: list) -> list:
+        return [made._replace(image=255 - made.image) for made in original(self, pictures)]
+
+    monkeypatch.setattr(Engine, "_preprocess", inverted)
     monkeypatch.setattr(os, "getloadavg", lambda: (1.25, 0.0, 0.0))
     result = CliRunner().invoke(bench, [*QUICK, "--pictures", str(Path(paths[0]).parent)])
     assert result.exit_code == 1
