@@ -116,7 +116,7 @@ model: $(VENV)/develop
 	@# The same teacher has answered the same questions; answers to others would not be taken.
 	@mkdir -p $(RUNS)/alexnet-slim && cp $(RUNS)/alexnet-slim-first/answers.safetensors $(RUNS)/alexnet-slim/
 	$(call TAUGHT,alexnet-slim) --initial $(RUNS)/alexnet-slim-first
-	$(BIN)/fmengine export $(RUNS)/alexnet-slim --name alexnet-slim --output $(RUNS)/models \
+	$(BIN)/fmengine export $(RUNS)/alexnet-slim --name alexnet-slim --output $(RUNS)/models --overwrite \
 		--calibrate $(DATA)/fer2013/train --calibrate $(DATA)/effectnet
 	$(BIN)/fmengine eval $(RUNS)/models/alexnet-slim.int8.onnx $(DATA)/fer2013/val
 	@echo "what it took here:"

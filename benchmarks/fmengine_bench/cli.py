@@ -12,7 +12,8 @@ import click
 from fmengine.backends import BACKENDS
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-from fmengine.files import write_file
+from fmengine.files import check_target, write_file
+from fmengine.rows import printable
 from fmengine_train.data import PARTS
 
 CHECK_FAILED, SOME_FAILED = 1, 3
@@ -35,8 +36,9 @@ CHECK_FAILED, SOME_FAILED = 1, 3
     help="Half of the pictures, by a hash of their names: choose a model on one, state its figures on the other.",
 )
 @click.option("--corruptions", is_flag=True, help="Also under blur, noise, JPEG, rotation, … at five severities.")
-@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots.")
-@click.option("--svg", type=click.Path(path_type=Path), help="Also write the plots alone, of one DATA.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots, x.html.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Also write the plots alone, of one DATA, to x.svg.")
+@click.option("--overwrite", is_flag=True, help="Replace a page or plots that exist.")
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def evaluate(
@@ -47,6 +49,7 @@ def evaluate(
     corruptions: bool,
     page: Path | None,
     svg: Path | None,
+    overwrite: bool,
     backend: str,
     as_json: bool,
 ) -> None:
@@ -58,6 +61,9 @@ def evaluate(
 
     if svg is not None and len(data) > 1:
         raise click.UsageError("--svg takes one DATA; --html shows several")
+    for target, suffix in ((page, ".html"), (svg, ".svg")):
+        if target is not None:
+            check_target(target, [suffix], overwrite=overwrite)
     with Engine.load(model, backend) as engine:
         evaluations = [evaluate(engine, root, held_out, part, corruptions) for root in data]
         if page is not None or svg is not None:
@@ -75,7 +81,7 @@ def evaluate(
                     "part": part,
                     **dataclasses.asdict(e.report),
                     "robustness": dataclasses.asdict(e.robustness) if e.robustness else None,
-                    "unreadable": [path for path, _ in e.failures],
+                    "unreadable": [printable(path) for path, _ in e.failures],
                 }
                 for e in evaluations
             ]
@@ -84,7 +90,7 @@ def evaluate(
         click.echo("\n".join(map(as_text, evaluations)))
     failures = [failure for e in evaluations for failure in e.failures]
     for path, failure in failures:
-        click.echo(f"left out {path}: {failure.message}", err=True)
+        click.echo(f"left out {printable(path)}: {failure.message}", err=True)
     if failures:
         sys.exit(SOME_FAILED)
 

@@ -9,6 +9,8 @@ from tqdm import tqdm
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.prediction import Failure
+from fmengine.rows import printable
+from fmengine_train.checks import count_of
 
 from .labelled import labelled_files
 from .metrics import Report, report
@@ -18,7 +20,7 @@ from .robustness import as_text as robustness_as_text
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report on one folder, the pictures that could not be read, and the same under corruptions if asked."""
+    """A report on one folder, the pictures that have no answer, and the same under corruptions if asked."""
 
     data: str
     report: Report
@@ -33,7 +35,8 @@ def evaluate(
     files = labelled_files(root, engine.spec.labels, held_out_share, part)
     results = engine.predict_many(path for path, _ in files)
     rows, targets, failures = [], [], []
-    bar = tqdm(zip(files, results, strict=True), str(root), len(files), unit=" pictures", disable=None)
+    name = printable(str(root))
+    bar = tqdm(zip(files, results, strict=True), name, len(files), unit=" pictures", disable=None)
     for (path, target), result in bar:
         if isinstance(result, Failure):
             failures.append((path, result))
@@ -41,16 +44,17 @@ def evaluate(
             rows.append([result.probabilities[label] for label in engine.spec.labels])
             targets.append(target)
     if not rows:
-        raise DataError(f"none of the {len(files)} files in {root} is a picture; first: {failures[0][1].message}")
+        first = f"{printable(failures[0][0])}: {failures[0][1].message}"
+        raise DataError(f"{name} holds {count_of(len(files), 'file')}, and none has an answer; the first: {first}")
     figures = report(np.array(rows), np.array(targets), engine.spec.labels)
-    return Evaluation(str(root), figures, failures, robustness(engine, files) if corruptions else None)
+    return Evaluation(name, figures, failures, robustness(engine, files) if corruptions else None)
 
 
 def as_text(evaluation: Evaluation) -> str:
     """The figures as a table for a terminal."""
     figures = evaluation.report
     lines = [
-        f"{evaluation.data}: {figures.count} pictures; 95 % intervals in brackets",
+        f"{evaluation.data}: {count_of(figures.count, 'picture')}; 95 % intervals in brackets",
         f"  accuracy           {figures.accuracy:7.2%}   {_interval(figures.accuracy_interval)}",
         f"  balanced accuracy  {figures.balanced_accuracy:7.2%}   {_interval(figures.balanced_interval)}",
         f"  calibration error  {figures.ece:7.4f}   [{figures.ece_interval[0]:.4f}, {figures.ece_interval[1]:.4f}]"

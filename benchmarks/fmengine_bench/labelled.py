@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from fmengine.errors import DataError
+from fmengine.rows import printable
 from fmengine.sources import walk
 from fmengine_train.data import held_out, part_of
 
@@ -26,7 +27,8 @@ def labelled_files(
         raise DataError(f"{root} is no folder; expected one with a folder for each of {', '.join(labels)}")
     found = [label for label in labels if (root / label).is_dir()]
     if not found:
-        inside = ", ".join(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())) or "no folders"
+        folders = sorted(printable(entry.name) for entry in os.scandir(root) if entry.is_dir())
+        inside = ", ".join(folders) or "no folders"
         raise DataError(f"{root} has no folder named {' or '.join(labels)}; it has {inside}")
     files = [
         (path, labels.index(label))

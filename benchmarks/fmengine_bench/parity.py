@@ -5,8 +5,10 @@ PyTorch in half precision, which rounds every layer's activations; ONNX Runtime 
 computes FP16 graphs in FP32, so its figures for the FP16 file speak of the weights alone.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,15 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from fmengine.decode import decode
+from fmengine.attempt import try_picture
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, SourceError
-from fmengine.limits import Limits
-from fmengine.model_file import ModelSpec
 from fmengine.preprocess import Pixels
+from fmengine.rows import printable
 from fmengine_export.fold import fold
 from fmengine_export.quantize import activations
 from fmengine_train.checkpoint import weights_sha256
+from fmengine_train.checks import count_of
 from fmengine_train.model import AlexNet
 
 from .definition import preprocess as define
@@ -61,13 +63,14 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Form:
-    """One form of the model against the reference.
+    """One form of the model against the reference. Figures are those of the pictures that both have an answer for.
 
     Attributes:
         name: file, or `PyTorch fp16`.
         precision: whose tolerance holds.
         pixels: differing pixels against the definition, and how many were compared.
         logits: `max`, `mean`, `p99` of the absolute differences, and the `cosine` over all.
+        unanswered: pictures that the form, or the reference, answers with what is no number.
         flips: pictures whose label changed.
         flip_margins: the reference's distance between its top two probabilities, of each flip.
         probability: largest and mean change of a confidence.
@@ -79,6 +82,7 @@ class Form:
     precision: str
     pixels: tuple[int, int]
     logits: dict[str, float]
+    unanswered: int
     flips: int
     flip_margins: list[float]
     probability: dict[str, float]
@@ -132,13 +136,12 @@ def run_parity(
                 f"{engine.model_path} comes from other weights than the checkpoint "
                 f"({engine.spec.weights_sha256[:12] or 'none stated'}, not {digest[:12]}); export it again"
             )
-    spec = engines[0].spec
-    defined, targets, good, unreadable = _define(files, spec)
+    inputs, targets, unreadable = _prepare(files, engines)
+    *prepared_by_each, defined = inputs
     temperature = float(document["temperature"])
     reference = _answers(_torch_logits(model, defined), temperature)
     forms = []
-    for engine in engines:
-        prepared = np.stack([engine.prepare(path) for path in good])
+    for engine, prepared in zip(engines, prepared_by_each, strict=True):
         outputs = [engine.backend.run(batch) for batch in _batches(prepared)]
         answers = Answers(
             np.concatenate([o.logits for o in outputs]).astype(np.float64),
@@ -146,7 +149,9 @@ def run_parity(
         )
         differing = (int((prepared != defined).sum()), prepared.size)
         forms.append(
-            compare(engine.model_path.name, engine.spec.precision, answers, reference, targets, differing)
+            compare(
+                printable(engine.model_path.name), engine.spec.precision, answers, reference, targets, differing
+            )
         )
     half = _answers(_half_logits(model, defined), temperature)
     forms.append(compare("PyTorch fp16", "fp16", half, reference, targets, (0, defined.size)))
@@ -156,7 +161,7 @@ def run_parity(
         for layer, value in largest.items()
         if not value < HALF_MAX / 4
     ]
-    return ParityReport(len(good), unreadable, forms, largest, breaches)
+    return ParityReport(len(defined), unreadable, forms, largest, breaches)
 
 
 def compare(
@@ -168,25 +173,31 @@ def compare(
     pixels: tuple[int, int] = (0, 0),
 ) -> Form:
     """One form's figures, and what of them is over its tolerance."""
-    distance = np.abs(form.logits - reference.logits)
-    change = np.abs(form.probabilities - reference.probabilities).max(axis=1)
+    finite, expected_finite = (np.isfinite(a.probabilities).all(axis=1) for a in (form, reference))
+    answered = finite & expected_finite
+    distance = np.abs(form.logits - reference.logits)[answered]
+    change = np.abs(form.probabilities - reference.probabilities).max(axis=1)[answered]
     answers, expected = form.probabilities.argmax(axis=1), reference.probabilities.argmax(axis=1)
-    flipped = answers != expected
+    flipped = answered & (answers != expected)
+    accuracy = None
+    if targets is not None:
+        accuracy = _accuracy(finite & (answers == targets), expected_finite & (expected == targets))
     ordered = np.sort(reference.probabilities[flipped], axis=1)
     figures = Form(
         name=name,
         precision=precision,
         pixels=pixels,
         logits={
-            "max": float(distance.max()),
-            "mean": float(distance.mean()),
-            "p99": float(np.quantile(distance, 0.99)),
-            "cosine": _cosine(form.logits, reference.logits),
+            "max": _over(distance, np.max),
+            "mean": _over(distance, np.mean),
+            "p99": _over(distance, partial(np.quantile, q=0.99)),
+            "cosine": _cosine(form.logits[answered], reference.logits[answered]),
         },
+        unanswered=int((~answered).sum()),
         flips=int(flipped.sum()),
         flip_margins=sorted((ordered[:, -1] - ordered[:, -2]).round(6).tolist()),
-        probability={"max": float(change.max()), "mean": float(change.mean())},
-        accuracy=None if targets is None else _accuracy(answers == targets, expected == targets),
+        probability={"max": _over(change, np.max), "mean": _over(change, np.mean)},
+        accuracy=accuracy,
     )
     figures.breaches.extend(_breaches(figures, len(flipped)))
     return figures
@@ -195,14 +206,24 @@ def compare(
 def _breaches(form: Form, pictures: int) -> Iterator[str]:
     allowed = TOLERANCES[form.precision]
     if form.pixels[0]:
-        yield f"{form.pixels[0]} pixels differ from the definition of preprocessing; allowed are 0"
+        differ = "pixel differs" if form.pixels[0] == 1 else "pixels differ"
+        yield f"{form.pixels[0]} {differ} from the definition of preprocessing; allowed are 0"
+    if form.unanswered:
+        yield f"{form.unanswered} of {count_of(pictures, 'picture')} without a number for an answer; allowed are 0"
+    if form.unanswered == pictures:
+        return
     if allowed.probability is not None and not form.probability["max"] <= allowed.probability:
         yield f"a confidence moves by {form.probability['max']:.2g}; allowed is {allowed.probability}"
     if not form.probability["mean"] <= allowed.mean_probability:
         yield f"confidences move by {form.probability['mean']:.2g} on average, over {allowed.mean_probability}"
     # One label may turn in a set too small to hold the share.
     if form.flips > max(allowed.flips * pictures, 1 if allowed.flips else 0):
-        yield f"{form.flips} of {pictures} labels turn; allowed are {allowed.flips:.1%}"
+        yield f"labels turned: {form.flips} of {pictures}; allowed are {allowed.flips:.1%}"
+
+
+def _over(values: npt.NDArray[np.float64], figure: Callable[[npt.NDArray[np.float64]], Any]) -> float:
+    """A figure of values; NaN where there are none."""
+    return float(figure(values)) if values.size else math.nan
 
 
 def _accuracy(right: npt.NDArray[np.bool_], reference_right: npt.NDArray[np.bool_]) -> dict[str, float]:
@@ -216,24 +237,31 @@ def _accuracy(right: npt.NDArray[np.bool_], reference_right: npt.NDArray[np.bool
     }
 
 
-def _define(
-    files: list[tuple[str, int | None]], spec: ModelSpec
-) -> tuple[Pixels, npt.NDArray[np.int64] | None, list[str], list[str]]:
-    """Decode the pictures and preprocess them by the definition."""
-    defined, targets, good, unreadable = [], [], [], []
+def _prepare(
+    files: list[tuple[str, int | None]], engines: list[Engine]
+) -> tuple[list[Pixels], npt.NDArray[np.int64] | None, list[str]]:
+    """The network's inputs by each engine, and last by the definition; targets; what cannot be read."""
+    inputs, targets, unreadable = [], [], []
     for path, target in tqdm(files, "preprocessing by the definition", unit=" pictures", disable=None):
-        try:
-            pixels = decode(path, spec.color, Limits())
-        except SourceError as error:
-            unreadable.append(f"{path}: {error.message}")
-            continue
-        defined.append(define(pixels, spec.height, spec.width, spec.color, spec.fit))
-        targets.append(target)
-        good.append(path)
-    if not good:
-        raise DataError(f"none of the {len(files)} files is a picture; {'; '.join(unreadable[:1])}")
+        made = try_picture(path, engines[0].spec.color, partial(_inputs_of, path, engines))
+        if isinstance(made, SourceError):
+            unreadable.append(f"{printable(path)}: {made.message}")
+        else:
+            inputs.append(made)
+            targets.append(target)
+    if not inputs:
+        raise DataError(f"{count_of(len(files), 'file')}, and none is a picture; the first: {unreadable[0]}")
     labelled = None if None in targets else np.array(targets, dtype=np.int64)
-    return np.stack(defined), labelled, good, unreadable
+    return [np.stack(column) for column in zip(*inputs, strict=True)], labelled, unreadable
+
+
+def _inputs_of(path: str, engines: Sequence[Engine], pixels: Pixels) -> list[Pixels]:
+    """One picture's inputs. The engines' come first: they refuse what is too large for the definition to take."""
+    spec = engines[0].spec
+    return [
+        *(engine.prepare(path) for engine in engines),
+        define(pixels, spec.height, spec.width, spec.color, spec.fit),
+    ]
 
 
 def _torch_logits(model: AlexNet, images: Pixels) -> npt.NDArray[np.float64]:
@@ -283,7 +311,7 @@ def _batches(images: Pixels) -> Iterator[Pixels]:
 
 def as_text(report: ParityReport) -> str:
     """The report as a table for a terminal."""
-    lines = [f"{report.pictures} pictures, reference: PyTorch in FP32"]
+    lines = [f"{count_of(report.pictures, 'picture')}, reference: PyTorch in FP32"]
     lines += [f"  left out {text}" for text in report.unreadable]
     for form in report.forms:
         lines.append(f"{form.name}: {'BREACH' if form.breaches else 'equal within tolerance'}")
@@ -294,8 +322,9 @@ def as_text(report: ParityReport) -> str:
             f"p99 {form.logits['p99']:.2g}, cosine {form.logits['cosine']:.6f}"
         )
         margins = f", the widest between {form.flip_margins[-1]:.3f} apart" if form.flip_margins else ""
+        without = f"; without an answer: {form.unanswered}" if form.unanswered else ""
         lines.append(
-            f"  decisions  {form.flips} labels turn{margins}; confidence moves by "
+            f"  decisions  labels turned: {form.flips}{margins}{without}; confidence moves by "
             f"{form.probability['max']:.2g} at most, {form.probability['mean']:.2g} on average"
         )
         if form.accuracy:

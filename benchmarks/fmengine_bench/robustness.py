@@ -3,11 +3,12 @@
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
-from fmengine.decode import decode
+from fmengine.attempt import try_picture
 from fmengine.engine import Engine
 from fmengine.errors import SourceError
 from fmengine.prediction import Prediction
@@ -32,7 +33,10 @@ class Robustness:
 
 
 def robustness(engine: Engine, files: list[tuple[str, int]]) -> Robustness:
-    """Score an engine on every corruption of labelled pictures; files that are no pictures are left out."""
+    """Score an engine on every corruption of labelled pictures.
+
+    Files that are no pictures are left out; a picture that the model has no answer for is not answered right.
+    """
     clean = _accuracy(engine, files, "clean", 0)
     accuracy = {
         name: [_accuracy(engine, files, name, severity) for severity in range(1, SEVERITIES + 1)]
@@ -44,9 +48,13 @@ def robustness(engine: Engine, files: list[tuple[str, int]]) -> Robustness:
 def _accuracy(engine: Engine, files: list[tuple[str, int]], name: str, severity: int) -> float:
     targets: list[int] = []
     bar = tqdm(_corrupted(engine, files, targets, name, severity), f"{name} {severity}", len(files), disable=None)
-    answers = [result.label for result in engine.predict_many(bar) if isinstance(result, Prediction)]
+    results = list(engine.predict_many(bar))
     labels = engine.spec.labels
-    return float(np.mean([answer == labels[target] for answer, target in zip(answers, targets, strict=True)]))
+    right = [
+        isinstance(result, Prediction) and result.label == labels[target]
+        for result, target in zip(results, targets, strict=True)
+    ]
+    return float(np.mean(right))
 
 
 def _corrupted(
@@ -54,14 +62,18 @@ def _corrupted(
 ) -> Iterator[Pixels]:
     """Pixels of the files that are pictures; notes the target of each."""
     for path, target in files:
-        try:
-            pixels = decode(path, engine.spec.color, engine.limits)
-        except SourceError:
-            continue
-        targets.append(target)
-        # The same draw for a file whatever else is in the set.
-        rng = np.random.default_rng(zlib.crc32(f"{path.rsplit('/', 2)[-2:]}{name}{severity}".encode()))
-        yield CORRUPTIONS[name](pixels, severity, rng) if severity else pixels
+        made = try_picture(path, engine.spec.color, partial(_corrupt, path, name, severity), engine.limits)
+        if not isinstance(made, SourceError):
+            targets.append(target)
+            yield made
+
+
+def _corrupt(path: str, name: str, severity: int, pixels: Pixels) -> Pixels:
+    if not severity:
+        return pixels
+    # The same draw for a file whatever else is in the set.
+    rng = np.random.default_rng(zlib.crc32(f"{path.rsplit('/', 2)[-2:]}{name}{severity}".encode()))
+    return CORRUPTIONS[name](pixels, severity, rng)
 
 
 def as_text(found: Robustness) -> str:

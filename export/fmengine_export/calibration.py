@@ -1,14 +1,15 @@
 """The real pictures that INT8 is calibrated on."""
 
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
 
-from fmengine.decode import decode
+from fmengine.attempt import try_picture
 from fmengine.errors import DataError, SourceError
-from fmengine.limits import Limits
 from fmengine.preprocess import Color, Fit, Pixels, preprocess
+from fmengine.rows import printable
 from fmengine.sources import walk
 from fmengine_train.model import AlexNetConfig
 
@@ -31,12 +32,14 @@ def read_pictures(folders: tuple[Path, ...], config: AlexNetConfig, fit: Fit) ->
             raise DataError(f"{folder} is no folder; --calibrate takes a folder of pictures")
     paths = [path for folder in folders for path in walk(str(folder))]
     step = max(1, len(paths) // CALIBRATION_PICTURES)
+    make = partial(preprocess, height=config.height, width=config.width, color=color, fit=fit)
     pictures = []
     for path in paths[::step]:
-        try:
-            pictures.append(preprocess(decode(path, color, Limits()), config.height, config.width, color, fit))
-        except SourceError as error:
-            click.echo(f"note: {path}: {error.message}", err=True)
+        made = try_picture(path, color, make)
+        if isinstance(made, SourceError):
+            click.echo(f"note: {printable(path)}: {made.message}", err=True)
+        else:
+            pictures.append(made)
     if not pictures:
         raise DataError(f"no picture to calibrate on in {', '.join(map(str, folders))}")
     return np.stack(pictures)

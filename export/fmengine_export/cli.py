@@ -1,12 +1,15 @@
 """`fmengine export`."""
 
+import os
 from pathlib import Path
 
 import click
 
-from fmengine.errors import OutputError
+from fmengine.errors import ModelError, OutputError
+from fmengine.files import check_target
 from fmengine.gpu.builder import BuildOptions, load_library
 from fmengine.model_file import PRECISIONS, Precision, load_model_file, resolve
+from fmengine.rows import printable
 
 from . import tensorrt
 
@@ -63,6 +66,7 @@ from . import tensorrt
     type=click.Path(path_type=Path),
     help="Add the metadata in this JSON file to CHECKPOINT, an ONNX model made elsewhere.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def export(
     source: str,
     folder: Path,
@@ -74,6 +78,7 @@ def export(
     capabilities: str,
     device: int,
     spec_file: Path | None,
+    overwrite: bool,
 ) -> None:
     """Turn CHECKPOINT (the run folder or model.safetensors of `fmengine train`) into model files.
 
@@ -85,6 +90,8 @@ def export(
     """
     if capabilities and form != "tensorrt-rtx":
         raise click.UsageError("--compute-capability is for --to tensorrt-rtx; TensorRT builds for its own GPU")
+    if name is not None and (not name or name != printable(name)):
+        raise click.BadParameter(f"{printable(name)!r}; expected a name in UTF-8, without control characters")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,19 +99,23 @@ def export(
     if spec_file is not None:
         from .describe import describe_file
 
-        click.echo(describe_file(Path(source), spec_file, folder))
+        _echo(describe_file(Path(source), spec_file, folder, overwrite))
     elif form == "onnx":
-        _export_onnx(Path(source), folder, name, _chosen(precisions), calibration)
+        _export_onnx(Path(source), folder, name, _chosen(precisions), calibration, overwrite)
     else:
         load_library(tensorrt.FORMS[form])  # noticed before a checkpoint is exported
-        if _is_checkpoint(source):
-            (source,) = _export_onnx(Path(source), folder, name, ("fp16",), ())
         wanted = {part.strip() for part in capabilities.split(",") if part.strip()}
         options = BuildOptions.for_batch(
             max_batch, compute_capabilities=tuple(sorted(wanted, key=lambda c: (len(c), c)))
         )
+        if _is_checkpoint(source):
+            name = name or _family(Path(source))
+            tensorrt.engine_target(form, name, options, folder, device, overwrite)
+            (source,) = _export_onnx(Path(source), folder, name, ("fp16",), (), overwrite)
         model = load_model_file(resolve(source, ("fp16",)))
-        click.echo(tensorrt.export_engine(form, model, options, folder, device))
+        target = tensorrt.engine_target(form, model.spec.name, options, folder, device, overwrite)
+        tensorrt.export_engine(form, model, options, target, device)
+        _echo(target)
 
 
 def _export_onnx(
@@ -113,27 +124,46 @@ def _export_onnx(
     name: str | None,
     precisions: tuple[Precision, ...],
     calibration: tuple[Path, ...],
+    overwrite: bool,
 ) -> list[str]:
     from fmengine_train.checkpoint import load_model
 
     from .calibration import read_pictures
     from .export import export as export_files
+    from .export import path_of
 
     if "int8" in precisions and not calibration:
         raise click.UsageError(
             "INT8 is calibrated on real pictures: give --calibrate FOLDER, or --precision fp32,fp16"
         )
+    name = name or _family(checkpoint)
+    for precision in precisions:
+        check_target(path_of(folder, name, precision), [".onnx"], overwrite=overwrite)
     model, document = load_model(checkpoint)
     pictures = read_pictures(calibration, model.config, document["fit"]) if calibration else None
-    name = name or str(document["recipe"]["model"])
     written = []
     try:
         for path in export_files(model, document, name, folder, precisions, pictures):
-            click.echo(path)
+            _echo(path)
             written.append(str(path))
     except OSError as error:
         raise OutputError(f"cannot write into {folder}: {error.strerror}") from error
     return written
+
+
+def _echo(path: Path) -> None:
+    click.echo(os.fsencode(path))  # bytes: a name need not be UTF-8
+
+
+def _family(checkpoint: Path) -> str:
+    """The family's name where none is given: the recipe's model."""
+    from fmengine_train.checkpoint import model_in, read_document
+
+    document = read_document(model_in(checkpoint))
+    try:
+        return str(document["recipe"]["model"])
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{checkpoint} does not say what it holds: give it a --name") from error
 
 
 def _is_checkpoint(source: str) -> bool:

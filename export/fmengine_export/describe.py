@@ -3,39 +3,56 @@
 import json
 from pathlib import Path
 
+import click
 import onnx
 
-from fmengine.errors import ModelError, OutputError
+from fmengine.errors import ModelError
+from fmengine.files import check_target, write_file
 from fmengine.model_file import FORMAT_VERSION, ModelSpec
-from fmengine_train.checkpoint import write_atomic
+from fmengine_train.checks import check_labels, label_notes
 
 from .graph import describe
 
 
-def describe_file(model_file: Path, spec_file: Path, folder: Path) -> Path:
+def describe_file(model_file: Path, spec_file: Path, folder: Path, overwrite: bool) -> Path:
     """Write a copy of a foreign ONNX, which has the inputs and outputs of a model file, with metadata.
 
     Args:
         model_file: the ONNX.
         spec_file: JSON, such as `fmengine info --json` prints.
         folder: for the copy.
+        overwrite: whether a copy that exists may be replaced.
 
     Raises:
         ModelError: for files that cannot be read, or metadata that are not whole.
-        OutputError: if the copy exists.
+        DataError: for labels that could not be shown.
+        OutputError: if the copy exists, or cannot be written.
     """
+    spec = _read_spec(spec_file)
+    check_labels(spec.labels)
+    for note in label_notes(spec.labels):
+        click.echo(f"note: {note}", err=True)
+    target = folder / f"{spec.name}.{spec.precision}.onnx"
+    check_target(target, [target.suffix], overwrite=overwrite)
     try:
         model = onnx.load(str(model_file), load_external_data=False)
-        values = json.loads(spec_file.read_text(encoding="utf-8"))
-    except Exception as error:  # protobuf's and json's own errors have no common base
-        raise ModelError(f"cannot read {model_file} and {spec_file}: {error}") from error
+    except Exception as error:  # protobuf's own errors have no common base
+        raise ModelError(f"cannot read {model_file}: {error}") from error
+    write_file(target, describe(model, spec))
+    return target
+
+
+def _read_spec(path: Path) -> ModelSpec:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(values, dict):
-        raise ModelError(f"{spec_file} is no JSON object; `fmengine info --json` prints one to start from")
+        raise ModelError(f"{path} is no JSON object; `fmengine info --json` prints one to start from")
     # `fmengine info --json` adds the file's path, and the digest is of the file that is written here.
     values = {key: value for key, value in values.items() if key not in ("path", "file_sha256")}
-    spec = ModelSpec.from_json(json.dumps({"version": FORMAT_VERSION} | values))
-    target = folder / f"{spec.name}.{spec.precision}.onnx"
-    if target.exists():
-        raise OutputError(f"{target} exists; choose another --output folder")
-    write_atomic(target, describe(model, spec))
-    return target
+    return ModelSpec.from_json(json.dumps({"version": FORMAT_VERSION} | values))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no JSON")

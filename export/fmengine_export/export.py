@@ -1,5 +1,6 @@
 """The three files of one family: which spec each carries, and the check that each runs."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from fmengine.backends import Options
 from fmengine.backends.onnxruntime import OnnxRuntimeBackend
 from fmengine.errors import FmengineError, ModelError
+from fmengine.files import write_file
 from fmengine.model_file import ModelSpec, Precision, load_model_file
 from fmengine.preprocess import Pixels
-from fmengine_train.checkpoint import weights_sha256, write_atomic
+from fmengine_train.checkpoint import weights_sha256
 from fmengine_train.model import AlexNet
 
 from .fold import fold
@@ -22,6 +24,11 @@ from .quantize import calibrate
 # How far each file's logits may lie from PyTorch's on the check's pictures, as a share of the largest
 # logit there. A wrong layer, stride or scale is off by about the whole; `fmengine parity` measures finely.
 CHECK_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
+
+
+def path_of(folder: Path, name: str, precision: Precision) -> Path:
+    """Where a file of a family is written."""
+    return folder / f"{name}.{precision}.onnx"
 
 
 class CheckError(FmengineError):
@@ -47,11 +54,16 @@ def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Pr
         unsure_below=document["unsure_below"],
         training_data=document["training_data"],
         accuracy={
-            source: {key: scores[key] for key in ("count", "accuracy", "balanced_accuracy")}
+            source: {key: _figure(scores[key]) for key in ("count", "accuracy", "balanced_accuracy")}
             for source, scores in document["validation"].items()
         },
         weights_sha256=weights_sha256(model),
     )
+
+
+def _figure(value: float) -> float | None:
+    """A score for JSON, which has no number for NaN."""
+    return value if math.isfinite(value) else None
 
 
 def export(
@@ -91,10 +103,10 @@ def export(
             data = build_int8(network, spec, scales)
         else:
             data = build_float(network, spec)
-        path = folder / f"{name}.{precision}.onnx"
+        path = path_of(folder, name, precision)
         partial = path.with_suffix(".partial")
         try:
-            write_atomic(partial, data)
+            write_file(partial, data)
             _check(partial, pictures, expected, precision)
             partial.replace(path)
         finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fmengine.errors import OutputError
+from fmengine.files import check_target
 from fmengine.gpu.builder import BuildOptions, Library, build_engine, engine_key, load_library, timings_on
 from fmengine.gpu.cache import Cache, pack, write_file
 from fmengine.gpu.device import describe_gpu, on_gpu
@@ -15,14 +16,28 @@ from fmengine.model_file import ModelFile
 FORMS: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
-def export_engine(form: str, model: ModelFile, options: BuildOptions, folder: Path, device: int) -> Path:
-    """Build an engine and write it, with its manifest, as `NAME.FORM.GPU.engine`.
+def engine_target(form: str, name: str, options: BuildOptions, folder: Path, device: int, overwrite: bool) -> Path:
+    """Where an engine is written, `NAME.FORM.GPU.engine`, checked before it is built.
+
+    Raises:
+        UnavailableError: if the driver or the GPU is missing.
+        OutputError: if it exists and must not be overwritten, or cannot be written.
+    """
+    gpu = describe_gpu(device) if form == "tensorrt" else None
+    capability = ".".join(map(str, gpu.compute_capability)) if gpu else "+".join(options.compute_capabilities)
+    target = folder / f"{name}.{form}.{capability or 'any'}.engine"
+    check_target(target, [target.suffix], overwrite=overwrite)
+    return target
+
+
+def export_engine(form: str, model: ModelFile, options: BuildOptions, target: Path, device: int) -> None:
+    """Build an engine and write it, with its manifest.
 
     Args:
         form: one of `FORMS`.
         model: an FP16 model file.
         options: batch sizes and targets.
-        folder: to write into.
+        target: from `engine_target`.
         device: the GPU to build on; TensorRT-RTX builds ahead of time and needs none.
 
     Raises:
@@ -32,8 +47,6 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, folder: Pa
     """
     library = load_library(FORMS[form])
     gpu = describe_gpu(device) if form == "tensorrt" else None
-    capability = ".".join(map(str, gpu.compute_capability)) if gpu else "+".join(options.compute_capabilities)
-    target = folder / f"{model.spec.name}.{form}.{capability or 'any'}.engine"
     bar = tqdm(desc=f"building {target.name}", unit=" steps", disable=None, file=sys.stderr)
     outermost: list[str] = []
 
@@ -51,4 +64,3 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, folder: Pa
         write_file(target, pack(engine_key(library, model, options, gpu), engine))
     except OSError as error:
         raise OutputError(f"cannot write {target} ({len(engine):,} bytes): {error.strerror}") from error
-    return target

@@ -61,7 +61,7 @@ def test_the_seed_decides(name: str) -> None:
 
 
 def test_robustness_through_the_runtime(drawn_faces: Path) -> None:
-    with Engine.load() as engine:
+    with Engine.load(backend="onnxruntime") as engine:
         files = labelled_files(drawn_faces / "val", engine.spec.labels)
         found = robustness(engine, [*files, (str(drawn_faces / "none.png"), 0)])
         assert found == robustness(engine, files)
@@ -70,6 +70,14 @@ def test_robustness_through_the_runtime(drawn_faces: Path) -> None:
     assert found.accuracy.keys() == CORRUPTIONS.keys()
     assert found.mean == pytest.approx(np.mean(list(found.accuracy.values())))
     assert "points below" in as_text(found)
+
+
+def test_a_picture_that_the_model_has_no_answer_for_is_not_answered_right(blind: Path) -> None:
+    with Engine.load(blind / "blind.onnx", "onnxruntime") as engine:
+        found = robustness(engine, labelled_files(blind / "faces", engine.spec.labels))
+    assert found.clean == 0.5  # gray is happy, and of black it has no opinion
+    assert found.accuracy["dark"] == [0.5, 0.5, 0.5, 0.5, 0.0]  # in the end gray is black too
+    assert 0 < found.mean < 1
 
 
 # Halves to choose on and to report on

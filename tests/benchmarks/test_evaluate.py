@@ -1,6 +1,7 @@
 """`fmengine eval`: the same figures as by hand, and what it says of what it cannot read."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -41,7 +42,7 @@ def test_figures_are_those_of_the_engine(model: Path, drawn_faces: Path) -> None
     result = run(model, drawn_faces / "val", "--json")
     assert result.exit_code == 0, result.output
     (figures,) = json.loads(result.stdout)
-    with Engine.load(model) as engine:
+    with Engine.load(model, "onnxruntime") as engine:
         right = {
             label: [engine.predict(path).label == label for path in (drawn_faces / "val" / label).iterdir()]
             for label in ("happy", "sad")
@@ -117,7 +118,39 @@ def test_nothing_but_broken_pictures_is_told(model: Path, tmp_path: Path) -> Non
     (tmp_path / "happy" / "broken.png").write_bytes(b"no picture")
     result = run(model, tmp_path)
     assert isinstance(result.exception, DataError)
-    assert "none of the 1 files" in str(result.exception)
+    assert "holds 1 file, and none has an answer" in str(result.exception)
+
+
+@pytest.mark.parametrize("output", [["--json"], []])
+def test_names_need_not_be_utf8(model: Path, with_broken: Path, tmp_path: Path, output: list[str]) -> None:
+    odd = with_broken.rename(f"{tmp_path}/\udcff")
+    (odd / "happy" / "broken.png").rename(odd / "happy" / "a\n\udcfe.png")
+    page = tmp_path / "page.html"
+    result = run(model, odd, "--html", page, *output)
+    assert result.exit_code == 3, result.exception
+    assert f"{tmp_path}/%FF" in result.stdout
+    assert f"left out {tmp_path}/%FF/happy/a%0A%FE.png: no known" in result.stderr
+    assert f"{tmp_path}/%FF" in page.read_text(encoding="utf-8")
+    assert os.fsencode(odd) not in result.stdout_bytes
+
+
+def test_one_picture_is_one_in_words(model: Path, drawn_faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "sad").mkdir()
+    shutil.copy(drawn_faces / "val" / "sad" / "000.png", tmp_path / "sad")
+    assert f"{tmp_path}: 1 picture; " in run(model, tmp_path).stdout
+
+
+def test_pictures_that_the_model_has_no_number_for_are_failures(blind: Path) -> None:
+    model, faces = blind / "blind.onnx", blind / "faces"
+    result = run(model, faces)
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 3
+    assert "1 happy, 0 sad" in result.stdout
+    assert f"left out {faces}/happy/black.png: the model answers nan for happy" in result.stderr
+    (faces / "happy" / "gray.png").unlink()
+    nothing = run(model, faces)
+    assert isinstance(nothing.exception, DataError)
+    assert "holds 1 file, and none has an answer; the first: " in str(nothing.exception)
 
 
 def test_held_out_is_what_training_does_not_see(model: Path, drawn_faces: Path) -> None:
@@ -150,8 +183,36 @@ def test_the_page_stands_alone_and_shows_the_figures(drawn_faces: Path, tmp_path
     assert text.count("<svg") == 1
     assert result.stdout.splitlines()[1].strip() in text
     assert not re.search(r"""(src|href)=["'](?!#)""", text)  # nothing is fetched
-    result = run("alexnet-slim", drawn_faces / "val", "--html", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--html", "page.htm", "the name must end in .html"),
+        ("--svg", "plots.png", "the name must end in .svg"),
+        ("--html", "none/page.html", "there is no folder"),
+        ("--svg", "old.svg", "exists; replace it with --overwrite"),
+        ("--html", "folder.html", "it is not a regular file"),
+    ],
+)
+def test_files_that_cannot_be_written_are_told_before_the_work(
+    tmp_path: Path, option: str, name: str, message: str
+) -> None:
+    (tmp_path / "old.svg").touch()
+    (tmp_path / "folder.html").mkdir()
+    result = run(tmp_path / "none.onnx", tmp_path / "no faces", option, tmp_path / name)
     assert isinstance(result.exception, OutputError)
+    assert message in str(result.exception)
+
+
+def test_files_that_exist_are_replaced_if_asked_for(model: Path, drawn_faces: Path, tmp_path: Path) -> None:
+    page, plots = tmp_path / "page.html", tmp_path / "plots.svg"
+    for path in (page, plots):
+        path.write_text("old")
+    result = run(model, drawn_faces / "val", "--html", page, "--svg", plots, "--overwrite")
+    assert result.exit_code == 0, result.exception
+    assert all("<svg" in path.read_text(encoding="utf-8") for path in (page, plots))
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "plots.svg"}
 
 
 def test_the_plots_alone_are_an_svg(model: Path, drawn_faces: Path, tmp_path: Path) -> None:

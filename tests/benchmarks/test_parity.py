@@ -1,6 +1,7 @@
 """`fmengine parity`: it holds for what was exported, and every planted fault breaks it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,7 +61,7 @@ def against(
 
     def report(data: bytes) -> ParityReport:
         (tmp_path / "planted.onnx").write_bytes(data)
-        return run_parity(*trained, [Engine.load(tmp_path / "planted.onnx")], files)
+        return run_parity(*trained, [Engine.load(tmp_path / "planted.onnx", "onnxruntime")], files)
 
     return report
 
@@ -106,10 +107,10 @@ def test_the_largest_activations_are_those_of_the_network(
     trained: tuple[AlexNet, dict[str, Any]], models: list[Path], files: Files
 ) -> None:
     model, document = trained
-    report = run_parity(model, document, [Engine.load(models[0])], files)
+    report = run_parity(model, document, [Engine.load(models[0], "onnxruntime")], files)
     seen: list[float] = []
     model.features.register_forward_hook(lambda layer, inputs, output: seen.append(float(output.max())))
-    with Engine.load(models[0]) as engine, torch.inference_mode():
+    with Engine.load(models[0], "onnxruntime") as engine, torch.inference_mode():
         model(torch.from_numpy(np.stack([engine.prepare(path) for path, _ in files])))
     assert report.activations["conv5"] == pytest.approx(seen[0], rel=1e-4)
 
@@ -139,7 +140,9 @@ def test_unreadable_pictures_are_named(
     assert f"left out {tmp_path / 'val' / 'sad' / 'broken.png'}: " in result.stdout
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "is no folder"), ([], "no files in"), (["x"], "none of")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "is no folder"), ([], "no files in"), (["x"], "1 file, and none is a picture")]
+)
 def test_without_pictures_there_is_no_verdict(
     tiny_run: Path, models: list[Path], tmp_path: Path, content: list[str] | None, message: str
 ) -> None:
@@ -152,7 +155,64 @@ def test_without_pictures_there_is_no_verdict(
     assert message in str(result.exception)
 
 
+def test_whatever_a_picture_raises_leaves_it_out(
+    trained: tuple[AlexNet, dict[str, Any]], drawn_faces: Path, tmp_path: Path
+) -> None:
+    """Padded to a square, a strip has more pixels than Pillow, or any memory, could hold."""
+    model, document = trained
+    document["fit"] = "pad"
+    save_model(tmp_path / "model.safetensors", model, document)
+    (tmp_path / "pad.onnx").write_bytes(build_float(fold(model), make_spec(model, document, "pad", "fp32")))
+    shutil.copytree(drawn_faces / "val", tmp_path / "val")
+    strip = tmp_path / "val" / "happy" / "strip.png"
+    Image.linear_gradient("L").resize((1, 60_000)).save(strip)
+    result = run(tmp_path, [tmp_path / "pad.onnx"], tmp_path / "val")
+    assert result.exit_code == 0, result.exception
+    assert "32 pictures" in result.stdout
+    assert f"left out {strip}: " in result.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_names_need_not_be_utf8(
+    tiny_run: Path, models: list[Path], drawn_faces: Path, tmp_path: Path, options: list[str]
+) -> None:
+    odd = Path(f"{tmp_path}/\udcff")
+    shutil.copytree(drawn_faces / "val", odd)
+    (odd / "sad" / "a\n\udcfe.png").write_bytes(b"no picture")
+    renamed = Path(shutil.copy(models[0], odd.parent / "\udcff.onnx"))
+    result = run(tiny_run, [renamed], odd, *options)
+    assert result.exit_code == 0, result.exception
+    assert f"{tmp_path}/%FF/sad/a%0A%FE.png: no known image format" in result.stdout
+    assert "%FF.onnx" in result.stdout
+    assert os.fsencode(odd) not in result.stdout_bytes
+
+
+def test_one_picture_is_one_in_words(
+    tiny_run: Path, models: list[Path], drawn_faces: Path, tmp_path: Path
+) -> None:
+    shutil.copy(drawn_faces / "val" / "sad" / "000.png", tmp_path)
+    assert run(tiny_run, models[:1], tmp_path).stdout.startswith("1 picture, reference")
+
+
 # Planted faults
+
+
+def test_a_model_that_answers_what_is_no_number_is_a_breach(
+    trained: tuple[AlexNet, dict[str, Any]], drawn_faces: Path, tmp_path: Path
+) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"the report holds {name}, which is no JSON")
+
+    network = fold(trained[0])
+    broken = with_layer(network, 7, bias=np.full_like(network.layers[7].bias, np.nan))
+    (tmp_path / "nan.onnx").write_bytes(build_float(broken, make_spec(*trained, "nan", "fp32")))
+    save_model(tmp_path / "model.safetensors", *trained)
+    for options in ([], ["--json"]):
+        result = run(tmp_path, [tmp_path / "nan.onnx"], drawn_faces / "val", *options)
+        assert result.exit_code == 1, result.exception
+    form, _ = json.loads(result.stdout, parse_constant=refuse)["forms"]
+    assert form["breaches"] == ["32 of 32 pictures without a number for an answer; allowed are 0"]
+    assert (form["unanswered"], form["flips"], form["accuracy"]["form"]) == (32, 0, 0)
 
 
 def test_one_changed_weight_makes_it_another_model(
@@ -209,7 +269,7 @@ def test_one_pixel_is_enough(
     monkeypatch.setattr("fmengine.engine.preprocess_batch", off_by_one)
     result = run(tiny_run, models[:1], drawn_faces / "val")
     assert result.exit_code == 1, result.output
-    assert "1 pixels differ" in result.stdout
+    assert "1 pixel differs" in result.stdout
 
 
 def test_the_right_network_passes_as_planted(
@@ -248,7 +308,7 @@ def test_swapped_outputs_turn_labels(
     swapped = with_layer(network, 7, weight=last.weight[::-1].copy(), bias=last.bias[::-1].copy())
     report = against(build_float(swapped, make_spec(*trained, "tiny", "fp32")))
     assert report.forms[0].flips == 32
-    assert any("32 of 32 labels turn" in breach for breach in report.forms[0].breaches)
+    assert any("labels turned: 32 of 32" in breach for breach in report.forms[0].breaches)
 
 
 def test_wrong_int8_scales_are_a_breach(
@@ -257,7 +317,7 @@ def test_wrong_int8_scales_are_a_breach(
     files: Files,
     against: Callable[[bytes], ParityReport],
 ) -> None:
-    with Engine.load(models[0]) as engine:
+    with Engine.load(models[0], "onnxruntime") as engine:
         pixels = np.stack([engine.prepare(path) for path, _ in files])
     network, spec = fold(trained[0]), make_spec(*trained, "tiny", "int8")
     scales = calibrate(network, pixels, 128, 64.0)
@@ -284,7 +344,7 @@ def overflowing(trained: tuple[AlexNet, dict[str, Any]], tmp_path: Path) -> Path
 
 
 def test_an_overflow_of_fp16_is_a_breach(overflowing: Path, files: Files) -> None:
-    report = run_parity(*load_model(overflowing), [Engine.load(overflowing / "loud.onnx")], files)
+    report = run_parity(*load_model(overflowing), [Engine.load(overflowing / "loud.onnx", "onnxruntime")], files)
     fp32, half = report.forms
     assert fp32.breaches == []
     assert half.name == "PyTorch fp16"
@@ -308,11 +368,14 @@ def test_activations_near_the_limit_are_a_breach_before_they_overflow(
     model, document = trained
     (tmp_path / "tiny.onnx").write_bytes(build_float(fold(model), make_spec(model, document, "tiny", "fp32")))
     factor = (
-        30_000 / run_parity(model, document, [Engine.load(tmp_path / "tiny.onnx")], files).activations["conv5"]
+        30_000
+        / run_parity(model, document, [Engine.load(tmp_path / "tiny.onnx", "onnxruntime")], files).activations[
+            "conv5"
+        ]
     )
     louder(model, factor)
     (tmp_path / "loud.onnx").write_bytes(build_float(fold(model), make_spec(model, document, "loud", "fp32")))
-    report = run_parity(model, document, [Engine.load(tmp_path / "loud.onnx")], files)
+    report = run_parity(model, document, [Engine.load(tmp_path / "loud.onnx", "onnxruntime")], files)
     assert report.breaches == ["conv5: the largest activation 30000 is over a quarter of FP16's 65504"]
 
 
@@ -383,19 +446,23 @@ def test_so_many_labels_may_turn(precision: str, pictures: int, allowed: int) ->
         return breaches(precision, np.where(np.arange(pictures) < flips, 0.5 - 1e-6, reference), reference)
 
     assert turned(allowed) == []
-    assert [breach for breach in turned(allowed + 1) if f"{allowed + 1} of {pictures} labels turn" in breach]
+    assert [breach for breach in turned(allowed + 1) if f"labels turned: {allowed + 1} of {pictures}" in breach]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_is_no_number_is_a_breach(precision: str) -> None:
-    broken = sure()
+    broken, targets = sure(), (sure() < 0.5).astype(np.int64)
     broken[5] = np.nan
-    assert breaches(precision, broken, sure())
+    form = compare("form", precision, answers(broken), answers(sure()), targets)
+    assert form.breaches == ["1 of 1000 pictures without a number for an answer; allowed are 0"]
+    assert (form.unanswered, form.flips, form.probability["max"]) == (1, 0, 0)
+    assert form.accuracy["form"] == 0.999
+    assert compare("form", precision, answers(sure()), answers(broken), targets).breaches == form.breaches
 
 
 def test_a_differing_pixel_is_a_breach() -> None:
     form = compare("form", "int8", answers(sure()), answers(sure()), None, (1, 10_000))
-    assert form.breaches == ["1 pixels differ from the definition of preprocessing; allowed are 0"]
+    assert form.breaches == ["1 pixel differs from the definition of preprocessing; allowed are 0"]
 
 
 def test_figures_are_golden() -> None:

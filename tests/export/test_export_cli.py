@@ -1,6 +1,7 @@
 """`fmengine export`: what it asks for, what it refuses, and what it never leaves behind."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from safetensors.torch import save_file
 
 from fmengine.cli import cli
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, OutputError
-from fmengine.model_file import ModelSpec, load_model_file
+from fmengine.model_file import METADATA_KEY, ModelSpec, load_model_file
 from fmengine_export import export as module
 from fmengine_export.export import CheckError
 from fmengine_export.fold import Network
+from fmengine_train.checkpoint import KEY, load_model, read_tensors, save_model
 
 FOREIGN = {
     "name": "foreign",
@@ -98,6 +102,79 @@ def test_files_that_are_no_pictures_are_passed_over_with_a_note(
     assert f"note: {faces / 'notes.txt'}" in result.stderr
 
 
+def test_whatever_a_picture_raises_is_its_note(tiny_run: Path, drawn_faces: Path, tmp_path: Path) -> None:
+    """Padded to a square, a strip has more pixels than Pillow makes."""
+    model, document = load_model(tiny_run)
+    save_model(tmp_path / "model.safetensors", model, document | {"fit": "pad"})
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    Image.linear_gradient("L").resize((1, 60_000)).save(faces / "strip\udcff.png")
+    for path in sorted((drawn_faces / "val" / "happy").iterdir())[:4]:
+        (faces / path.name).write_bytes(path.read_bytes())
+    result = run(tmp_path, "--calibrate", faces, "--precision", "int8", "--output", tmp_path)
+    assert result.exit_code == 0, result.exception
+    assert f"note: {faces}/strip%FF.png: " in result.stderr
+
+
+def test_names_need_not_be_utf8(tiny_run: Path, tmp_path: Path) -> None:
+    folders = [Path(f"{tmp_path}/{name}") for name in ("run\udcff", "models\udcff")]
+    folders[0].symlink_to(tiny_run)
+    result = run(folders[0], "--precision", "fp32", "--output", folders[1])
+    assert result.exit_code == 0, result.exception
+    assert result.stdout_bytes == os.fsencode(folders[1]) + b"/alexnet-slim.fp32.onnx\n"
+    unfit = run(tiny_run, "--precision", "fp32", "--name", "\udcff", "--output", tmp_path)
+    assert unfit.exit_code == 2
+    assert "'%FF'; expected a name in UTF-8" in unfit.stderr
+
+
+def test_scores_that_are_no_numbers_are_null_in_the_file(tiny_run: Path, tmp_path: Path) -> None:
+    """As an older checkpoint may have them: JSON has no NaN."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"the metadata hold {name}, which is no JSON")
+
+    tensors, document = read_tensors(tiny_run / "model.safetensors")
+    document["validation"] = {"faces": {"count": 2, "accuracy": 0.5, "balanced_accuracy": float("nan")}}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={KEY: json.dumps(document)})
+    result = run(tmp_path, "--precision", "fp32", "--output", tmp_path)
+    assert result.exit_code == 0, result.exception
+    (entry,) = onnx.load(tmp_path / "alexnet-slim.fp32.onnx").metadata_props
+    assert entry.key == METADATA_KEY
+    accuracy = json.loads(entry.value, parse_constant=refuse)["accuracy"]
+    assert accuracy == {"faces": {"count": 2, "accuracy": 0.5, "balanced_accuracy": None}}
+
+
+# Files that exist
+
+
+def test_files_that_exist_are_refused_before_anything_is_read(
+    tiny_run: Path, drawn_faces: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.fp16.onnx").write_bytes(b"old")
+    for checkpoint in (tiny_run, tmp_path / "none.safetensors"):
+        options = ["--calibrate", tmp_path / "none", "--name", "mine", "--output", tmp_path]
+        result = run(checkpoint, *options)
+        assert isinstance(result.exception, OutputError)
+        assert "mine.fp16.onnx exists; replace it with --overwrite" in str(result.exception)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+    assert run(tiny_run, "--precision", "fp32", "--name", "mine", "--output", tmp_path).exit_code == 0
+
+
+def test_the_family_s_own_name_is_looked_for_too(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "alexnet-slim.fp32.onnx").write_bytes(b"old")
+    options = ["--precision", "fp32", "--output", tmp_path]
+    assert isinstance(run(tiny_run, *options).exception, OutputError)
+    assert run(tiny_run, *options, "--overwrite").exit_code == 0
+    assert load_model_file(tmp_path / "alexnet-slim.fp32.onnx").spec.name == "alexnet-slim"
+
+
+def test_a_name_that_is_taken_by_a_folder_is_never_replaced(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.fp32.onnx").mkdir()
+    result = run(tiny_run, "--precision", "fp32", "--name", "mine", "--output", tmp_path, "--overwrite")
+    assert isinstance(result.exception, OutputError)
+    assert "it is not a regular file" in str(result.exception)
+
+
 # Usage
 
 
@@ -176,7 +253,7 @@ def test_a_failing_check_keeps_the_file_that_was_there(
     (path,) = tmp_path.iterdir()
     before, right = path.read_bytes(), module.build_float
     monkeypatch.setattr(module, "build_float", lambda network, spec: right(with_wrong_bias(network), spec))
-    assert run(tiny_run, "--precision", "fp32", "--output", tmp_path).exit_code == 1
+    assert run(tiny_run, "--precision", "fp32", "--output", tmp_path, "--overwrite").exit_code == 1
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == before
 
@@ -207,7 +284,7 @@ def test_describe_makes_a_foreign_model_loadable(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     path = Path(result.stdout.strip())
     assert path == tmp_path / "foreign.fp32.onnx"
-    with Engine.load(path) as engine:
+    with Engine.load(path, "onnxruntime") as engine:
         assert engine.spec.labels == ("happy", "sad")
         assert engine.predict(np.full((8, 8), 255, np.uint8)).label == "happy"
         assert engine.predict(np.zeros((8, 8), np.uint8)).label == "sad"
@@ -218,7 +295,37 @@ def test_describe_does_not_overwrite(tmp_path: Path) -> None:
     assert run(model, "--describe", spec, "--output", tmp_path).exit_code == 0
     again = run(model, "--describe", spec, "--output", tmp_path)
     assert isinstance(again.exception, OutputError)
-    assert "exists; choose another --output folder" in str(again.exception)
+    assert "exists; replace it with --overwrite" in str(again.exception)
+    model.unlink()  # it is not even read
+    assert isinstance(run(model, "--describe", spec, "--output", tmp_path).exception, OutputError)
+    foreign_model(model)
+    assert run(model, "--describe", spec, "--output", tmp_path, "--overwrite").exit_code == 0
+
+
+def test_describe_notes_labels_that_mean_something_else_in_results(tmp_path: Path) -> None:
+    model = foreign_model(tmp_path / "foreign.onnx")
+    spec = spec_file(tmp_path, FOREIGN | {"labels": ["reason", "unsure"]})
+    result = run(model, "--describe", spec, "--output", tmp_path)
+    assert result.exit_code == 0, result.exception
+    assert "note: class reason has the name of a column of CSV results: write jsonl or parquet" in result.stderr
+    assert "note: class unsure has the name of what `--unsure-below` answers" in result.stderr
+
+
+@pytest.mark.parametrize("label", ["", " ", "sad\n", "\x1b[2J", "\udcff"])
+def test_describe_refuses_labels_that_could_not_be_shown(tmp_path: Path, label: str) -> None:
+    model = foreign_model(tmp_path / "foreign.onnx")
+    spec = spec_file(tmp_path, FOREIGN | {"labels": ["happy", label]})
+    result = run(model, "--describe", spec, "--output", tmp_path)
+    assert isinstance(result.exception, DataError)
+    assert "cannot be a label" in str(result.exception)
+
+
+def test_describe_refuses_what_is_no_json(tmp_path: Path) -> None:
+    model = foreign_model(tmp_path / "foreign.onnx")
+    spec = spec_file(tmp_path, FOREIGN | {"accuracy": {"faces": float("nan")}})
+    result = run(model, "--describe", spec, "--output", tmp_path)
+    assert isinstance(result.exception, ModelError)
+    assert "it holds NaN, which is no JSON" in str(result.exception)
 
 
 def test_describe_replaces_what_a_file_said_of_itself(tiny_models: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def faces(tiny_models: Path, drawn_faces: Path) -> Pixels:
     """The validation pictures as the network takes them."""
-    with Engine.load(tiny_models / "tiny.fp32.onnx") as engine:
+    with Engine.load(tiny_models / "tiny.fp32.onnx", "onnxruntime") as engine:
         return np.stack([engine.prepare(path) for path in sorted((drawn_faces / "val").rglob("*.png"))])
 
 
@@ -248,6 +248,6 @@ def test_colour_and_uneven_sizes_export_too(tmp_path: Path, precision: str) -> N
     (tmp_path / "odd.onnx").write_bytes(data)
     with torch.inference_mode():
         expected = model(torch.from_numpy(images)).numpy()
-    with Engine.load(tmp_path / "odd.onnx") as engine:
+    with Engine.load(tmp_path / "odd.onnx", "onnxruntime") as engine:
         logits = engine.backend.run(images).logits
     assert np.abs(logits - expected).max() <= 0.1 * np.abs(expected).max()

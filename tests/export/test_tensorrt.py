@@ -38,6 +38,17 @@ def test_a_checkpoint_becomes_a_model_file_and_an_engine(tiny_run: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.fp16.onnx", "mine.tensorrt-rtx.any.engine"]
 
 
+def test_an_engine_that_exists_is_refused_before_anything_is_built(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "alexnet-slim.tensorrt-rtx.any.engine").write_bytes(b"old")
+    for source in ("alexnet-slim", tiny_run):
+        result = run(source, "--to", "tensorrt-rtx", "--output", tmp_path)
+        assert isinstance(result.exception, OutputError)
+        assert "exists; replace it with --overwrite" in str(result.exception)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+    assert run("alexnet-slim", "--to", "tensorrt-rtx", "--output", tmp_path, "--overwrite").exit_code == 0
+    assert len(read_file(tmp_path / "alexnet-slim.tensorrt-rtx.any.engine")) > 1_000_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -42,6 +42,12 @@ def picture() -> Callable[[Path, int], None]:
     return write
 
 
+def write_strip(path: Path) -> Path:
+    """A small file with a picture that is as long as no other: padded to a square, it has 3.6 billion pixels."""
+    Image.linear_gradient("L").resize((1, 60_000)).save(path)
+    return path
+
+
 def ballot(**counts: int) -> dict[str, int]:
     """One picture's votes; none for what is not named."""
     return dict.fromkeys(COLUMNS, 0) | counts

@@ -87,7 +87,7 @@ def test_more_strength_distorts_more() -> None:
 def test_a_share_of_the_pictures_becomes_noisy() -> None:
     dark = torch.full((400, 1, 24, 24), 60, dtype=torch.uint8)  # three times as bright is not yet white
     deviation = run(dark, strength=0, harsh=0.5).std((1, 2, 3))
-    noisy = deviation > 0
+    noisy = deviation > 1  # without noise it is the rounding of the mean, which another CPU's order of sums brings
     assert 0.4 < float(noisy.float().mean()) < 0.6
     assert 8 < float(deviation[noisy].min()) < 12
     assert 35 < float(deviation[noisy].max()) < 50

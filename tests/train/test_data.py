@@ -1,5 +1,8 @@
 """Labelled pictures: both forms of data sets, splits, and what is left out and why."""
 
+import errno
+import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +11,12 @@ import pytest
 from PIL import Image
 
 from fmengine.decode import decode
-from fmengine.errors import DataError
+from fmengine.errors import DataError, OutputError
 from fmengine.limits import Limits
 from fmengine.preprocess import preprocess
-from fmengine_train.data import Dataset, Item, find, held_out, load, part_of
+from fmengine_train.data import Dataset, Item, find, held_out, load, part_of, unlabelled
 
-from .conftest import HEADER, fer_csv
+from .conftest import HEADER, fer_csv, write_strip
 
 Write = Callable[[Path, int], None]
 HAPPY, SAD = 3, 4  # indices into FER2013's classes
@@ -100,6 +103,15 @@ def test_held_out_is_a_golden_hash() -> None:
     assert all(held_out(name, 1.0) for name in names)
 
 
+@pytest.mark.parametrize(("name", "encoded"), [("a/é.png", b"a/\xc3\xa9.png"), ("a/\udcff.png", b"a/\xff.png")])
+def test_a_names_hash_is_that_of_its_bytes(name: str, encoded: bytes) -> None:
+    share = int.from_bytes(hashlib.sha256(encoded).digest()[:8], "big") / 2**64
+    assert held_out(name, share + 1e-9)
+    assert not held_out(name, share - 1e-9)
+    part = hashlib.sha256(b"part " + os.path.basename(encoded)).digest()[0] & 1
+    assert part_of(name) == ("select", "report")[part]
+
+
 def test_the_share_held_out_is_about_the_one_asked_for() -> None:
     assert sum(held_out(f"{n}.png", 0.2) for n in range(5000)) == pytest.approx(1000, rel=0.1)
 
@@ -149,7 +161,7 @@ def test_a_class_without_validation_pictures_is_an_error(faces: Path) -> None:
 
 def test_one_class_is_an_error(tmp_path: Path, picture: Write) -> None:
     picture(tmp_path / "happy" / "0.png", 0)
-    with pytest.raises(DataError, match=r"found 1 classes \(happy\); expected two or more"):
+    with pytest.raises(DataError, match="found only the class happy; expected two or more"):
         find([tmp_path], (), 0.1)
 
 
@@ -162,6 +174,45 @@ def test_a_folder_of_loose_pictures_is_an_error(tmp_path: Path, picture: Write) 
     picture(tmp_path / "0.png", 0)
     with pytest.raises(DataError, match="has no folders; expected one for each class"):
         find([tmp_path], (), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "is empty"),
+        (" ", "has spaces around it"),
+        ("sad ", "has spaces around it"),
+        ("a\nb", "a%0Ab cannot be a label"),
+        ("\udcff", "%FF cannot be a label: it is not UTF-8"),
+        (".sad", "a dot at its beginning"),
+        ("faces/sad", "without a slash"),
+        ("train", "a class cannot be called train"),
+        ("val", "a class cannot be called val"),
+        ("happy", "the label happy is given 2 times"),
+    ],
+)
+def test_names_that_cannot_be_a_class_are_refused(faces: Path, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        find([faces], ("happy", name), 0.1)
+
+
+@pytest.mark.parametrize("name", ["sad ", "a\nb", "\udcff\udcfe", "val"])
+def test_so_are_the_names_of_folders_but_not_of_those_that_are_left_aside(
+    tmp_path: Path, picture: Write, name: str
+) -> None:
+    for number in range(20):
+        for label in ("happy", "sad", name):
+            picture(tmp_path / label / f"{number}.png", number)
+    with pytest.raises(DataError, match="cannot be"):
+        find([tmp_path], (), 0.3)
+    assert {item.label for item in find([tmp_path], ("happy", "sad"), 0.3)} == {"happy", "sad"}
+
+
+def test_a_name_too_long_for_the_system_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="xxx"):
+        find([tmp_path / ("x" * 300)], (), 0.1)
+    with pytest.raises(DataError, match="xxx"):
+        unlabelled([tmp_path / ("x" * 300)])
 
 
 # FER2013
@@ -260,6 +311,41 @@ def test_a_corrupt_file_is_left_out_with_a_note(faces: Path) -> None:
     assert len(dataset.train) == 5
     assert sum(note.startswith("left out") for note in dataset.notes) == 1
     assert dataset.notes[0].startswith(f"left out {broken}: ")
+
+
+def test_whatever_is_raised_is_that_pictures_note(faces: Path) -> None:
+    """Padded to a square, a strip has more pixels than Pillow makes; one picture is gone before it is read."""
+    strip, gone = write_strip(faces / "train" / "sad" / "strip.png"), faces / "train" / "happy" / "1.png"
+    items = find([faces], (), 0.1)
+    gone.unlink()
+    dataset = load(items, ("happy", "sad"), (1, 8, 8), "pad", faces.parent)
+    assert len(dataset.train) == 5
+    assert dataset.notes[0] == f"left out {gone}: no such file"
+    assert dataset.notes[1].startswith(f"left out {strip}: ")
+
+
+def test_names_that_are_no_utf8_or_no_line_are_percent_encoded(faces: Path, picture: Write) -> None:
+    odd = Path(os.fsdecode(os.fsencode(faces.parent) + b"/\xff\xfe"))
+    faces.rename(odd)
+    picture(odd / "train" / "sad" / "\udcff.png", 99)
+    (odd / "train" / "sad" / "a\nb.png").write_bytes(b"broken")
+    dataset = read(odd)
+    assert dataset.describe() == "%FF%FE: 3 happy, 4 sad"
+    assert [note for note in dataset.notes if "b.png" in note] == [
+        f"left out {faces.parent}/%FF%FE/train/sad/a%0Ab.png: no known image format; expected JPEG, PNG, WebP "
+        "or alike"
+    ]
+
+
+def test_the_room_for_the_pixels_is_taken_before_a_picture_is_read(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"no room in .*, 640 bytes: No space left on device"):
+        read(faces)
 
 
 def test_a_class_with_nothing_but_corrupt_files_is_an_error(faces: Path) -> None:

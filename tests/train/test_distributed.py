@@ -70,7 +70,7 @@ def test_two_processes_give_the_weights_of_one(
     # A run of two goes on as a run of one.
     alone = CliRunner().invoke(command, [*map(str, options), "--run", str(tmp_path / "two"), "--resume"])
     assert alone.exit_code == 0, alone.output
-    assert "2 of 2 epochs were finished" in alone.stderr
+    assert "epochs finished: 2 of 2" in alone.stderr
 
 
 NODES_THAT_DIFFER = """

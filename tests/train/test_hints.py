@@ -121,6 +121,6 @@ def test_what_guesses_them_goes_on_after_a_crash_and_does_not_ship(
     for _ in range(2):
         result = CliRunner().invoke(train, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
-    assert "2 of 2 epochs were finished" in result.stderr
+    assert "epochs finished: 2 of 2" in result.stderr
     assert "guess.weight" in read_tensors(run / "checkpoint.safetensors")[0]
     assert not [name for name in read_tensors(run / "model.safetensors")[0] if "guess" in name]

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from fmengine_export.cli import export
 from fmengine_train.cli import train
 from fmengine_train.networks import network_config
 from fmengine_train.recipe import Recipe
@@ -59,6 +60,11 @@ def test_a_student_is_taught_as_its_recipe_says(steps: list[click.Context], stud
     assert re.findall(r"--initial (\S+)", said) == ([str(initial)] if initial else [])
 
 
+def test_what_an_interrupted_export_left_is_replaced(lines: list[str]) -> None:
+    (line,) = [line for line in lines if "/fmengine export " in line]
+    assert export.make_context("export", shlex.split(line.rstrip("\\"))[2:]).params["overwrite"]
+
+
 def times(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fmengine_train.times", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -72,13 +78,13 @@ def test_hours_are_added_up(tmp_path: Path) -> None:
     printed = times(tmp_path / "short/metrics.csv", tmp_path / "long/metrics.csv").stdout.splitlines()
     assert [line.split() for line in printed] == [
         ["short", "2", "epochs", "0:01:30"],
-        ["long", "1", "epochs", "1:00:00"],
+        ["long", "1", "epoch", "1:00:00"],
         ["together", "1:01:30"],
     ]
 
 
 def test_another_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "other.csv").write_text("epoch,seconds\n1\n")
     done = times(tmp_path / "other.csv")
     assert done.returncode == 2
     assert "expected the metrics.csv of a run" in done.stderr

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmengine.errors import DataError, ModelError
+from fmengine.errors import DataError, ModelError, OutputError
 from fmengine_train.checkpoint import load_model, load_network, save_model
 from fmengine_train.faceres import NAMES, faceres, fill, read
 from fmengine_train.mobilenet import BLOCKS, MobileNet, MobileNetConfig
@@ -146,7 +146,22 @@ def test_a_few_pictures_are_too_few(tmp_path: Path, drawn_faces: Path) -> None:
         (few / path.name).write_bytes(path.read_bytes())
     result = CliRunner().invoke(faceres, [str(graph(tmp_path, weights())), str(few), str(tmp_path / "run")])
     assert isinstance(result.exception, DataError)
-    assert "3 pictures can be read" in str(result.exception)
+    assert "only 3 pictures could be read" in str(result.exception)
+
+
+def test_a_model_that_is_there_is_replaced_if_asked_for(tmp_path: Path, drawn_faces: Path) -> None:
+    model, folder = tmp_path / "none.json", tmp_path / "run"
+    model.write_text("no graph")
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"old")
+    arguments = [str(model), str(drawn_faces / "train"), str(folder)]
+    refused = CliRunner().invoke(faceres, arguments)
+    assert isinstance(refused.exception, OutputError)
+    assert "exists; replace it with --overwrite" in str(refused.exception)
+    assert isinstance(CliRunner().invoke(faceres, [*arguments, "--overwrite"]).exception, ModelError)
+    assert (folder / "model.safetensors").read_bytes() == b"old"
+    taken = CliRunner().invoke(faceres, [str(model), str(drawn_faces / "train"), str(model)])
+    assert isinstance(taken.exception, OutputError)
 
 
 @pytest.mark.parametrize("size", [32, 33, 112])
@@ -172,7 +187,7 @@ def test_it_is_kept_and_found_again(tmp_path: Path) -> None:
     loaded, _ = load_network(tmp_path)
     assert loaded.config == network.config
     x = torch.randint(0, 256, (2, 1, 40, 48)).to(torch.uint8)
-    assert torch.equal(loaded(x), network(x))
+    torch.testing.assert_close(loaded(x), network(x))
 
 
 def test_a_teacher_is_not_exported(tmp_path: Path) -> None:

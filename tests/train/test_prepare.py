@@ -1,8 +1,10 @@
 """`fmengine prepare`: each picture once, in one split, under one label, and every other one told."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from fmengine.errors import DataError, OutputError
+from fmengine.files import temporary_of
 from fmengine_train.data import find
 from fmengine_train.prepare import prepare
 from fmengine_train.votes import COLUMNS, read_votes
@@ -116,6 +119,79 @@ def test_the_sheet_shows_what_was_dropped(faces: Path, tmp_path: Path) -> None:
         assert np.asarray(sheet).std() > 10
 
 
+def test_names_need_not_be_utf8(faces: Path, tmp_path: Path) -> None:
+    """What is copied keeps its name; tables show it percent-encoded."""
+    faces = faces.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    (faces / "train/happy/a.png").rename(faces / "train/happy/\udcff.png")
+    (faces / "train/sad/broken.png").rename(faces / "train/sad/a\nb.png")
+    said: list[dict[str, object]] = [{"file": "train/happy/\udcff.png"} | ballot(happiness=9)]
+    with (votes := tmp_path / "votes.csv").open("w", newline="", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, list(said[0]))
+        writer.writeheader()
+        writer.writerows(said)
+    out = tmp_path / "out\udcff"
+    result = made(faces, "--votes", votes, "--output", out)
+    assert result.stdout_bytes == os.fsencode(out) + b"\n"
+    assert files(out) >= {"train/happy/\udcff.png", "clean/train/happy/\udcff.png"}
+    assert read_votes(out / "ferplus_votes.csv").by_file.keys() == {"train/happy/\udcff.png"}
+    assert reasons(out)["a%0Ab.png"].startswith("unreadable")
+    assert reasons(out)["copy-of-b.png"] == f"a copy: of {tmp_path}/%FF%FE/train/happy/b.png, in train"
+
+
+def test_no_cell_is_a_formula(faces: Path, tmp_path: Path) -> None:
+    (faces / "train/sad").rename(faces / "train/=1+1")
+    (faces / "val/sad").rename(faces / "val/=1+1")
+    made(faces, "--output", tmp_path / "out")
+    with (tmp_path / "out" / "dropped.csv").open(newline="", encoding="utf-8") as file:
+        assert {row["label"] for row in csv.DictReader(file)} == {"happy", "'=1+1"}
+
+
+def test_one_picture_is_one_in_words(faces: Path, tmp_path: Path) -> None:
+    assert "train/sad: 1 picture\n" in made(faces, "--output", tmp_path / "out").stderr
+
+
+# Whatever is raised is that picture's reason
+
+
+def test_a_picture_that_a_decoder_was_not_made_for_ends_nothing(faces: Path, tmp_path: Path) -> None:
+    """A JPEG whose header claims 4:4:1 chroma, for which the binding of libjpeg-turbo has no name."""
+    path = faces / "train/sad/441.jpg"
+    Image.fromarray(np.stack([noise(n) for n in range(3)], axis=2)).save(path, subsampling=0)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\xc0") + 11] = 0x14
+    path.write_bytes(data)
+    made(faces, "--output", tmp_path / "out")
+
+
+def test_a_picture_that_vanishes_meanwhile_is_dropped(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After all were read, when the first is written."""
+    mkdir = Path.mkdir
+
+    def vanishing(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.name == "happy":
+            (faces / "train/sad/c.png").unlink(missing_ok=True)
+        mkdir(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", vanishing)
+    result = made(faces, "--output", tmp_path / "out")
+    assert files(tmp_path / "out") == KEPT - {"train/sad/c.png"} | {"dropped.csv", "dropped.png"}
+    assert reasons(tmp_path / "out")["c.png"] == "unreadable: no such file"
+    assert "train/sad" not in result.stderr
+
+
+def test_a_sheet_leaves_out_what_cannot_be_shown(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resize(*arguments: object) -> None:
+        raise KeyError("what nobody foresaw")
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    made(faces, "--output", tmp_path / "out")
+    assert (tmp_path / "out" / "dropped.png").exists()
+
+
 # Votes
 
 FIVE = ("happy", "sad", "sad", "happy", "sad")
@@ -160,7 +236,7 @@ def test_votes_by_file_name(faces: Path, tmp_path: Path) -> None:
     ]
     result = made(faces, "--votes", votes_file(tmp_path / "votes.csv", said), "--output", tmp_path / "out")
     assert {name for name in files(tmp_path / "out") if name.startswith("clean/")} == {"clean/train/happy/a.png"}
-    assert f"note: the votes name 1 pictures that are not in {faces}; the first: none/such.png" in result.stderr
+    assert f"note: the votes name a picture that is not in {faces}; the first: none/such.png" in result.stderr
 
 
 def test_votes_for_other_pictures_are_refused(faces: Path, tmp_path: Path) -> None:
@@ -187,9 +263,45 @@ def test_a_file_that_holds_no_votes_is_refused(tmp_path: Path, content: str, mes
 # Errors
 
 
-def test_a_folder_that_exists_is_refused(faces: Path, tmp_path: Path) -> None:
-    result = run(faces, "--output", tmp_path)
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (".", "exists; choose another --output"),
+        ("file", "exists; choose another --output"),
+        ("dangling", "exists; choose another --output"),
+        ("none/out", "there is no folder"),
+        ("file/out", "there is no folder"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_told_before_the_pictures_are_looked_for(
+    tmp_path: Path, output: str, message: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    result = run(tmp_path / "no faces", "--output", tmp_path / output)
     assert isinstance(result.exception, OutputError)
+    assert message in str(result.exception)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "dangling"}
+
+
+@pytest.mark.parametrize("classes", ["", ",", "happy,happy", "happy,.sad", "happy,sad/deep"])
+def test_classes_that_cannot_be_are_refused(faces: Path, tmp_path: Path, classes: str) -> None:
+    result = run(faces, "--classes", classes, "--output", tmp_path / "out")
+    assert isinstance(result.exception, DataError)
+    assert {path.name for path in tmp_path.iterdir()} == {"faces"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_ends_a_run_leaves_nothing_behind(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def save(*arguments: object) -> None:
+        raise error(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)  # of the sheet, which comes last
+    assert run(faces, "--output", tmp_path / "out").exit_code == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"faces"}
 
 
 def test_nothing_to_keep_is_told(faces: Path, tmp_path: Path) -> None:
@@ -202,6 +314,6 @@ def test_nothing_to_keep_is_told(faces: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_left_by_a_killed_run_is_in_nobodys_way(faces: Path, tmp_path: Path) -> None:
-    shutil.copytree(faces, tmp_path / "out.partial")
+    shutil.copytree(faces, temporary_of(tmp_path / "out"))
     made(faces, "--output", tmp_path / "out")
     assert files(tmp_path / "out") == KEPT | {"dropped.csv", "dropped.png"}

@@ -148,7 +148,7 @@ def test_the_full_network_trains_with_batch_norm_where_the_recipe_says_so() -> N
     "changes", [{"widths": (8, 8)}, {"model": "mobilenet-112", "hidden": (8, 8)}, {"hidden": (8, 8, 8)}]
 )
 def test_another_number_of_widths_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"has \d entries; (alexnet-slim|mobilenet-112) has \d"):
+    with pytest.raises(DataError, match=r"is a list of \d; (alexnet-slim|mobilenet-112) has \d"):
         network_config(Recipe(**changes), 2)
 
 

@@ -5,6 +5,9 @@ import dataclasses
 import json
 import math
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,18 +18,21 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmengine.errors import DataError, OutputError
+from fmengine.errors import DataError, ModelError, OutputError
 from fmengine_train import data
 from fmengine_train.checkpoint import read_tensors
+from fmengine_train.checks import label_notes
 from fmengine_train.cli import train as command
 from fmengine_train.metrics import fit_temperature, score
 from fmengine_train.optimize import learning_rate
 from fmengine_train.recipe import Recipe
 from fmengine_train.train import DivergedError, Trainer, summarise, train
+
+from .conftest import write_strip
 
 TINY = {"size": 32, "epochs": 3, "batch_size": 32, "warmup": 1.0, "precision": "fp32", "ema": 0.9}
 OPTIONS = ["--size", "32", "--batch-size", "32", "--precision", "fp32", "--device", "cpu", "--epochs", "3"]
@@ -167,6 +173,74 @@ def test_the_command_prints_what_it_left_out(tmp_path: Path, picture: Callable[[
     assert "note: left out" in result.stderr
 
 
+@pytest.fixture
+def noise(tmp_path: Path, picture: Callable[[Path, int], None]) -> Callable[..., Path]:
+    """Makes a data set of classes with these names, two training pictures and one for validation each."""
+
+    def write(*classes: str) -> Path:
+        for seed, name in enumerate(classes):
+            for number, split in enumerate(("train", "train", "val")):
+                picture(tmp_path / "noise" / split / name / f"{number}.png", 3 * seed + number)
+        return tmp_path / "noise"
+
+    return write
+
+
+def test_a_strip_that_no_memory_could_pad_is_a_note(noise: Callable[..., Path], tmp_path: Path) -> None:
+    write_strip(noise("happy", "sad") / "train" / "sad" / "strip.png")
+    (tmp_path / "pad.toml").write_text('fit = "pad"\n')
+    result = run(tmp_path / "noise", "--recipe", tmp_path / "pad.toml", "--run", tmp_path / "run", *OPTIONS)
+    assert result.exit_code == 0, result.exception
+    assert f"note: left out {tmp_path}/noise/train/sad/strip.png: " in result.stderr
+    assert "4 training and 2 validation pictures" in result.stderr
+
+
+def test_names_need_not_be_utf8(noise: Callable[..., Path], tmp_path: Path) -> None:
+    data = noise("happy", "sad").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    (data / "val" / "sad" / "2.png").rename(data / "val" / "sad" / "\udcff.png")
+    (data / "train" / "sad" / "\n\udcff.png").write_bytes(b"broken")
+    folder = Path(f"{tmp_path}/run\udcff")
+    options = [*OPTIONS, "--epochs", "1", "--run", str(folder)]
+    result = run(data, *options)
+    assert result.exit_code == 0, result.exception
+    assert result.stdout_bytes == os.fsencode(folder) + b"/model.safetensors\n"
+    assert f"left out {tmp_path}/%FF%FE/train/sad/%0A%FF.png" in result.stderr
+    assert strict_json(folder / "training.json")["training_data"] == "%FF%FE: 2 happy, 2 sad"
+    resumed = run(data, *options, "--resume", "--teacher", folder)
+    assert isinstance(resumed.exception, DataError)  # other data: a teacher's answers
+    assert run(data, *options, "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize("classes", ["", " , ", "happy,happy", "happy,../sad", "train,val", "happy,\udcff"])
+def test_classes_that_cannot_be_are_refused_before_any_work(
+    noise: Callable[..., Path], tmp_path: Path, classes: str
+) -> None:
+    result = run(noise("happy", "sad"), "--classes", classes, "--run", tmp_path / "run", *OPTIONS)
+    assert isinstance(result.exception, DataError)
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_mean_something_else_in_results_are_noted_before_pictures_are_read(
+    noise: Callable[..., Path], tmp_path: Path
+) -> None:
+    """And those that matplotlib would take for mathematics are drawn as they are."""
+    result = run(noise("path", "unsure", "$\\foo$"), "--run", tmp_path / "run", *OPTIONS, "--epochs", "1")
+    assert result.exit_code == 0, result.exception
+    notes = result.stderr.splitlines()[:2]
+    assert notes[0] == "note: class path has the name of a column of CSV results: write jsonl or parquet"
+    assert notes[1].startswith("note: class unsure has the name of what `--unsure-below` answers")
+    assert label_notes(["error", "labels", "happy"]) == []
+
+
+def test_one_is_one_in_words(noise: Callable[..., Path], tmp_path: Path) -> None:
+    faces = noise("happy", "sad")
+    for label in ("happy", "sad"):
+        (faces / "train" / label / "1.png").unlink()
+    result = run(faces, "--run", tmp_path / "run", *OPTIONS, "--epochs", "1")
+    assert "class happy has only 1 training picture; expect" in result.stderr
+    assert not re.search(r"\b1 \w*s\b", result.stderr)
+
+
 def test_a_size_that_is_too_small_is_an_error_of_the_data(drawn_faces: Path, tmp_path: Path) -> None:
     result = run(drawn_faces, "--run", tmp_path / "run", *OPTIONS, "--size", "16")
     assert isinstance(result.exception, DataError)
@@ -247,7 +321,7 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(
     assert len(history(tmp_path / "killed")) == 1
     resumed = run(drawn_faces, "--run", tmp_path / "killed", *options, "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert "1 of 3 epochs were finished" in resumed.stderr
+    assert "epochs finished: 1 of 3" in resumed.stderr
     assert run(drawn_faces, "--run", tmp_path / "whole", *options).exit_code == 0
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
@@ -265,7 +339,7 @@ def test_resuming_a_finished_run_changes_nothing(make: Make) -> None:
 def test_resuming_where_nothing_is_starts(drawn_faces: Path, tmp_path: Path) -> None:
     result = run(drawn_faces, "--run", tmp_path / "run", *OPTIONS, "--epochs", "1", "--resume")
     assert result.exit_code == 0, result.output
-    assert "0 of 1 epochs were finished" in result.stderr
+    assert "epochs finished: 0 of 1" in result.stderr
 
 
 def test_another_recipe_is_refused_by_name(make: Make) -> None:
@@ -300,10 +374,89 @@ def test_a_run_folder_in_use_is_refused(drawn_faces: Path, tiny_run: Path) -> No
     assert (tiny_run / "model.safetensors").read_bytes() == before
 
 
-def test_a_run_folder_that_cannot_be_made_is_told(drawn_faces: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["file", "file/run", "dangling", "x" * 300])
+@pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["new", "resume"])
+def test_a_run_folder_that_cannot_be_made_is_told_before_pictures_are_read(
+    noise: Callable[..., Path], tmp_path: Path, folder: str, resume: tuple[str, ...]
+) -> None:
     (tmp_path / "file").touch()
-    result = run(drawn_faces, "--run", tmp_path / "file" / "run", *OPTIONS)
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    (noise("happy", "sad") / "train" / "sad" / "broken.png").touch()
+    result = run(tmp_path / "noise", "--run", tmp_path / folder, *OPTIONS, *resume)
     assert isinstance(result.exception, OutputError)
+    assert "cannot write into the run folder" in str(result.exception)
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "resume", "message"),
+    [
+        ("model.safetensors", (), "holds a run already; go on with --resume"),
+        ("metrics.csv", (), "holds a run already; go on with --resume"),
+        (
+            "model.safetensors",
+            ("--resume",),
+            "holds model.safetensors and no checkpoint.safetensors to go on from",
+        ),
+        ("a\nphoto.jpg", ("--resume",), "holds a%0Aphoto.jpg and no checkpoint.safetensors to go on from"),
+    ],
+)
+def test_a_folder_that_holds_something_else_is_refused(
+    noise: Callable[..., Path], tmp_path: Path, name: str, resume: tuple[str, ...], message: str
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).write_bytes(b"something else")
+    result = run(noise("happy", "sad"), "--run", folder, *OPTIONS, *resume)
+    assert isinstance(result.exception, OutputError)
+    assert message in str(result.exception)
+    assert result.stderr == ""
+    assert [path.read_bytes() for path in folder.iterdir()] == [b"something else"]
+
+
+def test_answers_of_teachers_are_no_other_run(noise: Callable[..., Path], tiny_run: Path, tmp_path: Path) -> None:
+    """`make model` puts those of one run into the folder of the next."""
+    options = ["--epochs", "1", "--size", "32", "--device", "cpu", "--teacher", str(tiny_run), "--resume"]
+    assert run(noise("happy", "sad"), "--run", tmp_path / "first", *options).exit_code == 0
+    (tmp_path / "second").mkdir()
+    shutil.copy(tmp_path / "first" / "answers.safetensors", tmp_path / "second")
+    assert run(tmp_path / "noise", "--run", tmp_path / "second", *options).exit_code == 0
+
+
+@pytest.mark.parametrize("content", ["recipe", "model", "text"])
+def test_what_cannot_be_resumed_is_told_before_pictures_are_read(
+    noise: Callable[..., Path], tiny_run: Path, tmp_path: Path, content: str
+) -> None:
+    source = tiny_run / ("model.safetensors" if content == "model" else "checkpoint.safetensors")
+    shutil.copy(source, tmp_path / "checkpoint.safetensors")
+    if content == "text":
+        (tmp_path / "checkpoint.safetensors").write_text("no checkpoint")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "checkpoint.safetensors").rename(tmp_path / "run" / "checkpoint.safetensors")
+    (noise("happy", "sad") / "train" / "sad" / "broken.png").touch()
+    result = run(tmp_path / "noise", "--run", tmp_path / "run", *OPTIONS, "--resume")
+    assert isinstance(result.exception, DataError if content == "recipe" else ModelError)
+    assert result.stderr == ""
+
+
+@pytest.mark.slow
+def test_an_interruption_says_how_to_go_on(drawn_faces: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fmengine", "train", drawn_faces, "--run", tmp_path / "run", *OPTIONS]
+    with subprocess.Popen(
+        [*map(str, command), "--epochs", "10000"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if line.startswith("epoch 1/"))
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert line
+    assert process.returncode == 130
+    assert f"{tmp_path / 'run'} holds every finished epoch; go on with --resume" in rest
+    assert rest.endswith("fmengine: interrupted\n")
+    assert len(history(tmp_path / "run")) >= 1
 
 
 # Nonsense
@@ -368,6 +521,7 @@ def test_learning_rate_without_warm_up_starts_at_the_top() -> None:
     assert learning_rate(Recipe(learning_rate=0.25, warmup=0), 0, 5) == 0.25
 
 
+@settings(deadline=None)
 @given(
     warmup=st.floats(0, 12, allow_nan=False),
     epochs=st.integers(1, 10),

@@ -8,6 +8,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +19,51 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fmengine.errors import DataError, ModelError
+from fmengine.errors import DataError, ModelError, OutputError
+from fmengine.files import write_file
+from fmengine.rows import printable
 
 from .mobilenet import MobileNetConfig
 from .model import AlexNet, AlexNetConfig
 from .networks import Config, Network, build
 
 KEY = "fmengine"  # of the JSON document in the safetensors header
+CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
+ANSWERS = "answers.safetensors"  # of the teachers: one run may begin with those of another
+RUN_FILES = (CHECKPOINT, MODEL, "training.json", "metrics.csv", "curves.png", "confusion.png")
 KINDS: dict[str, type[Config]] = {"AlexNet": AlexNetConfig, "MobileNet": MobileNetConfig}
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that is either the old one or the new one, whenever the process dies."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def open_run(folder: Path, *, resume: bool) -> None:
+    """Make a run folder, or see that a run can begin or go on in the one that is there.
+
+    Raises:
+        OutputError: for a folder that cannot be written, that holds a run where none is resumed, or other things
+            than the run to resume.
+    """
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        held = [name for name in os.listdir(folder) if not name.startswith(".")] if os.path.lexists(folder) else []
+        if not resume and set(held) & set(RUN_FILES):
+            raise OutputError(f"{folder} holds a run already; go on with --resume, or choose another --run folder")
+        if resume and CHECKPOINT not in held and (others := sorted(set(held) - {ANSWERS})):
+            raise OutputError(
+                f"{folder} holds {', '.join(map(printable, others[:3]))} and no {CHECKPOINT} to go on from; give "
+                "the folder of the run, or choose another --run folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # permissions alone do not tell of a read-only drive
+    except OSError as error:
+        raise OutputError(f"cannot write into the run folder {folder}: {error.strerror}") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-    """Write tensors and a JSON document as one safetensors file."""
+    """Write tensors and a JSON document as one safetensors file.
+
+    Raises:
+        OutputError: if it cannot be written; an old file stays.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, save(contiguous, metadata={KEY: json.dumps(document)}))
+    write_file(path, save(contiguous, metadata={KEY: json.dumps(document, allow_nan=False)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -51,15 +72,36 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ModelError: for a file that is missing, damaged, or not from `fmengine train`.
     """
+    with _opened(path) as (file, document):
+        return {name: file.get_tensor(name) for name in file.keys()}, document  # noqa: SIM118 (no mapping)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read the JSON document alone, which takes no time; raises as `read_tensors` does."""
+    with _opened(path) as (_, document):
+        return document
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A safetensors file, and the JSON document in its header."""
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with path.open("rb") as opened, safe_open(_in_utf8(path, opened.fileno()), framework="pt") as file:
             document = json.loads((file.metadata() or {}).get(KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if not isinstance(document, dict):
+                raise ModelError(f"{path} is safetensors, but not a checkpoint of `fmengine train`")
+            yield file, document
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"cannot read the checkpoint {path}: {error}") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"{path} is safetensors, but not a checkpoint of `fmengine train`")
-    return tensors, document
+
+
+def _in_utf8(path: Path, descriptor: int) -> str:
+    """The name of an open file for safetensors, which takes none that is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"/dev/fd/{descriptor}"
+    return str(path)
 
 
 def save_model(path: Path, model: Network, document: dict[str, Any]) -> None:
@@ -95,9 +137,7 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
     Raises:
         ModelError: for a file that is missing, damaged or from elsewhere.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
+    path = model_in(Path(path))
     tensors, document = read_tensors(path)
     try:
         config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["config"].items()}
@@ -110,6 +150,11 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
             f"`fmengine train`: {error}"
         ) from error
     return model.float().eval(), document
+
+
+def model_in(path: Path) -> Path:
+    """A run folder's `model.safetensors`, or the file itself."""
+    return path / MODEL if path.is_dir() else path
 
 
 def begin_from(model: Network, labels: tuple[str, ...], path: Path) -> None:

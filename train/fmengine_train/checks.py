@@ -6,11 +6,85 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmengine.errors import DataError
+from fmengine.output import COLUMNS
+from fmengine.prediction import UNSURE
+from fmengine.rows import printable
 
 if TYPE_CHECKING:
     from .data import Item
 
 FEW = 50  # training pictures of a class, under which little can be expected
+SPLITS = ("train", "val")
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number of things, as "1 picture" or "2 pictures"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def read_names(text: str) -> tuple[str, ...]:
+    """The classes that `--classes` names, with commas.
+
+    Raises:
+        DataError: if it names none.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise DataError(f"--classes {text!r} names no class; expected names with commas, such as happy,sad")
+    return names
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Refuse names that rows and tables could not show, or not tell apart.
+
+    Raises:
+        DataError: for such a name.
+    """
+    for label in labels:
+        if printable(label) != label:
+            raise DataError(
+                f"{printable(label)} cannot be a label: it is not UTF-8, or holds control characters (shown here "
+                "percent-encoded); give it another name"
+            )
+        if label != label.strip() or not label:
+            raise DataError(f"{label!r} cannot be a label: it is empty, or has spaces around it; rename it")
+        if labels.count(label) > 1:
+            raise DataError(f"the label {label} is given {labels.count(label)} times; expected different names")
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Refuse names that cannot be a label, or no class's folder.
+
+    Raises:
+        DataError: for such a name.
+    """
+    check_labels(names)
+    for name in names:
+        if name in SPLITS:
+            raise DataError(
+                f"a class cannot be called {name}: {' and '.join(SPLITS)} are the folders of the splits; give the "
+                "folder above them, or rename the class"
+            )
+        if name.startswith(".") or "/" in name:
+            raise DataError(
+                f"{name} cannot be a class: expected the name of a folder, without a dot at its beginning (those "
+                "are passed over) and without a slash"
+            )
+
+
+def label_notes(labels: Sequence[str]) -> list[str]:
+    """What to know of labels that mean something else in results."""
+    notes = [
+        f"class {label} has the name of a column of CSV results: write jsonl or parquet"
+        for label in labels
+        if label in COLUMNS
+    ]
+    if UNSURE in labels:
+        notes.append(
+            f"class {UNSURE} has the name of what `--unsure-below` answers where the confidence is low: `reason` "
+            "alone tells the two apart"
+        )
+    return notes
 
 
 def check_path(path: Path, classes: Sequence[str]) -> None:
@@ -22,8 +96,8 @@ def check_path(path: Path, classes: Sequence[str]) -> None:
     """
     if len(named := dict.fromkeys(part for part in path.parts[:-1] if part in classes)) > 1:
         raise DataError(
-            f"{path} lies below the folders of {' and '.join(named)}: either could be meant; expected a folder "
-            "for each class, beside one another"
+            f"{printable(str(path))} lies below the folders of {' and '.join(map(printable, named))}: either "
+            "could be meant; expected a folder for each class, beside one another"
         )
 
 
@@ -49,7 +123,7 @@ def leave_out(items: "list[Item]", digests: dict[int, str]) -> list[str]:
             why = f"the same picture is labelled {' and '.join(sorted(labels[digest]))}"
         else:
             continue
-        notes.append(f"left out of training {items[index].name}: {why}")
+        notes.append(f"left out of training {printable(items[index].name)}: {why}")
         del digests[index]
     return notes
 
@@ -69,6 +143,7 @@ def check_classes(items: "list[Item]", digests: dict[int, str]) -> list[str]:
             raise DataError(f"all {count} training pictures of class {label} are alike; expected different faces")
         if count < FEW:
             notes.append(
-                f"class {label} has only {count} training pictures; expect little of it under some hundred"
+                f"class {label} has only {count_of(count, 'training picture')}; expect little of it under some "
+                "hundred"
             )
     return notes

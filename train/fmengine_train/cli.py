@@ -1,23 +1,27 @@
 """`fmengine train`."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from fmengine.errors import DataError, OutputError
+from fmengine.errors import DataError
+from fmengine.preprocess import Fit
 
 from . import data
+from .checkpoint import CHECKPOINT, MODEL, open_run, read_document
+from .checks import count_of, label_notes, read_names
 from .device import pick_device, pick_precision
 from .distill import teach
 from .distributed import join
-from .networks import CONFIGS, network_config
+from .metrics import Scores
+from .networks import CONFIGS, Config, network_config
 from .recipe import Recipe
-from .train import Trainer
+from .train import Trainer, check_recipe
 from .train import train as run
-from .votes import Votes, learn, read_votes
+from .votes import learn, read_votes
 
 
 @click.command()
@@ -91,64 +95,75 @@ def train(
     Example: fmengine train faces/ --epochs 20 --run runs/mine
     """
     overrides = {name: value for name, value in options.items() if value is not None}
-    if classes:
-        overrides["classes"] = [name.strip() for name in classes.split(",") if name.strip()]
+    if classes is not None:
+        overrides["classes"] = list(read_names(classes))
     recipe = Recipe.load(recipe_file, overrides)
     if transfer and not teachers:
         raise click.UsageError("--transfer pictures have no labels: give a --teacher who knows them")
-    if (folder / "checkpoint.safetensors").exists() and not resume:
-        raise OutputError(f"{folder} holds a run already; go on with --resume, or choose another --run folder")
     votes = None if votes_file is None else read_votes(votes_file)
     with join(pick_device(device)) as (world, target):
         say = _say if world.first else _say_nothing
-        dataset = _load(data_paths, transfer, teachers, votes, recipe, folder, target, say)
+        items = data.find(data_paths, recipe.classes, recipe.validation)
+        labels = recipe.classes or data.labels_of(items)
+        for note in label_notes(labels):
+            say(f"note: {note}")
+        items += data.unlabelled(transfer)
+        config = network_config(recipe, len(labels))
+        _open(folder, recipe, resume)
+        dataset = _load(items, labels, config, recipe.fit, folder, say)
+        if votes is not None:
+            voted = learn(dataset, items, votes, data_paths, recipe.label_votes)
+            say(f"people voted on {count_of(voted, 'picture')}")
+        if teachers:
+            dtype = pick_precision(recipe.precision, target)
+            teach(dataset, items, teachers, recipe.teacher_weight, folder, target, dtype, world)
+        validating = count_of(len(dataset.val), "validation picture")
+        say(f"{len(dataset.train)} training and {validating}: {dataset.describe()}")
         try:
             trainer = Trainer(recipe, dataset, folder, target, initial, world)
         except ValueError as error:
             raise DataError(str(error)) from error
         if resume:
             trainer.restore()
-            say(f"{trainer.epoch} of {recipe.epochs} epochs were finished")
-        scores = run(trainer, say)
+            say(f"epochs finished: {trainer.epoch} of {recipe.epochs}")
+        scores = _run(trainer, say)
         recalls = ", ".join(
             f"{label} {recall:.2%}" for label, recall in zip(dataset.labels, scores.recall, strict=True)
         )
-        say(f"validation accuracy {scores.accuracy:.2%} of {scores.count} pictures; recall {recalls}")
+        say(f"validation accuracy {scores.accuracy:.2%} of {count_of(scores.count, 'picture')}; recall {recalls}")
         if world.first:
-            click.echo(folder / "model.safetensors")
+            click.echo(os.fsencode(folder / MODEL))  # bytes: a name need not be UTF-8
+
+
+def _open(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Notice before a picture is read what would be in the way after it."""
+    open_run(folder, resume=resume)
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.exists():
+        check_recipe(checkpoint, read_document(checkpoint), recipe)
 
 
 def _load(
-    paths: tuple[Path, ...],
-    transfer: tuple[Path, ...],
-    teachers: tuple[Path, ...],
-    votes: Votes | None,
-    recipe: Recipe,
+    items: list[data.Item],
+    labels: tuple[str, ...],
+    config: Config,
+    fit: Fit,
     folder: Path,
-    device: torch.device,
     say: Callable[[str], None],
 ) -> data.Dataset:
-    """All that a run learns from, preprocessed, with what voters and teachers say."""
-    items = data.find(paths, recipe.classes, recipe.validation)
-    labels = recipe.classes or data.labels_of(items)
-    items += data.unlabelled(transfer)
-    config = network_config(recipe, len(labels))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the run folder {folder}: {error.strerror}") from error
-    shape = (config.channels, config.height, config.width)
-    dataset = data.load(items, labels, shape, recipe.fit, folder)
+    """All pictures, preprocessed as the network takes them; says which are left out."""
+    dataset = data.load(items, labels, (config.channels, config.height, config.width), fit, folder)
     for note in dataset.notes:
         say(f"note: {note}")
-    if votes is not None:
-        voted = learn(dataset, items, votes, paths, recipe.label_votes)
-        say(f"people voted on {voted} pictures")
-    if teachers:
-        dtype = pick_precision(recipe.precision, device)
-        teach(dataset, items, teachers, recipe.teacher_weight, folder, device, dtype)
-    say(f"{len(dataset.train)} training and {len(dataset.val)} validation pictures: {dataset.describe()}")
     return dataset
+
+
+def _run(trainer: Trainer, say: Callable[[str], None]) -> Scores:
+    try:
+        return run(trainer, say)
+    except KeyboardInterrupt:
+        say(f"fmengine: {trainer.folder} holds every finished epoch; go on with --resume")
+        raise
 
 
 def _say(text: str) -> None:

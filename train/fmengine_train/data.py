@@ -7,25 +7,30 @@ file of FER2013. Every picture is decoded and preprocessed exactly as the runtim
 
 import csv
 import hashlib
+import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal, TextIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from fmengine.decode import decode
-from fmengine.errors import DataError, SourceError
-from fmengine.limits import Limits
+from fmengine.attempt import try_picture
+from fmengine.errors import DataError, OutputError, SourceError
 from fmengine.preprocess import Color, Fit, Pixels, preprocess
+from fmengine.rows import printable
 
-from .checks import check_classes, check_path, leave_out
+from .checks import check_class_names, check_classes, check_path, leave_out
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Split = Literal["train", "val"]
 PARTS = ("select", "report")  # halves of the held-out pictures: to choose a model on, and to state its figures on
@@ -44,8 +49,8 @@ class Item:
         picture: a file, or decoded pixels.
         label: the class's name; None where a teacher alone knows.
         split: `train` or `val`.
-        source: the data set it came from, by the name of its folder or file.
-        name: for messages.
+        source: the data set it came from, by the name of its folder or file, as `printable` gives it.
+        name: the file's, as the system knows it; messages show what `printable` makes of it.
     """
 
     picture: Path | Pixels
@@ -114,22 +119,18 @@ def find(paths: Iterable[Path], classes: tuple[str, ...], validation: float) -> 
     Raises:
         DataError: for a path that holds neither form, or a class without pictures.
     """
+    check_class_names(classes)
     items: list[Item] = []
     for path in paths:
-        if path.is_dir():
-            found = list(_from_folder(path, classes, validation))
-        elif path.is_file() and path.suffix == ".csv":
-            found = list(_from_fer2013(path, classes))
-        else:
-            raise DataError(
-                f"{path} is neither a folder nor a csv file; expected a folder per class, or fer2013.csv"
-            )
-        items += found
+        try:
+            items += _list(path, classes, validation)
+        except OSError as error:
+            raise DataError(f"cannot list {path}: {error.strerror}") from error
     labels = classes or labels_of(items)
+    check_class_names(labels)
     if len(labels) < 2:
-        raise DataError(
-            f"found {len(labels)} classes ({', '.join(labels) or 'none'}); expected two or more, a folder for each"
-        )
+        found = f"only the class {labels[0]}" if labels else "no class"
+        raise DataError(f"found {found}; expected two or more, a folder for each")
     counts = Counter((item.label, item.split) for item in items)
     for split in ("train", "val"):
         if empty := [label for label in labels if not counts[label, split]]:
@@ -140,25 +141,35 @@ def find(paths: Iterable[Path], classes: tuple[str, ...], validation: float) -> 
     return items
 
 
+def _list(path: Path, classes: tuple[str, ...], validation: float) -> Iterable[Item]:
+    if os.path.isdir(path):
+        return list(_from_folder(path, classes, validation))
+    if os.path.isfile(path) and path.suffix == ".csv":
+        return list(_from_fer2013(path, classes))
+    raise DataError(f"{path} is neither a folder nor a csv file; expected a folder per class, or fer2013.csv")
+
+
 def labels_of(items: list[Item]) -> tuple[str, ...]:
     """The labels that occur, by name."""
     return tuple(sorted({item.label for item in items if item.label is not None}))
 
 
-def unlabelled(paths: Iterable[Path]) -> list[Item]:
+def unlabelled(folders: Iterable[Path]) -> list[Item]:
     """Every file below some folders, to be learned from by what teachers say of it.
 
     Raises:
         DataError: for a path that is no folder, or holds no file.
     """
     items: list[Item] = []
-    for root in paths:
-        found = [
-            path for path in sorted(root.rglob("*")) if path.is_file() and not _hidden(path.relative_to(root))
-        ]
+    for root in folders:
+        try:
+            paths = sorted(root.rglob("*"))
+        except OSError as error:
+            raise DataError(f"cannot list {root}: {error.strerror}") from error
+        found = [path for path in paths if os.path.isfile(path) and not _hidden(path.relative_to(root))]
         if not found:
             raise DataError(f"{root} is no folder with pictures in it; expected one, of any depth")
-        source = "/".join(root.absolute().parts[-2:])  # "train" alone would say little
+        source = printable("/".join(root.absolute().parts[-2:]))  # "train" alone would say little
         items += [Item(path, None, "train", source, str(path)) for path in found]
     return items
 
@@ -183,31 +194,25 @@ def load(
 
     Raises:
         DataError: if a class has no usable picture left.
+        OutputError: if the folder has no room for the pixels.
     """
     channels, height, width = shape
     color: Color = "gray" if channels == 1 else "rgb"
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(len(items) * channels * height * width)
-        pixels = np.memmap(file, dtype=np.uint8, mode="r+", shape=(len(items), *shape))
+    make = partial(preprocess, height=height, width=width, color=color, fit=fit)
+    pixels = _mapped((len(items), *shape), folder)
 
     def prepare(index: int) -> str | SourceError:
-        picture = items[index].picture
-        try:
-            decoded = picture if isinstance(picture, np.ndarray) else decode(picture, color, Limits())
-        except SourceError as error:
-            return error
-        pixels[index] = preprocess(decoded, height, width, color, fit)
+        made = try_picture(items[index].picture, color, make)
+        if isinstance(made, SourceError):
+            return made
+        pixels[index] = made
         return hashlib.sha256(pixels[index]).hexdigest()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = list(
-            tqdm(pool.map(prepare, range(len(items))), caption, len(items), unit=" pictures", disable=None)
-        )
     notes = []
     digests: dict[int, str] = {}
-    for index, outcome in enumerate(outcomes):
+    for index, outcome in enumerate(map_threaded(prepare, range(len(items)), caption)):
         if isinstance(outcome, SourceError):
-            notes.append(f"left out {items[index].name}: {outcome.message}")
+            notes.append(f"left out {printable(items[index].name)}: {outcome.message}")
         else:
             digests[index] = outcome
     notes += leave_out(items, digests)
@@ -239,25 +244,50 @@ def load(
     )
 
 
+def _mapped(shape: tuple[int, ...], folder: Path) -> Pixels:
+    """An array in a file without a name. Its room is taken at once: a write that finds none kills the process."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            file.truncate(math.prod(shape))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        except OSError as error:
+            raise OutputError(
+                f"no room in {folder} for the preprocessed pictures, {math.prod(shape):,} bytes: "
+                f"{error.strerror}; choose another --run folder"
+            ) from error
+        return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
+
+
+def map_threaded(function: Callable[[T], R], items: Sequence[T], caption: str) -> list[R]:
+    """What a function makes of every picture, on all cores, with a progress bar. An interruption stops it."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        return list(tqdm(pool.map(function, items), caption, len(items), unit=" pictures", disable=None))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def held_out(name: str, share: float) -> bool:
     """Whether a picture of this name belongs to the held-out share: stable, and blind to other files."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < share * 2**64
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") < share * 2**64
 
 
 def part_of(name: str) -> str:
     """`select` or `report`, by the last part of a name alone: another hash than `held_out`'s."""
-    return PARTS[hashlib.sha256(f"part {os.path.basename(name)}".encode()).digest()[0] & 1]
+    return PARTS[hashlib.sha256(b"part " + os.fsencode(os.path.basename(name))).digest()[0] & 1]
 
 
 def _from_folder(root: Path, classes: tuple[str, ...], validation: float) -> Iterator[Item]:
+    source = printable(root.name)
     if (root / "train").is_dir():
         has_val = (root / "val").is_dir()
-        yield from _from_classes(root / "train", classes, root.name, None if has_val else validation)
+        yield from _from_classes(root / "train", classes, source, None if has_val else validation)
         if has_val:
-            for item in _from_classes(root / "val", classes, root.name, None):
+            for item in _from_classes(root / "val", classes, source, None):
                 yield Item(item.picture, item.label, "val", item.source, item.name)
     else:
-        yield from _from_classes(root, classes, root.name, validation)
+        yield from _from_classes(root, classes, source, validation)
 
 
 def _from_classes(root: Path, classes: tuple[str, ...], source: str, validation: float | None) -> Iterator[Item]:
@@ -270,7 +300,7 @@ def _from_classes(root: Path, classes: tuple[str, ...], source: str, validation:
             continue
         for path in sorted(folder.rglob("*")):
             relative = path.relative_to(root)
-            if _hidden(relative) or not path.is_file():
+            if _hidden(relative) or not os.path.isfile(path):
                 continue
             check_path(relative, names)
             name = relative.as_posix()
@@ -305,4 +335,4 @@ def _fer2013_rows(path: Path, file: TextIO, classes: tuple[str, ...]) -> Iterato
         except (KeyError, ValueError, OverflowError) as error:
             raise DataError(f"{name}: not a row of FER2013 ({error})") from error
         if split is not None and (not classes or label in classes):
-            yield Item(levels, label, split, path.stem, name)
+            yield Item(levels, label, split, printable(path.stem), name)

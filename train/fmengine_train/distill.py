@@ -6,6 +6,7 @@ picture that has none, is worth more than the label.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from tqdm import tqdm
 from fmengine.errors import DataError
 
 from .augment import warp
-from .checkpoint import load_network, read_tensors, weights_sha256, write_tensors
+from .checkpoint import ANSWERS, load_network, read_tensors, weights_sha256, write_tensors
 from .data import Dataset, Item, load
+from .distributed import World
 from .hints import standardise
 from .networks import Network
 
@@ -36,6 +38,7 @@ def teach(
     folder: Path,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
     dtype: torch.dtype = torch.float32,
+    world: World = World(),  # noqa: B008 - immutable
 ) -> None:
     """Replace the data's answers by a blend of labels and teachers, and give the teachers' hints with them.
 
@@ -47,12 +50,13 @@ def teach(
         folder: keeps the answers, so that `--resume` need not ask again.
         device: that the teachers run on.
         dtype: of mixed precision.
+        world: the processes that train together; the first one writes the answers.
 
     Raises:
         DataError: for a teacher that lacks a label.
     """
     networks = [_teacher(path, data.labels) for path in teachers]
-    kept, key = folder / "answers.safetensors", _key(data, items, [network for network, _ in networks])
+    kept, key = folder / ANSWERS, _key(data, items, [network for network, _ in networks])
     said = _read(kept, key)
     if said is None:
         each = [_ask(*network, data.labels, items, folder, device, dtype) for network in networks]
@@ -60,7 +64,8 @@ def teach(
             "answers": torch.stack([answers for answers, _ in each]).mean(0),
             "hints": torch.cat([standardise(embeddings) for _, embeddings in each], dim=1),
         }
-        write_tensors(kept, said, {"key": key})
+        if world.first:
+            write_tensors(kept, said, {"key": key})
     answers, data.hints = said["answers"].numpy(), said["hints"].numpy()
     known = data.targets >= 0
     data.answers[known] += weight * (answers[known] - data.answers[known])
@@ -88,14 +93,14 @@ def _key(data: Dataset, items: list[Item], teachers: list[Network]) -> str:
         *map(weights_sha256, teachers),
         *(item.name for item in items),
     ]
-    return hashlib.sha256("\n".join(map(str, said)).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(map(str, said)))).hexdigest()
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor] | None:
     if not path.exists():
         return None
     tensors, document = read_tensors(path)
-    return tensors if document["key"] == key else None
+    return tensors if document.get("key") == key else None
 
 
 def _ask(

@@ -20,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fmengine.errors import DataError
 
+from .checks import count_of
+
 
 @dataclass(frozen=True)
 class World:
@@ -44,9 +46,10 @@ class World:
             DataError: if the batch cannot be shared evenly, or leaves BatchNorm fewer than two pictures.
         """
         if batch_size % self.size or batch_size // self.size < 2:
+            batch = f"a batch of {count_of(batch_size, 'picture')}"
             raise DataError(
-                f"a batch of {batch_size} pictures cannot be shared by {self.size} processes; expected a multiple "
-                f"of {self.size}, at least {2 * self.size}: change --batch-size, which counts the pictures of all"
+                f"{batch} cannot be shared by {self.size} processes; expected a multiple of {self.size}, "
+                f"at least {2 * self.size}: change --batch-size, which counts the pictures of all"
             )
         return slice(self.rank, None, self.size)
 

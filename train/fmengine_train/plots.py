@@ -1,14 +1,14 @@
 """The two pictures at the end of a run: curves and confusion matrix, as PNG."""
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from .metrics import Scores
 
 
-def curves(history: Sequence[dict[str, float]], path: Path) -> None:
+def curves(history: Sequence[dict[str, float]]) -> bytes:
     """Loss and accuracy over the epochs, training and validation."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     epochs = [row["epoch"] for row in history]
@@ -18,10 +18,10 @@ def curves(history: Sequence[dict[str, float]], path: Path) -> None:
         axes.set(xlabel="epoch", ylabel=name)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=120)
+    return _png(figure)
 
 
-def confusion(scores: Scores, labels: Sequence[str], path: Path) -> None:
+def confusion(scores: Scores, labels: Sequence[str]) -> bytes:
     """Counts of each label against each answer, shaded by the share of the label."""
     figure = Figure(figsize=(1.6 + 1.2 * len(labels), 1.2 + 1.1 * len(labels)), layout="constrained")
     axes = figure.subplots()
@@ -31,7 +31,13 @@ def confusion(scores: Scores, labels: Sequence[str], path: Path) -> None:
         for j, count in enumerate(row):
             color = "white" if shares[i][j] > 0.5 else "black"
             axes.text(j, i, f"{count}\n{shares[i][j]:.1%}", ha="center", va="center", color=color)
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(labels)), labels, parse_math=False)  # a label may hold $
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set(xlabel="answer", ylabel="label", title=f"validation accuracy {scores.accuracy:.2%} of {scores.count}")
-    figure.savefig(path, dpi=120)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120)
+    return file.getvalue()

@@ -9,10 +9,8 @@ import csv
 import hashlib
 import os
 import re
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +19,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from fmengine.decode import decode
-from fmengine.errors import DataError, OutputError, SourceError
+from fmengine.attempt import try_picture
+from fmengine.decode import read_file
+from fmengine.errors import DataError, SourceError
 from fmengine.flatness import is_flat
 from fmengine.limits import Limits
+from fmengine.output import FORMULA
 from fmengine.preprocess import Pixels
+from fmengine.rows import printable
 
-from .data import Item, find
+from .checks import count_of, read_names
+from .data import Item, find, map_threaded
+from .folders import new_folder
 from .votes import Votes, agreed, name_below, read_votes, row_of, write_votes
 
 THUMBNAIL, COLUMNS, ROWS = 72, 16, 40  # of the sheet: pixels, pictures
@@ -45,42 +48,43 @@ class Dropped:
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to make.")
 @click.option("--votes", type=click.Path(path_type=Path), help="FER+'s fer2013new.csv, or a file like it.")
-@click.option("--classes", default="", help="Classes to keep, with commas.  [default: all]")
-@click.option("--validation", default=0.1, show_default=True, help="Share held out where a source has no split.")
-def prepare(sources: tuple[Path, ...], output: Path, votes: Path | None, classes: str, validation: float) -> None:
+@click.option("--classes", help="Classes to keep, with commas.  [default: all]")
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share held out where a source has no split.",
+)
+def prepare(
+    sources: tuple[Path, ...], output: Path, votes: Path | None, classes: str | None, validation: float
+) -> None:
     """Clean labelled pictures: fer2013.csv, or folders with a folder for each class.
 
     Example: fmengine prepare fer2013.csv --votes fer2013new.csv --classes happy,sad --output faces/
     """
-    if output.exists():
-        raise OutputError(f"{output} exists; choose another --output")
-    chosen = tuple(name.strip() for name in classes.split(",") if name.strip())
+    chosen = () if classes is None else read_names(classes)
     ballots = None if votes is None else read_votes(votes)
-    items = find(sources, chosen, validation)
-    if ballots is not None:
-        _check_votes(ballots, items, sources, chosen)
-    kept, dropped = sift(items)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        clean = write(kept, partial, ballots, sources)
-        write_dropped(dropped, partial)
-        partial.rename(output)
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror}") from error
-    for (split, label), count in sorted(Counter((item.split, str(item.label)) for item in kept).items()):
+    with new_folder(output) as folder:
+        items = find(sources, chosen, validation)
+        if ballots is not None:
+            _check_votes(ballots, items, sources, chosen)
+        kept, dropped = sift(items)
+        written, lost = write(kept, folder)
+        dropped += lost
+        clean = Counter() if ballots is None else write_clean(written, folder, ballots, sources)
+        write_dropped(dropped, folder)
+    for (split, label), count in sorted(Counter((item.split, str(item.label)) for item, _ in written).items()):
         agree = f", {clean[split, label]} of them as the voters say" if ballots else ""
-        click.echo(f"{split}/{label}: {count} pictures{agree}", err=True)
-    for reason, count in Counter(re.sub(r": .*", "", drop.reason) for drop in dropped).most_common():
+        click.echo(f"{split}/{label}: {count_of(count, 'picture')}{agree}", err=True)
+    for reason, count in Counter(_kind(drop.reason) for drop in dropped).most_common():
         click.echo(f"dropped {count}: {reason}", err=True)
-    click.echo(output)
+    click.echo(os.fsencode(output))  # bytes: a name need not be UTF-8
 
 
 def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
     """Tell pictures to keep from flat or unreadable ones and copies; of two splits, `val` keeps a picture."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(_examine, items), "reading", len(items), unit=" pictures", disable=None)
-        examined = list(zip(items, bar, strict=True))
+    examined = list(zip(items, map_threaded(_examine, items, "reading"), strict=True))
     dropped = [Dropped(item, reason) for item, (digest, reason) in examined if not digest]
     alike: dict[str, list[Item]] = defaultdict(list)
     for item, (digest, _) in examined:
@@ -93,42 +97,54 @@ def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
             continue
         first, *others = sorted(copies, key=lambda item: item.split != "val")  # stable: the first of `val`
         kept.append(first)
-        dropped += [Dropped(item, f"a copy: of {first.name}, in {first.split}") for item in others]
+        dropped += [Dropped(item, f"a copy: of {printable(first.name)}, in {first.split}") for item in others]
     if not kept:
-        raise DataError(f"none of {len(items)} pictures can be kept; the first: {dropped[0].reason}")
+        raise DataError(f"{count_of(len(items), 'picture')}, and none can be kept; the first: {dropped[0].reason}")
     return kept, dropped
 
 
 def _examine(item: Item) -> tuple[str, str]:
     """A digest of the pixels, or nothing and the reason to drop the picture."""
-    try:
-        pixels = _pixels(item)
-    except SourceError as error:
-        return "", f"unreadable: {error.message}"
+    digest = try_picture(item.picture, "rgb", _digest)
+    if isinstance(digest, SourceError):
+        return "", f"unreadable: {digest.message}"
+    return digest, "" if digest else "flat: one level all over"
+
+
+def _digest(pixels: Pixels) -> str:
+    """A digest of the pixels; none of a flat picture."""
     if is_flat(np.moveaxis(np.atleast_3d(pixels), 2, 0)[np.newaxis])[0]:
-        return "", "flat: one level all over"
-    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest(), ""
+        return ""
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
 
-def _pixels(item: Item) -> Pixels:
-    picture = item.picture
-    return picture if isinstance(picture, np.ndarray) else decode(picture, "rgb", Limits())
-
-
-def write(
-    kept: list[Item], folder: Path, votes: Votes | None, sources: tuple[Path, ...]
-) -> Counter[tuple[str, str]]:
-    """Write `SPLIT/LABEL/…`, and again under `clean` where the voters agree; counts those."""
-    clean: Counter[tuple[str, str]] = Counter()
-    by_file = {}
+def write(kept: list[Item], folder: Path) -> tuple[list[tuple[Item, Path]], list[Dropped]]:
+    """Write `SPLIT/LABEL/…`; gives the pictures with their new files, and those that can no longer be read."""
+    written, lost = [], []
     for item in tqdm(kept, "writing", unit=" pictures", disable=None):
+        try:
+            data = item.picture if isinstance(item.picture, np.ndarray) else read_file(item.picture, Limits())
+        except SourceError as error:
+            lost.append(Dropped(item, f"unreadable: {error.message}"))
+            continue
         target = _free(folder / item.split / str(item.label) / _file_name(item))
         target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(item.picture, np.ndarray):
-            Image.fromarray(item.picture).save(target)
+        if isinstance(data, bytes):
+            target.write_bytes(data)
         else:
-            shutil.copyfile(item.picture, target)
-        ballot = None if votes is None else votes.of(item, sources)
+            Image.fromarray(data).save(target)
+        written.append((item, target))
+    return written, lost
+
+
+def write_clean(
+    written: list[tuple[Item, Path]], folder: Path, votes: Votes, sources: tuple[Path, ...]
+) -> Counter[tuple[str, str]]:
+    """Write the votes, and the pictures again under `clean` where the voters agree; counts those."""
+    clean: Counter[tuple[str, str]] = Counter()
+    by_file = {}
+    for item, target in written:
+        ballot = votes.of(item, sources)
         if ballot is None:
             continue
         by_file[target.relative_to(folder).as_posix()] = ballot
@@ -148,10 +164,12 @@ def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], cla
     # Of the classes that are kept: the others' pictures were not looked for.
     wanted = [name for name in votes.by_file if not classes or set(classes) & set(Path(name).parts)]
     if missing := [name for name in wanted if name not in found]:
-        text = f"the votes name {len(missing)} pictures that are not in {', '.join(map(str, sources))}"
+        what = "a picture that is" if len(missing) == 1 else f"{len(missing)} pictures that are"
+        text = f"the votes name {what} not in {', '.join(map(str, sources))}"
+        first = f"the first: {printable(missing[0])}"
         if len(missing) == len(wanted):
-            raise DataError(f"{text}, and none that is; the first: {missing[0]}; expected names below a source")
-        click.echo(f"note: {text}; the first: {missing[0]}", err=True)
+            raise DataError(f"{text}, and none that is; {first}; expected names below a source")
+        click.echo(f"note: {text}; {first}", err=True)
 
 
 def _file_name(item: Item) -> str:
@@ -172,7 +190,10 @@ def write_dropped(dropped: list[Dropped], folder: Path) -> None:
     with (folder / "dropped.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["picture", "split", "label", "reason"])
-        writer.writerows([drop.item.name, drop.item.split, drop.item.label, drop.reason] for drop in dropped)
+        writer.writerows(
+            map(_cell, [printable(drop.item.name), drop.item.split, str(drop.item.label), drop.reason])
+            for drop in dropped
+        )
     lines = list(_lines(dropped))[:ROWS]
     sheet = Image.new("L", (COLUMNS * THUMBNAIL, max(1, len(lines)) * THUMBNAIL), 255)
     draw = ImageDraw.Draw(sheet)
@@ -180,21 +201,33 @@ def write_dropped(dropped: list[Dropped], folder: Path) -> None:
         if isinstance(line, str):
             draw.text((4, (row + 0.7) * THUMBNAIL), line, 0)
             continue
-        for column, pixels in enumerate(line):
-            sheet.paste(
-                Image.fromarray(pixels).convert("L").resize((THUMBNAIL,) * 2),
-                (column * THUMBNAIL, row * THUMBNAIL),
-            )
+        for column, thumbnail in enumerate(line):
+            sheet.paste(thumbnail, (column * THUMBNAIL, row * THUMBNAIL))
     sheet.save(folder / "dropped.png")
 
 
-def _lines(dropped: list[Dropped]) -> Iterator[str | list[Pixels]]:
-    """Lines of the sheet: a reason, and then up to three of pictures."""
+def _cell(text: str) -> str:
+    """A cell that is no formula to a spreadsheet."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _lines(dropped: list[Dropped]) -> Iterator[str | list[Image.Image]]:
+    """Lines of the sheet: a reason, and then up to three of pictures, of those that can be read."""
     groups: dict[str, list[Item]] = defaultdict(list)
     for drop in dropped:
-        groups[re.sub(r": .*", "", drop.reason)].append(drop.item)
+        groups[_kind(drop.reason)].append(drop.item)
     for reason, items in groups.items():
         yield f"{reason}: {len(items)}"
         if reason != "unreadable":
-            shown = [_pixels(item) for item in items[: 3 * COLUMNS]]
+            made = [try_picture(item.picture, "rgb", _thumbnail) for item in items[: 3 * COLUMNS]]
+            shown = [thumbnail for thumbnail in made if not isinstance(thumbnail, SourceError)]
             yield from (shown[start : start + COLUMNS] for start in range(0, len(shown), COLUMNS))
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is special to one picture."""
+    return re.sub(r": .*", "", reason)
+
+
+def _thumbnail(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(pixels).convert("L").resize((THUMBNAIL,) * 2)

@@ -7,6 +7,7 @@ import click
 
 from fmengine.cli import main
 from fmengine.errors import DataError
+from fmengine.rows import printable
 
 from .train import clock
 
@@ -21,7 +22,8 @@ def times(metrics: tuple[Path, ...]) -> None:
         total += sum(seconds)
         # A run's own file lies in its folder; a kept one is named after it.
         name = path.parent.name if path.name == "metrics.csv" else path.name.removesuffix(".metrics.csv")
-        click.echo(f"{name:<24}{len(seconds):4} epochs {clock(sum(seconds)):>9}")
+        epochs = "epoch " if len(seconds) == 1 else "epochs"
+        click.echo(f"{printable(name):<24}{len(seconds):4} {epochs} {clock(sum(seconds)):>9}")
     click.echo(f"{'together':<24}{'':12}{clock(total):>8}")
 
 
@@ -29,7 +31,7 @@ def _seconds(path: Path) -> list[float]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return [float(row["seconds"]) for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}; expected the metrics.csv of a run") from error
 
 

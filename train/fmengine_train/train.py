@@ -22,7 +22,8 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import fmengine
-from fmengine.errors import DataError, FmengineError
+from fmengine.errors import DataError, FmengineError, ModelError
+from fmengine.files import write_file
 
 from . import checkpoint, plots
 from .augment import augment, mix
@@ -180,7 +181,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "history": self.history,
         }
-        checkpoint.write_tensors(self.folder / "checkpoint.safetensors", tensors, document)
+        checkpoint.write_tensors(self.folder / checkpoint.CHECKPOINT, tensors, document)
 
     def restore(self) -> None:
         """Continue from the run folder's checkpoint, if it has one.
@@ -188,16 +189,12 @@ class Trainer:
         Raises:
             DataError: if the checkpoint was made with another recipe or other data.
         """
-        path = self.folder / "checkpoint.safetensors"
+        path = self.folder / checkpoint.CHECKPOINT
         self.world.agree("whether they find a checkpoint", path.exists())
         if not path.exists():
             return
         tensors, document = checkpoint.read_tensors(path)
-        # An older version's recipe lacks what it did not know: there it had the default.
-        if changed := _differences(Recipe.from_dict(document["recipe"]).to_dict(), self.recipe.to_dict()):
-            raise DataError(
-                f"{path} was made with another recipe: {changed}; repeat those options, or use a new --run"
-            )
+        check_recipe(path, document, self.recipe)
         if document["data_fingerprint"] != self.data.fingerprint or document["labels"] != list(self.data.labels):
             raise DataError(f"the training data changed since {path} was written; use a new --run folder")
         for part, module in self._parts().items():
@@ -217,10 +214,9 @@ class Trainer:
         summary = summarise(self.data, self.recipe, logits, targets) | {"epochs_finished": self.epoch}
         module = self.ema.module
         assert isinstance(module, Network)
-        checkpoint.save_model(self.folder / "model.safetensors", module, summary)
-        text = json.dumps(summary, indent=2) + "\n"
-        checkpoint.write_atomic(self.folder / "training.json", text.encode())
-        checkpoint.write_atomic(self.folder / "metrics.csv", _csv(self.history).encode())
+        checkpoint.save_model(self.folder / checkpoint.MODEL, module, summary)
+        write_file(self.folder / "training.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        write_file(self.folder / "metrics.csv", _csv(self.history))
 
 
 def train(trainer: Trainer, say: Callable[[str], None]) -> Scores:
@@ -234,9 +230,10 @@ def train(trainer: Trainer, say: Callable[[str], None]) -> Scores:
         began = time.perf_counter()
         loss, accuracy = trainer.train_epoch()
         logits, targets = trainer.evaluate()
-        if not logits.isfinite().all():  # the last step can break the weights after the last loss was fine
-            raise trainer.diverged("the validation logits are no longer numbers")
         scores = score(logits, targets)
+        # The last step can break the weights after the last loss was fine.
+        if not (logits.isfinite().all() and math.isfinite(scores.loss)):
+            raise trainer.diverged("the validation logits are no longer numbers")
         trainer.history.append(
             {
                 "epoch": trainer.epoch + 1,
@@ -262,9 +259,25 @@ def train(trainer: Trainer, say: Callable[[str], None]) -> Scores:
     if not trainer.world.first:
         return scores
     trainer.write_model(logits, targets)
-    plots.curves(trainer.history, trainer.folder / "curves.png")
-    plots.confusion(scores, trainer.data.labels, trainer.folder / "confusion.png")
+    write_file(trainer.folder / "curves.png", plots.curves(trainer.history))
+    write_file(trainer.folder / "confusion.png", plots.confusion(scores, trainer.data.labels))
     return scores
+
+
+def check_recipe(path: Path, document: dict[str, Any], recipe: Recipe) -> None:
+    """See that a checkpoint, of this document, can be gone on from with this recipe.
+
+    Raises:
+        DataError: if it was made with another one.
+        ModelError: if it is no checkpoint to go on from.
+    """
+    if "data_fingerprint" not in document:
+        raise ModelError(f"{path} is no checkpoint to go on from; use a new --run folder")
+    # An older version's recipe lacks what it did not know: there it had the default.
+    if changed := _differences(Recipe.from_dict(document["recipe"]).to_dict(), recipe.to_dict()):
+        raise DataError(
+            f"{path} was made with another recipe: {changed}; repeat those options, or use a new --run"
+        )
 
 
 def summarise(data: Dataset, recipe: Recipe, logits: Tensor, targets: Tensor) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def read_votes(path: Path) -> Votes:
         DataError: for a file that is none, with the line where it ends to be one.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        # Names of files are bytes, as the file system has them.
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             names = set(reader.fieldnames or ())
             if not set(COLUMNS) <= names:
@@ -66,14 +67,14 @@ def read_votes(path: Path) -> Votes:
                     f"{path} has no columns {missing}; expected FER+'s fer2013new.csv, or a file like it"
                 )
             rows = [({name: int(row[name]) for name in COLUMNS}, row.get("file")) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError, TypeError) as error:
+    except (OSError, csv.Error, ValueError, TypeError) as error:
         raise DataError(f"cannot read the votes {path}: {error}") from error
     return Votes({name: votes for votes, name in rows if name}, [votes for votes, name in rows if not name])
 
 
 def write_votes(path: Path, by_file: dict[str, dict[str, int]]) -> None:
     """Write votes by picture, as `read_votes` takes them."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, ["file", *COLUMNS], lineterminator="\n")
         writer.writeheader()
         writer.writerows({"file": name} | votes for name, votes in by_file.items())

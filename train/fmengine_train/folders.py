@@ -1,0 +1,36 @@
+"""A folder that a command makes: its name is tried before the work, and it is there as a whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fmengine.errors import OutputError
+from fmengine.files import temporary_of
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder: gives one beside it to be filled, which gets the name at the end, or goes where that fails.
+
+    What a killed run left of it is removed.
+
+    Raises:
+        OutputError: at once for a name that is taken, or a place that cannot be written; later if what is written
+            into it cannot be.
+    """
+    if os.path.lexists(path):
+        raise OutputError(f"{path} exists; choose another --output")
+    if not os.path.isdir(path.parent):
+        raise OutputError(f"cannot make {path}: there is no folder {path.parent}; make it first")
+    partial = temporary_of(path)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        partial.rename(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
