@@ -23,7 +23,7 @@ import fmengine
 from fmengine.backends import BACKENDS
 from fmengine.model_file import shipped
 
-KEYS = {"path", "label", "confidence", "probabilities", "error"}
+KEYS = {"path", "label", "confidence", "probabilities", "reason", "error"}
 COMMAND = [sys.executable, "-m", "fmengine"]
 
 
@@ -97,8 +97,8 @@ def test_portrait_is_happy(portrait):
 
 def test_a_line_a_picture_in_order(faces):
     out, err = run("infer", "--batch", faces)
-    assert [line.rsplit("  ", 2)[0] for line in out.splitlines()] == NAMES
-    assert all(re.fullmatch(r".+  (happy|sad)  [01]\.\d{3}", line) for line in out.splitlines())
+    assert [line.split("  ")[0] for line in out.splitlines()] == NAMES
+    assert all(re.fullmatch(r".+  (happy|sad)  [01]\.\d{3}  flat", line) for line in out.splitlines())
     assert "6 pictures" in err
 
 
@@ -113,7 +113,7 @@ def test_json_rows_have_the_documented_keys(faces):
         assert row["confidence"] == row["probabilities"][row["label"]] == max(row["probabilities"].values())
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=2e-6)
     assert set(failed) == KEYS
-    assert failed["label"] is failed["confidence"] is failed["probabilities"] is None
+    assert failed["label"] is failed["confidence"] is failed["probabilities"] is failed["reason"] is None
     assert failed["error"] == {"kind": "not_found", "message": "no such file"}
     assert "1 failed" in err
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fmengine.errors import Kind, OutputError, SourceError
 from fmengine.output import Csv, Jsonl, OutputFile, open_output
-from fmengine.prediction import Failure, Prediction
+from fmengine.prediction import Failure, Prediction, Reason
 from fmengine.rows import Row, to_row
 
 LABELS = ("happy", "sad")
@@ -23,9 +23,9 @@ IDENTITY = {"model": "0123", "backend": "onnxruntime"}
 FORMATS = ("jsonl", "csv")
 
 
-def answer(path: str, confidence: float = 0.75) -> Row:
+def answer(path: str, confidence: float = 0.75, reason: Reason | None = None) -> Row:
     probabilities = {"happy": confidence, "sad": 1 - confidence}
-    return to_row(path, Prediction("happy", confidence, probabilities, path))
+    return to_row(path, Prediction("happy", confidence, probabilities, path, reason))
 
 
 def failure(path: str, message: str = "no such file") -> Row:
@@ -38,7 +38,7 @@ ROWS = [
     answer("line\nbreak.png", 0.123456),
     answer("grüße/漢字.png"),
     failure("\udcff.png"),
-    answer("z.png"),
+    answer("z.png", reason=Reason.FLAT),
 ]
 
 
@@ -91,16 +91,16 @@ def test_jsonl_is_json(tmp_path):
 
 def test_csv_has_a_column_a_label(tmp_path):
     header, first, second, *_ = write(tmp_path / "x.csv").decode().splitlines()
-    assert header == "path,label,confidence,happy,sad,error_kind,error_message,path_encoding"
-    assert first == "a.png,happy,0.75,0.75,0.25,,,"
-    assert second.endswith(',,,,not_found,"it said ""no"", and went",')
+    assert header == "path,label,confidence,happy,sad,reason,error_kind,error_message,path_encoding"
+    assert first == "a.png,happy,0.75,0.75,0.25,,,,"
+    assert second.endswith(',,,,,not_found,"it said ""no"", and went",')
 
 
 def test_state_says_what_made_the_file(path):
     data = write(path)
     state = json.loads(state_of(path).read_text())
     known = {"rows": len(ROWS), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    assert state == {"version": 2, **IDENTITY, **known}
+    assert state == {"version": 3, **IDENTITY, **known}
     assert sorted(os.listdir(path.parent)) == sorted([path.name, state_of(path).name])
 
 
@@ -110,14 +110,15 @@ anything = st.text(
 # A name is what the system gives: text, or bytes that are none, but never half a character.
 text_names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 file_names = text_names | st.binary(min_size=1).map(lambda data: os.fsdecode(data.replace(b"\0", b"-")))
+reasons = st.sampled_from([None, *Reason])
 probability = st.floats(0, 1).map(lambda value: round(value, 6))
 
 
 @pytest.mark.parametrize("encoding", [Jsonl(), Csv(LABELS)], ids=FORMATS)
-@given(name=file_names, message=anything, confidence=probability, failed=st.booleans())
-@example(name="0", message="\ud800", confidence=0.0, failed=True)
-def test_any_row_is_one_line_and_comes_back(encoding, name, message, confidence, failed):
-    row = failure(name, message) if failed else answer(name, confidence)
+@given(name=file_names, message=anything, confidence=probability, reason=reasons, failed=st.booleans())
+@example(name="0", message="\ud800", confidence=0.0, reason=None, failed=True)
+def test_any_row_is_one_line_and_comes_back(encoding, name, message, confidence, reason, failed):
+    row = failure(name, message) if failed else answer(name, confidence, reason)
     line = encoding.encode(row)
     assert line.count("\n") == 1
     assert line.endswith("\n")
@@ -300,7 +301,7 @@ BAD_LINES = {
         b"\xff",
         b"[" * 100_000,
     ],
-    "csv": [b"hello", b"", b"a,happy,0.5,0.5,,,", b"a,happy,half,0.5,0.5,,,", b"\xff", b"a\rb,happy,1,1,0,,,"],
+    "csv": [b"hello", b"", b"a,happy,0.5,0.5,,,", b"a,happy,half,0.5,0.5,,,,", b"\xff", b"a\rb,happy,1,1,0,,,,"],
 }
 
 
@@ -359,7 +360,7 @@ FULL_DISK = """
         path, labels, identity = Path(sys.argv[1]), ("happy", "sad"), {"model": "m"}
         with OutputFile(path, labels, identity, resume=False, overwrite=False) as file:
             for _ in range(1000):
-                file.write([row | {"error": None}])
+                file.write([row | {"reason": None, "error": None}])
     except OutputError as error:
         print(error)
 """

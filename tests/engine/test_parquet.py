@@ -55,7 +55,8 @@ def test_rows_come_back(path):
 def test_columns_are_numbers_and_text(path):
     write(path)
     table = parquet.read_table(path)
-    assert table.column_names == ["path", "label", "confidence", "probabilities", "error", "path_encoding"]
+    columns = ["path", "label", "confidence", "probabilities", "reason", "error", "path_encoding"]
+    assert table.column_names == columns
     assert str(table.schema.field("confidence").type) == "double"
     assert table["probabilities"].combine_chunks().field("happy").to_pylist()[0] == 0.75
     assert json.loads(table.schema.metadata[b"fmengine"]) == IDENTITY
