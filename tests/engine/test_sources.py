@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fmengine import sources
 from fmengine.errors import FmengineError, Kind
-from fmengine.prediction import Failure
+from fmengine.prediction import Failure, Prediction
 from fmengine.rows import file_of, printable, to_row, to_text
 from fmengine.sources import expand, skip_finished, tidy, walk
 
@@ -289,6 +289,13 @@ def test_names_that_would_break_a_line_are_percent_encoded(name, shown):
     row = to_row(name, Failure(Kind.EMPTY, "nothing", name))
     assert (row["path"], row["path_encoding"]) == (shown, "percent")
     assert to_text(row) == f"{shown}  error  empty: nothing"
+
+
+def test_labels_stay_on_their_line():
+    """They come out of a model file, which anybody may have made."""
+    label = "\x1b[2J\n\u202eé\ud800"
+    row = to_row("a", Prediction(label, 0.75, {label: 0.75, "b": 0.25}, "a"))
+    assert to_text(row) == "a  \\x1b[2J\\n\\u202eé\\ud800  0.750"
 
 
 names = st.text(min_size=1) | st.binary(min_size=1).map(os.fsdecode)

@@ -182,7 +182,8 @@ def test_without_retry_failed_they_keep_their_rows(half_broken, faces):
     run(*half_broken, "x.jsonl", code=3)
     before = Path("x.jsonl").read_bytes()
     shutil.copy(faces / "a.png", faces / "broken.png")
-    run(*half_broken, "x.jsonl", "--resume", code=3)
+    _, err = run(*half_broken, "x.jsonl", "--resume", code=3)
+    assert err.startswith("no new pictures; 8 had a row already, 2 of them failed\n")
     assert Path("x.jsonl").read_bytes() == before
 
 

@@ -263,6 +263,7 @@ def _rows(engine: Engine, paths: Iterable[str], in_flight: int | None) -> Genera
 
 def _summarise(tally: Tally, file: OutputFile | None) -> None:
     earlier = f"; {file.finished.total():,} had a row already" if file and file.finished else ""
+    earlier += f", {file.failed:,} of them failed" if file and file.failed else ""
     say(
         tally.describe() + earlier,
         pictures=tally.total,

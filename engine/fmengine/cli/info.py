@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..model_file import PRECISIONS, load_model_file, resolve, shipped
+from ..model_file import load_model_file, resolve, shipped
 from ..rows import one_line
 from .streams import emit, to_json
 
@@ -15,7 +15,7 @@ from .streams import emit, to_json
 @click.option("--json", "as_json", is_flag=True, help="The whole document as JSON.")
 def info(model: str | None, as_json: bool) -> None:
     """Show what MODEL (a file, or the name of a shipped model) says of itself."""
-    file = load_model_file(resolve(model, ("int8", *PRECISIONS)))
+    file = load_model_file(resolve(model, ("int8", "fp16", "fp32")))
     spec = file.spec
     if as_json:
         emit(to_json({"path": str(file.path)} | dataclasses.asdict(spec), indent=2))
