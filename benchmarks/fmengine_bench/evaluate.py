@@ -10,7 +10,7 @@ from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.prediction import Failure
 from fmengine.rows import printable
-from fmengine_train.checks import count_of
+from fmengine.wording import pluralise
 
 from .labelled import labelled_files
 from .metrics import Report, report
@@ -45,7 +45,9 @@ def evaluate(
             targets.append(target)
     if not rows:
         first = f"{printable(failures[0][0])}: {failures[0][1].message}"
-        raise DataError(f"{name} holds {count_of(len(files), 'file')}, and none has an answer; the first: {first}")
+        raise DataError(
+            f"{name} holds {pluralise(len(files), 'file')}, and none has an answer; the first: {first}"
+        )
     figures = report(np.array(rows), np.array(targets), engine.spec.labels)
     return Evaluation(name, figures, failures, robustness(engine, files) if corruptions else None)
 
@@ -54,7 +56,7 @@ def as_text(evaluation: Evaluation) -> str:
     """The figures as a table for a terminal."""
     figures = evaluation.report
     lines = [
-        f"{evaluation.data}: {count_of(figures.count, 'picture')}; 95 % intervals in brackets",
+        f"{evaluation.data}: {pluralise(figures.count, 'picture')}; 95 % intervals in brackets",
         f"  accuracy           {figures.accuracy:7.2%}   {_interval(figures.accuracy_interval)}",
         f"  balanced accuracy  {figures.balanced_accuracy:7.2%}   {_interval(figures.balanced_interval)}",
         f"  calibration error  {figures.ece:7.4f}   [{figures.ece_interval[0]:.4f}, {figures.ece_interval[1]:.4f}]"

@@ -22,10 +22,10 @@ from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, SourceError
 from fmengine.preprocess import Pixels
 from fmengine.rows import printable
+from fmengine.wording import pluralise
 from fmengine_export.fold import fold
 from fmengine_export.quantize import activations
 from fmengine_train.checkpoint import weights_sha256
-from fmengine_train.checks import count_of
 from fmengine_train.model import AlexNet
 
 from .definition import preprocess as define
@@ -209,7 +209,7 @@ def _breaches(form: Form, pictures: int) -> Iterator[str]:
         differ = "pixel differs" if form.pixels[0] == 1 else "pixels differ"
         yield f"{form.pixels[0]} {differ} from the definition of preprocessing; allowed are 0"
     if form.unanswered:
-        yield f"{form.unanswered} of {count_of(pictures, 'picture')} without a number for an answer; allowed are 0"
+        yield f"{form.unanswered} of {pluralise(pictures, 'picture')} without a number for an answer; allowed are 0"
     if form.unanswered == pictures:
         return
     if allowed.probability is not None and not form.probability["max"] <= allowed.probability:
@@ -250,7 +250,7 @@ def _prepare(
             inputs.append(made)
             targets.append(target)
     if not inputs:
-        raise DataError(f"{count_of(len(files), 'file')}, and none is a picture; the first: {unreadable[0]}")
+        raise DataError(f"{pluralise(len(files), 'file')}, and none is a picture; the first: {unreadable[0]}")
     labelled = None if None in targets else np.array(targets, dtype=np.int64)
     return [np.stack(column) for column in zip(*inputs, strict=True)], labelled, unreadable
 
@@ -311,7 +311,7 @@ def _batches(images: Pixels) -> Iterator[Pixels]:
 
 def as_text(report: ParityReport) -> str:
     """The report as a table for a terminal."""
-    lines = [f"{count_of(report.pictures, 'picture')}, reference: PyTorch in FP32"]
+    lines = [f"{pluralise(report.pictures, 'picture')}, reference: PyTorch in FP32"]
     lines += [f"  left out {text}" for text in report.unreadable]
     for form in report.forms:
         lines.append(f"{form.name}: {'BREACH' if form.breaches else 'equal within tolerance'}")

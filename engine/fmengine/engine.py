@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 import numpy as np
+from PIL import Image
 
 from .ahead import outcomes as outcomes_ahead
 from .backends import Attempt, Backend, Options, PictureBackend, PictureOutputs, open_backend
@@ -249,6 +250,9 @@ class Engine:
             in_flight: pictures under way at most: read, and not answered yet. By default as many as keep every
                 thread busy, some batches each.
             channels: as for `predict`.
+
+        Raises:
+            TypeError: for one picture in place of many.
         """
         chunks = self.predict_chunks(sources, batch_size=batch_size, in_flight=in_flight, channels=channels)
         return (outcome for chunk in chunks for outcome in chunk)
@@ -270,6 +274,7 @@ class Engine:
             raise ValueError(f"batch_size {size}; expected 1 to max_batch, {self.max_batch}")
         if in_flight is not None and in_flight < 1:
             raise ValueError(f"in_flight {in_flight}; expected 1 or more")
+        _check_many(sources)
         size = min(size, in_flight or size)
         self._check_open()
         ended: list[Exception] = []
@@ -495,6 +500,18 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise FmengineError(CLOSED)
+
+
+def _check_many(sources: object) -> None:
+    """Refuse one picture: text and arrays can be iterated too, and each letter or row would be a picture."""
+    one = is_encoded(sources) or isinstance(sources, np.ndarray | Image.Image)
+    if one or hasattr(sources, "__dlpack_device__") or hasattr(sources, "__cuda_array_interface__"):
+        raise TypeError(
+            f"sources is one {type(sources).__name__}; expected an iterable of pictures, such as a list of them, "
+            "or `predict` for one alone"
+        )
+    if not isinstance(sources, Iterable) and not hasattr(sources, "__getitem__"):
+        raise TypeError(f"sources is a {type(sources).__name__}; expected an iterable of pictures")
 
 
 def _failed(error: Exception, source: Source) -> Failure:

@@ -225,7 +225,8 @@ def resolve(model: str | Path | None, precisions: tuple[Precision, ...]) -> Path
     """Find the file for a backend.
 
     Args:
-        model: a path, the name of a shipped model, or None for the default one.
+        model: a path, the name of a shipped model, or None for the default one. With a precision, as
+            `alexnet-slim.fp16`, it is that file.
         precisions: what the backend can run, best first; a shipped model is taken in the first of them.
 
     Raises:
@@ -236,6 +237,8 @@ def resolve(model: str | Path | None, precisions: tuple[Precision, ...]) -> Path
         return Path(model)
     name = DEFAULT_MODEL if model is None else str(model)
     folder = shipped_folder()
+    if name in shipped():
+        return folder / f"{name}.onnx"
     for precision in precisions:
         path = folder / f"{name}.{precision}.onnx"
         if os.path.isfile(path):

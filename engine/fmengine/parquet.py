@@ -10,14 +10,13 @@ itself what made it.
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import islice
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from .errors import OutputError, UnavailableError, install_hint
-from .output import OutputFile, check_target, journal_of, restored_of, state_of, temporary_of
+from .files import temporary_of
+from .formats import check_labels
+from .output import VERSION, OutputFile, Target, check_version, journal_of, restored_of, state_of
 
 try:
     import pyarrow
@@ -38,19 +37,19 @@ class ParquetFile(OutputFile):
     """
 
     def __init__(
-        self, path: Path, labels: Sequence[str], identity: dict[str, Any], *, resume: bool, overwrite: bool
+        self, target: Target, labels: Sequence[str], identity: dict[str, Any], *, retry_failed: bool = False
     ) -> None:
-        exists, journal = check_target(path, resume=resume, overwrite=overwrite), journal_of(path)
-        self.parquet_path = path
+        check_labels(labels)
+        self.parquet_path, journal = target.path, journal_of(target.path)
         self._schema = _schema(labels, identity)
-        if exists and resume and not journal.exists():
-            self._restore(labels, identity)
+        if target.resume and target.path.exists() and not journal.exists():
+            self._restore(labels)
         # A journal without its Parquet file is what a killed run left: to begin anew is to throw it away.
-        super().__init__(journal, labels, identity, resume=resume, overwrite=overwrite)
+        super().__init__(Target(journal, target.resume), labels, identity, retry_failed=retry_failed)
 
-    def close(self) -> None:
-        """Turn the journal into the Parquet file."""
-        super().close()
+    def finish(self) -> None:
+        """Turn the journal into the Parquet file; the journal goes."""
+        super().finish()
         temporary = temporary_of(self.parquet_path)
         try:
             with pyarrow.parquet.ParquetWriter(temporary, self._schema) as writer:
@@ -69,28 +68,20 @@ class ParquetFile(OutputFile):
                 "go on with --resume"
             ) from error
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:  # what is not finished stays a journal
-            with suppress(OutputError):
-                super().close()
-
-    def _restore(self, labels: Sequence[str], identity: dict[str, Any]) -> None:
+    def _restore(self, labels: Sequence[str]) -> None:
         """Make the journal of a finished run again, as a whole or not at all."""
         journal, partial = journal_of(self.parquet_path), restored_of(self.parquet_path)
         try:
             with pyarrow.parquet.ParquetFile(self.parquet_path) as file:
                 made_by = json.loads((file.schema_arrow.metadata or {})[MADE_BY])
-                with OutputFile(partial, labels, made_by, resume=False, overwrite=True) as restored:
+                check_version(self.parquet_path, made_by.pop("version", None))
+                with OutputFile(Target(partial, resume=False), labels, made_by) as restored:
                     for batch in file.iter_batches(ROW_GROUP):
                         rows = batch.to_pylist()
                         restored.write([{k: v for k, v in r.items() if k != "path_encoding" or v} for r in rows])
             state_of(partial).replace(state_of(journal))
             partial.replace(journal)
-        except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, pyarrow.ArrowException) as error:
             raise OutputError(
                 f"cannot resume {self.parquet_path}: it is no result of fmengine, or damaged ({error}); "
                 "use --overwrite"
@@ -109,5 +100,5 @@ def _schema(labels: Sequence[str], identity: dict[str, Any]) -> "pyarrow.Schema"
             "error": pyarrow.struct([("kind", text), ("message", text)]),
             "path_encoding": text,
         },
-        metadata={MADE_BY: json.dumps(identity)},
+        metadata={MADE_BY: json.dumps({"version": VERSION, **identity})},
     )

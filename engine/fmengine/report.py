@@ -3,8 +3,7 @@
 import base64
 import html
 import io
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
@@ -16,16 +15,18 @@ from string import Template
 from PIL import Image
 
 from .cores import usable_cores
-from .decode import Encoded, decode
-from .errors import OutputError, SourceError
+from .decode import Encoded, as_source_error, decode
+from .errors import OutputError
+from .files import temporary_of
 from .limits import Isolation, Limits
 from .model_file import ModelSpec
-from .output import temporary_of
-from .prediction import UNSURE
 from .rows import Row, file_of, printable
+from .tally import Tally
+from .wording import pluralise
 
 THUMBNAIL = 192  # pixels of the longer side, sharp on a phone's screen at half that size
 READ_AHEAD = 256  # pictures; bounds memory
+ASIDE = "aside"  # the style of what is no label of the model
 
 
 def write_report(
@@ -51,20 +52,17 @@ def write_report(
     """
     template = Template(resources.files("fmengine").joinpath("report.html").read_text(encoding="utf-8"))
     before, after = template.template.split("$cards")
-    counts: Counter[str] = Counter()
-    names = [*spec.labels, "error", UNSURE]
+    tally = Tally()
     temporary = temporary_of(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(Template(before).substitute(title=html.escape(printable(path.stem))))
             for number, (row, jpeg) in enumerate(_with_thumbnails(rows, limits or Limits(), isolate)):
-                counts[row["label"] or "error"] += 1
-                file.write(_card(number, row, jpeg, names))
+                tally.add([row])
+                file.write(_card(number, row, jpeg, spec.labels))
             values = {
-                "total": f"{counts.total():,}",
-                "filters": "".join(
-                    _filter(name, names.index(name), counts[name]) for name in names if counts[name]
-                ),
+                "total": pluralise(tally.total, "picture"),
+                "filters": _filters(tally, spec.labels),
                 "model": html.escape(f"{spec.name} {spec.precision}"),
                 "backend": html.escape(", ".join(describe.values())),
             }
@@ -95,7 +93,8 @@ def _with_thumbnails(
                 return b""
             try:
                 return make(file_of(row))
-            except SourceError:  # the file changed or went away since it was labelled
+            except Exception as error:  # the file changed since it was labelled, or there is no room for it now
+                as_source_error(error)
                 return b""
 
         pool = stack.enter_context(ThreadPoolExecutor(threads))
@@ -113,34 +112,54 @@ def thumbnail(source: Encoded, **limits: int) -> bytes:
     return buffer.getvalue()
 
 
-def _card(number: int, row: Row, jpeg: bytes, names: list[str]) -> str:
+def _card(number: int, row: Row, jpeg: bytes, labels: Sequence[str]) -> str:
+    """One picture. What it is called and what became of it are attributes of their own, for the filters."""
     name = html.escape(row["path"])
     short = html.escape(row["path"].rsplit("/", 1)[-1])
     if row["error"]:
         kind, message = (html.escape(row["error"][key]) for key in ("kind", "message"))
         picture = '<div class="none" aria-hidden="true">?</div>'
-        label, confidence, detail = "error", -1.0, f"{kind}: {message}"
+        tone, outcome, confidence, detail = ASIDE, f'data-error="{kind}"', -1.0, f"{kind}: {message}"
         answer = f'<b>{kind}</b><p class="message">{message}</p>'
     else:
-        label, confidence = row["label"], row["confidence"]
+        label, reason, confidence = html.escape(row["label"]), row["reason"], row["confidence"]
+        tone, outcome = _tone(row["label"], labels), f'data-label="{label}"'
         detail = html.escape(", ".join(f"{k} {p:.3f}" for k, p in row["probabilities"].items()))
         data = base64.b64encode(jpeg).decode()
         picture = (
-            f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(label)}" loading="lazy">'
+            f'<img src="data:image/jpeg;base64,{data}" alt="{label}" loading="lazy">'
             if jpeg
-            else ('<div class="none">gone</div>')
+            else '<div class="none">gone</div>'
         )
-        answer = (
-            f"<b>{html.escape(label)}</b><span>{confidence:.1%}</span>"
-            f'<i><i style="width:{confidence:.1%}"></i></i>'
-        )
+        answer = f'<b>{label}</b><span>{confidence:.1%}</span><i><i style="width:{confidence:.1%}"></i></i>'
+        if reason:
+            outcome += f' data-reason="{html.escape(reason)}"'
+            answer += f"<em>{html.escape(reason)}</em>"
     return (
-        f'<figure class="tone{names.index(label) % 6}" data-n="{number}" data-label="{html.escape(label)}" '
-        f'data-confidence="{confidence:.6f}" data-path="{name}" title="{name} — {detail}">{picture}'
+        f'<figure class="{tone}" data-n="{number}" {outcome} data-confidence="{confidence:.6f}" '
+        f'data-path="{name}" title="{name} — {detail}">{picture}'
         f"<figcaption>{answer}<small>{short}</small></figcaption></figure>\n"
     )
 
 
-def _filter(name: str, tone: int, count: int) -> str:
-    shown = html.escape(name)
-    return f'<button class="tone{tone % 6}" data-filter="{shown}" aria-pressed="false">{shown} {count:,}</button>'
+def _tone(label: str, labels: Sequence[str]) -> str:
+    """The colour of a label of the model; another, such as of an answer that is withheld, has none."""
+    return f"tone{labels.index(label) % 6}" if label in labels else ASIDE
+
+
+def _filters(tally: Tally, labels: Sequence[str]) -> str:
+    """A button for each label, for each reason not to trust an answer, and for pictures without one."""
+    order = [label for label in labels if label in tally.labels]
+    order += [label for label in tally.labels if label not in labels]
+    buttons = [_filter("label", label, label, tally.labels[label], _tone(label, labels)) for label in order]
+    for reason, count in sorted(tally.reasons.items()):
+        buttons.append(_filter("reason", reason, f"reason: {reason}", count, ASIDE))
+    if tally.failed:
+        buttons.append(_filter("error", None, "failed", tally.failed, ASIDE))
+    return "".join(buttons)
+
+
+def _filter(key: str, value: str | None, text: str, count: int, tone: str) -> str:
+    """A button that shows the cards whose attribute `key` is `value`, or which have it at all."""
+    wanted = f'data-key="{key}"' + ("" if value is None else f' data-value="{html.escape(value)}"')
+    return f'<button class="{tone}" {wanted} aria-pressed="false">{html.escape(text)} {count:,}</button>'

@@ -53,7 +53,7 @@ def to_text(row: Row) -> str:
     if row["error"]:
         return f"{row['path']}  error  {row['error']['kind']}: {row['error']['message']}"
     reason = f"  {row['reason']}" if row["reason"] else ""
-    return f"{row['path']}  {row['label']}  {row['confidence']:.3f}{reason}"
+    return f"{row['path']}  {one_line(row['label'])}  {row['confidence']:.3f}{reason}"
 
 
 def printable(path: str) -> str:
@@ -63,6 +63,13 @@ def printable(path: str) -> str:
     if any(_is_unfit(character) for character in path):
         return quote_from_bytes(os.fsencode(path), safe="/")
     return path
+
+
+def one_line(text: str) -> str:
+    """Text of a model file, such as a label, that stays on its line: what would not is escaped as Python does."""
+    if text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if _is_unfit(c) else c for c in text)
 
 
 def _is_unfit(character: str) -> bool:

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,6 +218,29 @@ def test_two_engines_live_side_by_side(engine, portrait):
 def test_a_batch_size_out_of_range_is_refused_at_once(engine, batch_size):
     with pytest.raises(ValueError, match="expected 1 to max_batch, 16"):
         engine.predict_many([], batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["a.jpg", b"\xff\xd8\xff", bytearray(3), memoryview(b"abc"), Path("a.jpg"), np.zeros((4, 4), np.uint8),
+     np.zeros((2, 4, 4, 3), np.uint8), Image.new("L", (4, 4)), None, 3],
+    ids=lambda source: type(source).__name__,
+)  # fmt: skip
+def test_one_picture_in_place_of_many_is_an_error_at_the_call(engine, source):
+    """Text is an iterable of letters, each of which would be a picture that is not found."""
+    for call in (engine.predict_many, engine.predict_chunks):
+        with pytest.raises(TypeError, match=f"{type(source).__name__}; expected an iterable of pictures"):
+            call(source)
+
+
+def test_anything_that_can_be_iterated_is_many(engine, portrait):
+    class Indexed:
+        def __getitem__(self, index: int) -> Path:
+            return [portrait][index]
+
+    for sources in ([portrait], (portrait,), {portrait: 1}, iter([portrait]), Indexed()):
+        (answer,) = engine.predict_many(sources)
+        assert answer.label == "happy"
 
 
 def test_shipped_files_are_one_family():

@@ -395,6 +395,17 @@ def test_unknown_name_lists_the_shipped_models(name, tmp_path, monkeypatch):
     assert name == "" or all(model in str(caught.value) for model in shipped())
 
 
+@pytest.mark.parametrize("name", shipped())
+def test_name_with_a_precision_is_that_file(name):
+    assert resolve(name, ("fp32",)).name == f"{name}.onnx"
+
+
+@pytest.mark.parametrize("name", ["../models/alexnet-slim.int8", "./alexnet-slim.int8", "alexnet-slim."])
+def test_name_with_a_precision_leads_nowhere_else(name):
+    with pytest.raises(ModelError, match="no model"):
+        resolve(name, ("fp32",))
+
+
 def test_precision_that_is_not_shipped():
     with pytest.raises(ModelError, match="fp32"):
         resolve(None, ("fp32",))

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fmengine.errors import Kind, OutputError, SourceError
-from fmengine.output import Csv, Jsonl, OutputFile, open_output
-from fmengine.prediction import Failure, Prediction
+from fmengine.formats import COLUMNS, Csv, Jsonl
+from fmengine.output import OutputFile, claim, open_output, state_of
+from fmengine.prediction import Failure, Prediction, Reason
 from fmengine.rows import Row, to_row
 
 LABELS = ("happy", "sad")
@@ -23,9 +26,9 @@ IDENTITY = {"model": "0123", "backend": "onnxruntime"}
 FORMATS = ("jsonl", "csv")
 
 
-def answer(path: str, confidence: float = 0.75) -> Row:
+def answer(path: str, confidence: float = 0.75, reason: Reason | None = None) -> Row:
     probabilities = {"happy": confidence, "sad": 1 - confidence}
-    return to_row(path, Prediction("happy", confidence, probabilities, path))
+    return to_row(path, Prediction("happy", confidence, probabilities, path, reason))
 
 
 def failure(path: str, message: str = "no such file") -> Row:
@@ -38,12 +41,23 @@ ROWS = [
     answer("line\nbreak.png", 0.123456),
     answer("grüße/漢字.png"),
     failure("\udcff.png"),
-    answer("z.png"),
+    answer("z.png", reason=Reason.FLAT),
 ]
 
 
-def opened(path: Path, *, resume=False, overwrite=False, identity=IDENTITY) -> OutputFile:
-    return open_output(path, LABELS, identity, resume=resume, overwrite=overwrite)
+@contextmanager
+def opened(path: Path, *, identity=IDENTITY, retry=False, **options: bool) -> Iterator[OutputFile]:
+    with claim(path, **options) as target, open_output(target, LABELS, identity, retry_failed=retry) as file:
+        yield file
+
+
+def kill(path: Path, rows: list[Row], **options: bool) -> None:
+    """A run that ended without being able to do anything about it."""
+    with claim(path, **options) as target:
+        file = open_output(target, LABELS, IDENTITY)
+        for row in rows:
+            file.write([row])
+        os.close(file._file)
 
 
 def write(path: Path, rows=ROWS, **options) -> bytes:
@@ -51,10 +65,6 @@ def write(path: Path, rows=ROWS, **options) -> bytes:
         file.write(rows[:1])
         file.write(rows[1:])
     return path.read_bytes()
-
-
-def state_of(path: Path) -> Path:
-    return path.with_name(path.name + ".state.json")
 
 
 @pytest.fixture(params=FORMATS)
@@ -91,16 +101,16 @@ def test_jsonl_is_json(tmp_path):
 
 def test_csv_has_a_column_a_label(tmp_path):
     header, first, second, *_ = write(tmp_path / "x.csv").decode().splitlines()
-    assert header == "path,label,confidence,happy,sad,error_kind,error_message,path_encoding"
-    assert first == "a.png,happy,0.75,0.75,0.25,,,"
-    assert second.endswith(',,,,not_found,"it said ""no"", and went",')
+    assert header == "path,label,confidence,happy,sad,reason,error_kind,error_message,path_encoding"
+    assert first == "a.png,happy,0.75,0.75,0.25,,,,"
+    assert second.endswith(',,,,,not_found,"it said ""no"", and went",')
 
 
 def test_state_says_what_made_the_file(path):
     data = write(path)
     state = json.loads(state_of(path).read_text())
     known = {"rows": len(ROWS), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    assert state == {"version": 2, **IDENTITY, **known}
+    assert state == {"version": 3, **IDENTITY, **known}
     assert sorted(os.listdir(path.parent)) == sorted([path.name, state_of(path).name])
 
 
@@ -110,14 +120,15 @@ anything = st.text(
 # A name is what the system gives: text, or bytes that are none, but never half a character.
 text_names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 file_names = text_names | st.binary(min_size=1).map(lambda data: os.fsdecode(data.replace(b"\0", b"-")))
+reasons = st.sampled_from([None, *Reason])
 probability = st.floats(0, 1).map(lambda value: round(value, 6))
 
 
 @pytest.mark.parametrize("encoding", [Jsonl(), Csv(LABELS)], ids=FORMATS)
-@given(name=file_names, message=anything, confidence=probability, failed=st.booleans())
-@example(name="0", message="\ud800", confidence=0.0, failed=True)
-def test_any_row_is_one_line_and_comes_back(encoding, name, message, confidence, failed):
-    row = failure(name, message) if failed else answer(name, confidence)
+@given(name=file_names, message=anything, confidence=probability, reason=reasons, failed=st.booleans())
+@example(name="0", message="\ud800", confidence=0.0, reason=None, failed=True)
+def test_any_row_is_one_line_and_comes_back(encoding, name, message, confidence, reason, failed):
+    row = failure(name, message) if failed else answer(name, confidence, reason)
     line = encoding.encode(row)
     assert line.count("\n") == 1
     assert line.endswith("\n")
@@ -129,11 +140,9 @@ def test_any_row_is_one_line_and_comes_back(encoding, name, message, confidence,
 
 def interrupted(path: Path) -> bytes:
     """Kill a run after its last row: the file is whole, the state still that of the beginning."""
-    file = opened(path)
+    kill(path, [])
     state = state_of(path).read_bytes()
-    for row in ROWS:
-        file.write([row])
-    os.close(file._file)
+    kill(path, ROWS, overwrite=True)
     state_of(path).write_bytes(state)
     return path.read_bytes()
 
@@ -209,8 +218,8 @@ def test_a_path_counts_as_often_as_it_has_a_row(path):
 
 def refusal(path: Path, **options) -> str:
     before = path.read_bytes() if path.is_file() else None
-    with pytest.raises(OutputError) as caught:
-        opened(path, **options)
+    with pytest.raises(OutputError) as caught, opened(path, **options):
+        pass
     assert before is None or path.read_bytes() == before, "a refused file is left as it was"
     assert path.name in str(caught.value)
     return str(caught.value)
@@ -281,7 +290,7 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path, name):
         to_row(name, Prediction("=happy", 0.75, {"=happy": 0.75, "-": 0.25}, name)),
         failure(name, name),
     ]
-    with open_output(path, labels, IDENTITY, resume=False, overwrite=False) as file:
+    with claim(path) as target, open_output(target, labels, IDENTITY) as file:
         for row in rows:
             file.write([row])
         assert list(file.rows()) == rows
@@ -300,7 +309,7 @@ BAD_LINES = {
         b"\xff",
         b"[" * 100_000,
     ],
-    "csv": [b"hello", b"", b"a,happy,0.5,0.5,,,", b"a,happy,half,0.5,0.5,,,", b"\xff", b"a\rb,happy,1,1,0,,,"],
+    "csv": [b"hello", b"", b"a,happy,0.5,0.5,,,", b"a,happy,half,0.5,0.5,,,,", b"\xff", b"a\rb,happy,1,1,0,,,,"],
 }
 
 
@@ -326,7 +335,7 @@ def test_csv_without_its_header_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.json", "x.jsonl.gz", ".jsonl"])
 def test_other_suffixes_are_refused(tmp_path, name):
-    assert "must end in .jsonl, .csv, .parquet" in refusal(tmp_path / name)
+    assert "must end in .jsonl or .csv or .parquet" in refusal(tmp_path / name)
     assert not (tmp_path / name).exists()
 
 
@@ -335,13 +344,41 @@ def test_what_is_no_file_is_refused(path):
     assert "not a regular file" in refusal(path, overwrite=True)
 
 
+@pytest.mark.parametrize("version", [2, 4, None, "3"])
+def test_another_version_is_refused_in_words(path, version):
+    write(path)
+    state = json.loads(state_of(path).read_text()) | {"version": version}
+    state_of(path).write_text(json.dumps(state))
+    message = refusal(path, resume=True)
+    assert f"its rows are of version {version!r}, this fmengine writes version 3" in message
+    assert "finish it with the fmengine that began it, or begin anew with --overwrite" in message
+
+
+@pytest.mark.parametrize("label", [*COLUMNS, "two\nlines", "\x1b[2J", "\ud800"])
+def test_labels_that_cannot_be_columns_are_refused_before_anything_is_written(tmp_path, label):
+    path = tmp_path / "x.csv"
+    path.write_text("precious")
+    with claim(path, overwrite=True) as target, pytest.raises(OutputError, match=r"choose \.jsonl"):
+        open_output(target, ("happy", label), IDENTITY)
+    assert path.read_text() == "precious"
+    assert os.listdir(tmp_path) == ["x.csv"]
+
+
+@pytest.mark.parametrize("label", [*COLUMNS, "two\nlines", "\ud800"])
+def test_any_label_is_a_key_of_a_json_line(tmp_path, label):
+    path, row = tmp_path / "x.jsonl", to_row("a", Prediction(label, 0.75, {label: 0.75, "sad": 0.25}, "a"))
+    with claim(path) as target, open_output(target, (label, "sad"), IDENTITY) as file:
+        file.write([row])
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [row]
+
+
 def test_missing_folder_is_refused(path):
     refusal(path.parent / "missing" / path.name)
 
 
 def test_name_that_is_too_long_is_refused(path):
-    with pytest.raises(OutputError):
-        opened(path.with_name("x" * 300 + path.suffix))
+    with pytest.raises(OutputError), opened(path.with_name("x" * 300 + path.suffix)):
+        pass
 
 
 # A full disk, which a limit on the size of a file imitates.
@@ -350,16 +387,16 @@ FULL_DISK = """
     import resource, signal, sys
     from pathlib import Path
     from fmengine.errors import OutputError
-    from fmengine.output import OutputFile
+    from fmengine.output import claim, open_output
 
     row = {"path": "a.png", "label": "happy", "confidence": 0.75, "probabilities": {"happy": 0.75, "sad": 0.25}}
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     try:
         path, labels, identity = Path(sys.argv[1]), ("happy", "sad"), {"model": "m"}
-        with OutputFile(path, labels, identity, resume=False, overwrite=False) as file:
+        with claim(path) as target, open_output(target, labels, identity) as file:
             for _ in range(1000):
-                file.write([row | {"error": None}])
+                file.write([row | {"reason": None, "error": None}])
     except OutputError as error:
         print(error)
 """
@@ -375,7 +412,7 @@ def test_full_disk_leaves_whole_rows(path):
     assert kept > 3
     assert data.endswith(b"\n")
     assert len({len(line) for line in data.splitlines()[header:]}) == 1, "every row is whole"
-    assert f"{kept} rows are kept" in run.stdout
+    assert f"it keeps {kept} rows" in run.stdout
     assert "File too large" in run.stdout
     assert "--resume" in run.stdout
     with opened(path, resume=True, identity={"model": "m"}) as file:

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_output import IDENTITY, LABELS, ROWS, answer
+from test_output import IDENTITY, ROWS, answer, kill, opened
 
 from fmengine.errors import OutputError, UnavailableError
-from fmengine.output import files_of, journal_of, open_output, restored_of, state_of
+from fmengine.output import VERSION, claim, files_of, journal_of, open_output, restored_of, state_of
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
@@ -17,10 +17,6 @@ parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installe
 @pytest.fixture
 def path(tmp_path) -> Path:
     return tmp_path / "x.parquet"
-
-
-def opened(path: Path, *, resume=False, overwrite=False, identity=IDENTITY):
-    return open_output(path, LABELS, identity, resume=resume, overwrite=overwrite)
 
 
 def write(path: Path, rows=ROWS, **options) -> list[dict]:
@@ -35,16 +31,14 @@ def read(path: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "path_encoding" or v} for row in rows]
 
 
+def refusal(path: Path, **options) -> str:
+    with pytest.raises(OutputError) as caught, opened(path, **options):
+        pass
+    return str(caught.value)
+
+
 def only(path: Path) -> bool:
     return os.listdir(path.parent) == [path.name]
-
-
-def killed(path: Path, rows, **options) -> None:
-    """A run that ended without being able to do anything about it."""
-    file = opened(path, **options)
-    for row in rows:
-        file.write([row])
-    os.close(file._file)
 
 
 def test_rows_come_back(path):
@@ -55,10 +49,11 @@ def test_rows_come_back(path):
 def test_columns_are_numbers_and_text(path):
     write(path)
     table = parquet.read_table(path)
-    assert table.column_names == ["path", "label", "confidence", "probabilities", "error", "path_encoding"]
+    columns = ["path", "label", "confidence", "probabilities", "reason", "error", "path_encoding"]
+    assert table.column_names == columns
     assert str(table.schema.field("confidence").type) == "double"
     assert table["probabilities"].combine_chunks().field("happy").to_pylist()[0] == 0.75
-    assert json.loads(table.schema.metadata[b"fmengine"]) == IDENTITY
+    assert json.loads(table.schema.metadata[b"fmengine"]) == {"version": VERSION, **IDENTITY}
 
 
 def test_no_rows_are_a_file(path):
@@ -73,10 +68,9 @@ def test_many_rows_are_some_row_groups(path):
 
 @pytest.mark.parametrize("kept", range(len(ROWS) + 1))
 def test_resume_after_a_kill(path, kept):
-    killed(path, ROWS[:kept])
+    kill(path, ROWS[:kept])
     assert not path.exists()
-    with pytest.raises(OutputError, match=r"x\.parquet\.rows\.jsonl exists; go on with --resume"):
-        opened(path)
+    assert "x.parquet.rows.jsonl exists; go on with --resume" in refusal(path)
     with opened(path, resume=True) as file:
         assert file.finished.total() == kept
         for row in ROWS[kept:]:
@@ -99,7 +93,7 @@ def test_resume_of_a_finished_file_goes_on(path):
 def test_resume_of_a_finished_file_that_was_killed(path):
     """The old file stays whole until the new one is."""
     write(path, ROWS[:3])
-    killed(path, ROWS[3:5], resume=True)
+    kill(path, ROWS[3:5], resume=True)
     assert read(path) == ROWS[:3]
     assert write(path, ROWS[5:], resume=True) == ROWS
 
@@ -114,25 +108,41 @@ def test_resume_of_a_run_killed_while_it_restored(path, monkeypatch):
 
 def test_resume_of_a_run_killed_as_it_ended(path):
     write(path, ROWS)
-    killed(path, [], resume=True)
+    kill(path, [], resume=True)
     journal_of(path).with_name(f".{path.name}.tmp").write_bytes(b"PAR1 torn")
     assert write(path, [], resume=True) == ROWS
     assert only(path)
 
 
+@pytest.mark.parametrize("version", [2, 4, None])
+def test_a_finished_file_of_another_version_is_refused_in_words(path, version):
+    write(path)
+    made_by = {} if version is None else {"version": version}
+    table = parquet.read_table(path).drop_columns("reason")
+    parquet.write_table(table.replace_schema_metadata({b"fmengine": json.dumps(made_by | IDENTITY)}), path)
+    assert f"x.parquet: its rows are of version {version!r}" in refusal(path, resume=True)
+    assert only(path)
+
+
+@pytest.mark.parametrize("label", ["two\nlines", "\ud800"])
+def test_labels_that_cannot_be_columns_are_refused(path, label):
+    with claim(path) as target, pytest.raises(OutputError, match=r"choose \.jsonl"):
+        open_output(target, ("happy", label), IDENTITY)
+    assert not os.listdir(path.parent)
+
+
 @pytest.mark.parametrize("key", IDENTITY)
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_model_or_options_are_refused(path, key, finished):
-    (write if finished else killed)(path, ROWS[:2])
-    with pytest.raises(OutputError, match=f"it was made with {key} "):
-        opened(path, resume=True, identity=IDENTITY | {key: "other"})
+    (write if finished else kill)(path, ROWS[:2])
+    assert f"it was made with {key} " in refusal(path, resume=True, identity=IDENTITY | {key: "other"})
     assert write(path, ROWS[2:], resume=True) == ROWS
 
 
 def test_an_error_leaves_the_journal(path):
-    file = opened(path)
-    file.write([ROWS[0]])
-    file.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with pytest.raises(KeyboardInterrupt), opened(path) as file:  # noqa: PT012 - what is written before it counts
+        file.write([ROWS[0]])
+        raise KeyboardInterrupt
     assert not path.exists()
     assert write(path, ROWS[1:], resume=True) == ROWS
 
@@ -148,40 +158,34 @@ def test_overwrite_begins_anew_and_keeps_the_old_file_until_then(path):
 def test_what_is_no_result_of_ours_is_refused(path):
     for data in (b"", b"PAR1", b"no parquet at all"):
         path.write_bytes(data)
-        with pytest.raises(OutputError, match="it is no result of fmengine, or damaged"):
-            opened(path, resume=True)
+        assert "it is no result of fmengine, or damaged" in refusal(path, resume=True)
     import pyarrow
 
     parquet.write_table(pyarrow.table({"a": [1]}), path)
-    with pytest.raises(OutputError, match="it is no result of fmengine"):
-        opened(path, resume=True)
+    assert "it is no result of fmengine" in refusal(path, resume=True)
 
 
 def test_all_files_that_belong_to_it_are_known(path):
     write(path, ROWS[:2])
-    killed(path, ROWS[2:], resume=True)
+    kill(path, ROWS[2:], resume=True)
     found = set(os.listdir(path.parent))
     assert found <= {file.name for file in files_of(path)}
     assert len(found) == 3
 
 
 def test_a_disk_that_is_full_at_the_end_costs_no_row(path, monkeypatch):
-    file = opened(path)
-    for row in ROWS:
-        file.write([row])
-
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(parquet, "ParquetWriter", full)
         with pytest.raises(OutputError, match=r"No space left on device; every row is in x\.parquet\.rows\.jsonl"):
-            file.close()
+            write(path)
     assert write(path, [], resume=True) == ROWS
 
 
 def test_without_pyarrow_the_extra_is_named(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "fmengine.parquet", raising=False)
-    with pytest.raises(UnavailableError, match=r"pip install '\.\[parquet\]'"):
-        opened(path)
+    with pytest.raises(UnavailableError, match=r"pip install '\.\[parquet\]'"), claim(path):
+        pass

@@ -1,6 +1,7 @@
 """The contact sheet: one file, a card a row, and no name that is more than text."""
 
 import base64
+import dataclasses
 import os
 import re
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from PIL import Image
 
 from fmengine.errors import Kind, OutputError
 from fmengine.model_file import ModelSpec
-from fmengine.prediction import Failure, Prediction
+from fmengine.prediction import Failure, Prediction, Reason
 from fmengine.report import write_report
 from fmengine.rows import Row, to_row
 
@@ -87,7 +88,8 @@ def test_a_card_a_row_in_order(tmp_path):
     page = report(tmp_path, rows)
     cards = page.named("figure")
     assert [card["data-path"] for card in cards] == [row["path"] for row in rows]
-    assert [card["data-label"] for card in cards] == ["happy", "error", "<sad>", "happy"]
+    assert [card.get("data-label") for card in cards] == ["happy", None, "<sad>", "happy"]
+    assert [card.get("data-error") for card in cards] == [None, "not_found", None, None]
     assert len(page.named("img")) == 3
     assert "75.0%" in page.texts[0]
     assert "not_found" in page.texts[1]
@@ -98,9 +100,83 @@ def test_counts(tmp_path):
     path = draw(tmp_path, "a.png")
     report(tmp_path, [answer(path), answer(path), failure("gone")])
     text = (tmp_path / "x.html").read_text()
-    assert "3 pictures" in text
-    assert "happy 2" in text
-    assert "error 1" in text
+    assert "<h1>3 pictures</h1>" in text
+    assert ">happy 2<" in text
+    assert ">failed 1<" in text
+    report(tmp_path, [answer(path)])
+    assert "<h1>1 picture</h1>" in (tmp_path / "x.html").read_text()
+
+
+def shown_by(page: Page) -> dict[str | None, list[int]]:
+    """Which cards each button shows, as the page's script has it."""
+    cards = page.named("figure")
+
+    def matches(button: dict[str, str | None], card: dict[str, str | None]) -> bool:
+        name = f"data-{button['data-key']}"
+        return card.get(name) == button["data-value"] if "data-value" in button else name in card
+
+    buttons = [button for button in page.named("button") if "data-key" in button]
+    return {
+        f"{button['data-key']} {button.get('data-value', '')}".strip(): [
+            number for number, card in enumerate(cards) if matches(button, card)
+        ]
+        for button in buttons
+    }
+
+
+def test_results_are_told_apart_by_what_they_are_and_not_by_their_name(tmp_path):
+    """A model may call its labels as we call what has none."""
+    path, spec = str(draw(tmp_path, "a.png")), dataclasses.replace(SPEC, labels=("error", "unsure", "flat"))
+
+    def row(label: str, reason: Reason | None = None, kind: Kind | None = None) -> Row:
+        if kind is not None:
+            return to_row(path, Failure(kind, "no", path))
+        return to_row(path, Prediction(label, 0.6, dict.fromkeys(spec.labels, 0.2) | {label: 0.6}, path, reason))
+
+    rows = [row("error"), row("", kind=Kind.CORRUPT), row("unsure"), row("flat"), row("error", Reason.FLAT)]
+    rows += [row("error", Reason.UNSURE), row("error")]
+    write_report(tmp_path / "x.html", rows, spec, DESCRIBE)
+    page = Page(tmp_path / "x.html")
+    assert shown_by(page) == {
+        "label error": [0, 4, 5, 6],
+        "label unsure": [2],
+        "label flat": [3],
+        "reason flat": [4],
+        "reason unsure": [5],
+        "error": [1],
+    }
+    tones = [card["class"] for card in page.named("figure")]
+    assert tones == ["tone0", "aside", "tone1", "tone2", "tone0", "tone0", "tone0"]
+    text = (tmp_path / "x.html").read_text()
+    assert all(f">{told}<" in text for told in ("error 4", "unsure 1", "reason: flat 1", "failed 1"))
+
+
+def test_a_reason_not_to_trust_an_answer_is_shown(tmp_path):
+    path = str(draw(tmp_path, "a.png"))
+    withheld = Prediction("unsure", 0.55, {"happy": 0.55, "<sad>": 0.45}, path, Reason.UNSURE)
+    page = report(tmp_path, [answer(path), to_row(path, withheld)])
+    assert [card.get("data-reason") for card in page.named("figure")] == [None, "unsure"]
+    assert len(page.named("em")) == 1
+    assert shown_by(page) == {"label happy": [0], "label unsure": [1], "reason unsure": [1]}
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("oh"), KeyError(), OSError(5, "Input/output error")]
+)
+def test_a_thumbnail_that_cannot_be_made_costs_no_other_card(tmp_path, monkeypatch, error):
+    """Whatever is raised, and wherever: here where a picture that was decoded is made small."""
+    paths = [draw(tmp_path, "a.png"), draw(tmp_path, "b.png", (41, 30))]
+    resize = Image.Image.resize
+
+    def fail(image: Image.Image, *arguments: object) -> Image.Image:
+        if image.width == 41:
+            raise error
+        return resize(image, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", fail)
+    page = report(tmp_path, [answer(path) for path in paths])
+    assert len(page.named("figure")) == 2
+    assert len(page.named("img")) == 1
 
 
 def test_no_rows_are_a_page(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import os
 import socket
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 
 from fmengine import sources
 from fmengine.errors import FmengineError, Kind
-from fmengine.prediction import Failure
+from fmengine.prediction import Failure, Prediction
 from fmengine.rows import file_of, printable, to_row, to_text
-from fmengine.sources import expand, walk
+from fmengine.sources import expand, skip_finished, tidy, walk
 
 
 def make(folder: Path, *names: str | bytes) -> None:
@@ -160,6 +161,52 @@ def test_list_by_nul_keeps_every_byte_of_a_name():
     assert listed(b"a\0ends with\n\0ends with\r\0") == ["a", "ends with\n", "ends with\r"]
 
 
+LISTED = ["a.png", "é/漢字 b.png"]
+MARKED = {"utf-8": b"", "utf-8-sig": b"", "utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r\n", "\0"], ids=["lf", "crlf", "nul"])
+@pytest.mark.parametrize("encoding", MARKED)
+def test_list_that_another_program_wrote(encoding, separator):
+    """PowerShell's `>` writes UTF-16 with a byte order mark, and carriage returns."""
+    data = MARKED[encoding] + separator.join([*LISTED, ""]).encode(encoding)
+    assert listed(data) == LISTED
+    assert list(expand(["-"], io.BufferedReader(Slow(data)))) == LISTED, "also where it comes byte by byte"
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\r\n", b"\xef\xbb\xbf", b"\xff\xfe", "\ufeff\r\n".encode("utf-16-le")])
+def test_empty_list(data):
+    assert listed(data) == []
+
+
+def test_list_of_utf16_that_ends_midway():
+    assert listed("\ufeffa\nb".encode("utf-16-le")[:-1]) == ["a"]
+
+
+class Slow(io.RawIOBase):
+    """A stream that gives a byte at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        self.left = iter(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        byte = next(self.left, None)
+        if byte is None:
+            return 0
+        buffer[0] = byte
+        return 1
+
+
+def test_a_first_name_is_not_kept_back_by_the_search_for_a_mark():
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as stream, os.fdopen(write, "wb", buffering=0) as other:
+        other.write(b"a\n")
+        assert next(expand(["-"], stream)) == "a"
+
+
 def test_list_by_line_is_read_as_it_comes():
     """A camera's list may never end."""
 
@@ -173,6 +220,50 @@ def test_list_by_line_is_read_as_it_comes():
 
     names = expand(["-"], io.BufferedReader(Endless(), buffer_size=2))
     assert [next(names) for _ in range(3)] == ["a", "a", "a"]
+
+
+# Names that say the same.
+
+
+@pytest.mark.parametrize(
+    ("name", "tidied"),
+    [
+        ("a", "a"),
+        ("./a", "a"),
+        ("a//b", "a/b"),
+        ("a/./b/", "a/b"),
+        ("a/../b", "a/../b"),
+        ("../a", "../a"),
+        ("/a//b/.", "/a/b"),
+        (".", "."),
+        ("", ""),
+        (" ", " "),
+        ("\udcff/./a", "\udcff/a"),
+        ("...", "..."),
+        (".a/..b", ".a/..b"),
+    ],
+)
+def test_what_says_nothing_is_left_out_of_a_name(name, tidied):
+    assert tidy(name) == tidied
+    assert tidy(tidied) == tidied
+
+
+@pytest.mark.parametrize("folder", [".", "./", "sub/..//.", "ABSOLUTE"])
+def test_folders_by_other_names(tmp_path, monkeypatch, folder):
+    make(tmp_path, "a.png", "sub/b.png")
+    monkeypatch.chdir(tmp_path)
+    name = folder.replace("ABSOLUTE", f"{tmp_path}//")
+    front = {"sub/..//.": "sub/../", "ABSOLUTE": f"{tmp_path}/"}.get(folder, "")
+    assert list(expand([name])) == [f"{front}a.png", f"{front}sub/b.png"]
+    assert list(expand([f"{name}/*.png"])) == [f"{front}a.png"]
+
+
+def test_finished_pictures_are_left_out_as_often_as_they_have_a_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finished = Counter({"./a": 1, f"{tmp_path}/b": 2, "link/../a": 1})
+    given = ["a", "a", f"{tmp_path}/a", "b", "./b", "b", "link/../a", "c"]
+    assert list(skip_finished(given, finished)) == ["a", f"{tmp_path}/a", "b", "c"]
+    assert finished["./a"] == 1, "what is counted stays"
 
 
 # Names in rows.
@@ -198,6 +289,13 @@ def test_names_that_would_break_a_line_are_percent_encoded(name, shown):
     row = to_row(name, Failure(Kind.EMPTY, "nothing", name))
     assert (row["path"], row["path_encoding"]) == (shown, "percent")
     assert to_text(row) == f"{shown}  error  empty: nothing"
+
+
+def test_labels_stay_on_their_line():
+    """They come out of a model file, which anybody may have made."""
+    label = "\x1b[2J\n\u202eé\ud800"
+    row = to_row("a", Prediction(label, 0.75, {label: 0.75, "b": 0.25}, "a"))
+    assert to_text(row) == "a  \\x1b[2J\\n\\u202eé\\ud800  0.750"
 
 
 names = st.text(min_size=1) | st.binary(min_size=1).map(os.fsdecode)

@@ -1,5 +1,7 @@
 """`infer` killed at random moments and resumed each time: the rows must be those of a run that nobody disturbed.
 
+Every other time, what failed is tried again, too.
+
 python -m tests.fuzz.kills --count 100
 """
 
@@ -48,8 +50,9 @@ def rows(output: Path) -> list[str]:
 def disturbed(pictures: Path, output: Path, kills: int, seed: int) -> int:
     """Begin a run and kill it, over and over, each time a little later; then let it finish. Kills that hit one."""
     rng, hits = random.Random(seed), 0
-    for _ in range(kills):
-        process = subprocess.Popen(infer(pictures, output, "--resume"), stderr=subprocess.DEVNULL)
+    for number in range(kills):
+        more = ["--resume", "--retry-failed"] if number % 2 else ["--resume"]
+        process = subprocess.Popen(infer(pictures, output, *more), stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(0.05, 1.2))
         hits += process.poll() is None
         process.send_signal(signal.SIGKILL)

@@ -6,20 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmengine.errors import DataError
-from fmengine.output import COLUMNS
+from fmengine.formats import COLUMNS
 from fmengine.prediction import UNSURE
 from fmengine.rows import printable
+from fmengine.wording import pluralise
 
 if TYPE_CHECKING:
     from .data import Item
 
 FEW = 50  # training pictures of a class, under which little can be expected
 SPLITS = ("train", "val")
-
-
-def count_of(number: int, noun: str) -> str:
-    """A number of things, as "1 picture" or "2 pictures"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def read_names(text: str) -> tuple[str, ...]:
@@ -143,7 +139,7 @@ def check_classes(items: "list[Item]", digests: dict[int, str]) -> list[str]:
             raise DataError(f"all {count} training pictures of class {label} are alike; expected different faces")
         if count < FEW:
             notes.append(
-                f"class {label} has only {count_of(count, 'training picture')}; expect little of it under some "
+                f"class {label} has only {pluralise(count, 'training picture')}; expect little of it under some "
                 "hundred"
             )
     return notes

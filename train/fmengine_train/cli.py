@@ -9,10 +9,11 @@ import click
 
 from fmengine.errors import DataError
 from fmengine.preprocess import Fit
+from fmengine.wording import pluralise
 
 from . import data
 from .checkpoint import CHECKPOINT, MODEL, open_run, read_document
-from .checks import count_of, label_notes, read_names
+from .checks import label_notes, read_names
 from .device import pick_device, pick_precision
 from .distill import teach
 from .distributed import join
@@ -113,11 +114,11 @@ def train(
         dataset = _load(items, labels, config, recipe.fit, folder, say)
         if votes is not None:
             voted = learn(dataset, items, votes, data_paths, recipe.label_votes)
-            say(f"people voted on {count_of(voted, 'picture')}")
+            say(f"people voted on {pluralise(voted, 'picture')}")
         if teachers:
             dtype = pick_precision(recipe.precision, target)
             teach(dataset, items, teachers, recipe.teacher_weight, folder, target, dtype, world)
-        validating = count_of(len(dataset.val), "validation picture")
+        validating = pluralise(len(dataset.val), "validation picture")
         say(f"{len(dataset.train)} training and {validating}: {dataset.describe()}")
         try:
             trainer = Trainer(recipe, dataset, folder, target, initial, world)
@@ -130,7 +131,7 @@ def train(
         recalls = ", ".join(
             f"{label} {recall:.2%}" for label, recall in zip(dataset.labels, scores.recall, strict=True)
         )
-        say(f"validation accuracy {scores.accuracy:.2%} of {count_of(scores.count, 'picture')}; recall {recalls}")
+        say(f"validation accuracy {scores.accuracy:.2%} of {pluralise(scores.count, 'picture')}; recall {recalls}")
         if world.first:
             click.echo(os.fsencode(folder / MODEL))  # bytes: a name need not be UTF-8
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fmengine.errors import DataError
-
-from .checks import count_of
+from fmengine.wording import pluralise
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class World:
             DataError: if the batch cannot be shared evenly, or leaves BatchNorm fewer than two pictures.
         """
         if batch_size % self.size or batch_size // self.size < 2:
-            batch = f"a batch of {count_of(batch_size, 'picture')}"
+            batch = f"a batch of {pluralise(batch_size, 'picture')}"
             raise DataError(
                 f"{batch} cannot be shared by {self.size} processes; expected a multiple of {self.size}, "
                 f"at least {2 * self.size}: change --batch-size, which counts the pictures of all"

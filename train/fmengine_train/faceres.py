@@ -18,9 +18,9 @@ from torch import Tensor
 from fmengine.cli import main
 from fmengine.errors import DataError, ModelError, OutputError
 from fmengine.files import check_target
+from fmengine.wording import pluralise
 
 from .checkpoint import MODEL, save_model
-from .checks import count_of
 from .data import load, unlabelled
 from .mobilenet import BLOCKS, MOBILENETS, Convolution, MobileNet
 
@@ -90,7 +90,7 @@ def sample(folders: tuple[Path, ...], network: MobileNet, scratch: Path) -> Tens
     chosen = [items[index] for index in np.random.default_rng(0).permutation(len(items))[:PICTURES]]
     data = load(chosen, (), (config.channels, config.height, config.width), "crop", scratch)
     if len(data.train) < 16:
-        where, found = ", ".join(map(str, folders)), count_of(len(data.train), "picture")
+        where, found = ", ".join(map(str, folders)), pluralise(len(data.train), "picture")
         raise DataError(f"only {found} could be read below {where}; expected {PICTURES}, and 16 at least")
     return torch.from_numpy(data.pixels[data.train])
 

@@ -23,12 +23,13 @@ from fmengine.attempt import try_picture
 from fmengine.decode import read_file
 from fmengine.errors import DataError, SourceError
 from fmengine.flatness import is_flat
+from fmengine.formats import FORMULA
 from fmengine.limits import Limits
-from fmengine.output import FORMULA
 from fmengine.preprocess import Pixels
 from fmengine.rows import printable
+from fmengine.wording import pluralise
 
-from .checks import count_of, read_names
+from .checks import read_names
 from .data import Item, find, map_threaded
 from .folders import new_folder
 from .votes import Votes, agreed, name_below, read_votes, row_of, write_votes
@@ -76,7 +77,7 @@ def prepare(
         write_dropped(dropped, folder)
     for (split, label), count in sorted(Counter((item.split, str(item.label)) for item, _ in written).items()):
         agree = f", {clean[split, label]} of them as the voters say" if ballots else ""
-        click.echo(f"{split}/{label}: {count_of(count, 'picture')}{agree}", err=True)
+        click.echo(f"{split}/{label}: {pluralise(count, 'picture')}{agree}", err=True)
     for reason, count in Counter(_kind(drop.reason) for drop in dropped).most_common():
         click.echo(f"dropped {count}: {reason}", err=True)
     click.echo(os.fsencode(output))  # bytes: a name need not be UTF-8
@@ -99,7 +100,9 @@ def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
         kept.append(first)
         dropped += [Dropped(item, f"a copy: of {printable(first.name)}, in {first.split}") for item in others]
     if not kept:
-        raise DataError(f"{count_of(len(items), 'picture')}, and none can be kept; the first: {dropped[0].reason}")
+        raise DataError(
+            f"{pluralise(len(items), 'picture')}, and none can be kept; the first: {dropped[0].reason}"
+        )
     return kept, dropped
 
 

@@ -19,7 +19,7 @@ class OpenVinoBackend:
     def __init__(self, model: ModelFile, options: Options) -> None:
         try:
             import openvino
-        except ImportError as error:
+        except Exception as error:  # what it imports may raise anything, as where there is no home folder
             raise UnavailableError(
                 f"OpenVINO cannot be imported ({error}); install it with: {install_hint('openvino')}"
             ) from error

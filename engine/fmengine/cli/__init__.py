@@ -5,7 +5,6 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 all well, 1 a chec
 """
 
 import logging
-import os
 import sys
 import traceback
 import warnings
@@ -19,7 +18,7 @@ from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import FmengineError, UnavailableError, install_hint
-from .streams import configure, flush, leave_stdout, say, structured
+from .streams import configure, flush, leave_stdout, open_streams, say, structured
 
 
 class Entry(NamedTuple):
@@ -43,6 +42,8 @@ COMMANDS = {
     "info": Entry("fmengine.cli.info:info", "", "Show what a model file says of itself."),
     "doctor": Entry("fmengine.cli.doctor:doctor", "", "Show what this machine has and what works on it."),
 }
+
+ANYWHERE = ("--debug", "--log-json")  # options of any command, before or after its name
 
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
@@ -125,14 +126,14 @@ def cli() -> None:
 
 def main(command: click.Command = cli, name: str = "fmengine") -> None:
     """Run the command line, or a command of its own, and exit with its code."""
-    debug, log_json = _taken_out("--debug"), _taken_out("--log-json")
-    # A stream that the caller closed (`>&-`) is None in Python.
-    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
+    arguments, options = _split(sys.argv[1:])
+    debug, log_json = "--debug" in options, "--log-json" in options
+    open_streams()
     configure(as_json=log_json, debug=debug)
     # Pillow warns on stderr of pictures that fmengine answers with a row.
     warnings.filterwarnings("ignore", module="PIL")
     try:
-        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
+        sys.exit(command.main(arguments, prog_name=name, standalone_mode=False) or 0)
     except click.ClickException as error:
         if structured():
             _say_error(error.format_message(), error, error.exit_code, debug)
@@ -151,11 +152,14 @@ def main(command: click.Command = cli, name: str = "fmengine") -> None:
         sys.exit(1)
 
 
-def _taken_out(option: str) -> bool:
-    """Whether the command line has an option that may stand before or after the command; it is taken out."""
-    if found := option in sys.argv:
-        sys.argv.remove(option)
-    return found
+def _split(words: list[str]) -> tuple[list[str], set[str]]:
+    """The command line without the options that any command takes, wherever they stand, and those of them.
+
+    After `--` every word is an argument, also a file that is called `--debug`.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    own = [word for word in words[:end] if word in ANYWHERE]
+    return [word for word in words[:end] if word not in ANYWHERE] + words[end:], set(own)
 
 
 def _say_error(message: str, error: Exception, exit_code: int, debug: bool) -> None:

@@ -1,6 +1,5 @@
 """`fmengine doctor`: what this machine has, what works, what would be chosen."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,10 @@ from typing import Any
 import click
 
 from ..backends import BACKENDS, GPU_BACKENDS
-from ..doctor import Diagnosis, as_document, diagnose, environment, problems
-from ..errors import OutputError
+from ..doctor import Diagnosis, as_document, diagnose, environment
+from ..files import check_target, write_file
+from ..gpu.cache import Cache, CacheError
+from .streams import emit, say, to_json
 
 FAILED = 1
 MACHINE_LACKS = 4
@@ -28,8 +29,9 @@ MACHINE_LACKS = 4
 @click.option(
     "--verify", is_flag=True, help="Run the proofs that need a GPU; exit with 1 unless all of them pass."
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Write everything as one JSON file.")
-@click.option("--model", help="To verify with: a model file, or the name of a shipped model.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write everything as one JSON file, x.json.")
+@click.option("--overwrite", is_flag=True, help="Replace an output file that exists.")
+@click.option("--model", help="What backends are tried with: a model file, or the name of a shipped model.")
 @click.option(
     "--soak", type=click.FloatRange(0), default=600.0, show_default=True, help="Seconds of the longest proof."
 )
@@ -46,6 +48,7 @@ def doctor(
     as_json: bool,
     verify: bool,
     output: Path | None,
+    overwrite: bool,
     model: str | None,
     soak: float,
     pictures: int,
@@ -53,10 +56,13 @@ def doctor(
     """Show the machine, its libraries, which backends work and why not, and what `auto` takes."""
     if verify:
         _check_backend(backend)
-    facts, diagnoses = environment(), diagnose(device)
+    if output is not None:
+        check_target(output, (".json",), overwrite=overwrite)
+    facts, diagnoses = environment(), diagnose(device, model)
     document = as_document(facts, diagnoses)
+    document["problems"] += _cache_problems()
     if not as_json:
-        _show(facts, diagnoses)
+        _show(document, diagnoses)
     works = any(d.works for d in diagnoses if backend in ("auto", d.backend))
     verdict = "passed"
     if verify:
@@ -64,26 +70,35 @@ def doctor(
         verdict = document["verification"]["verdict"]
         works = works and any(d.works and d.backend in document["verification"]["backends"] for d in diagnoses)
     if as_json:
-        click.echo(json.dumps(document, indent=2))
+        emit(to_json(document, indent=2))
     if output is not None:
-        _write(output, document)
+        write_file(output, to_json(document, indent=2) + "\n")
     if not works:
         sys.exit(MACHINE_LACKS)
     if verdict != "passed":
         sys.exit(FAILED)
 
 
-def _show(facts: dict[str, str], diagnoses: list[Diagnosis]) -> None:
-    for name, value in facts.items():
-        click.echo(f"{name:18} {value}")
-    click.echo("\nbackends, in the order in which `auto` tries them:")
+def _show(document: dict[str, Any], diagnoses: list[Diagnosis]) -> None:
+    for name, value in document["environment"].items():
+        emit(f"{name:18} {value}")
+    emit("\nbackends, in the order in which `auto` tries them:")
     for diagnosis in diagnoses:
         verdict = "works" if diagnosis.works else "does not work"
-        click.echo(f"  {diagnosis.backend:17} {verdict}: {diagnosis.detail}")
+        emit(f"  {diagnosis.backend:17} {verdict}: {diagnosis.detail}")
     taken = next((diagnosis.backend for diagnosis in diagnoses if diagnosis.chosen), "nothing")
-    click.echo(f"`auto` takes {taken}")
-    for problem in problems(facts):
-        click.echo(f"problem: {problem}")
+    emit(f"`auto` takes {taken}")
+    for problem in document["problems"]:
+        emit(f"problem: {problem}")
+
+
+def _cache_problems() -> list[str]:
+    """What keeps fmengine from remembering what it builds and measures."""
+    try:
+        Cache().load("doctor", {})  # opens the folder
+    except CacheError as error:
+        return [f"{error}; until then `auto` measures at every start"]
+    return []
 
 
 def _check_backend(backend: str) -> None:
@@ -96,20 +111,13 @@ def _verify(backend: str, model: str | None, device: int, pictures: int, soak: f
     from ..gpu.verify import verify as run
 
     def tell(proof: Proof) -> None:
-        click.echo(f"{proof.verdict:8} {proof.name} ({proof.seconds} s): {proof.detail}", err=True)
+        say(f"{proof.verdict:8} {proof.name} ({proof.seconds} s): {proof.detail}", **proof._asdict())
 
     proofs = run(backend, model, device, Effort(pictures=pictures, soak=soak), tell)
     verdict = summarise(proofs)
-    click.echo(f"verification {verdict}", err=True)
+    say(f"verification {verdict}", verdict=verdict)
     return {
         "verdict": verdict,
         "backends": list(GPU_BACKENDS) if backend == "auto" else [backend],
         "proofs": [proof._asdict() for proof in proofs],
     }
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error

@@ -1,10 +1,7 @@
 """`fmengine infer`: label pictures, one row each."""
 
-import json
 import logging
-import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
@@ -16,14 +13,16 @@ import click
 from ..backends import BACKENDS
 from ..decode import raise_pillows_limit
 from ..engine import Engine
-from ..errors import OutputError
+from ..files import check_target, temporary_of
 from ..limits import Isolation, Limits
-from ..output import OutputFile, files_of, open_output, temporary_of
+from ..lock import hold, lock_of
+from ..output import OutputFile, Target, claim, files_of, open_output
 from ..prediction import Failure
 from ..rows import Row, to_row, to_text
 from ..sources import first_or_error, gather, without
+from ..tally import Tally
 from .parameters import Size, threshold
-from .streams import emit, logger, quiet_decoders, say, structured
+from .streams import emit, logger, quiet_decoders, say, to_json
 
 SOME_FAILED = 3
 
@@ -43,6 +42,7 @@ SOME_FAILED = 3
     help="Write rows to x.jsonl, x.csv or x.parquet, as results arrive, and not to stdout.",
 )
 @click.option("--resume", is_flag=True, help="Go on with an output file after any interruption.")
+@click.option("--retry-failed", is_flag=True, help="With --resume: also try again what failed before.")
 @click.option("--overwrite", is_flag=True, help="Replace an output file or report that exists.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write a contact sheet, x.html, to look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON lines.")
@@ -101,6 +101,7 @@ def infer(
     folders: tuple[str, ...],
     output: Path | None,
     resume: bool,
+    retry_failed: bool,
     overwrite: bool,
     report: Path | None,
     as_json: bool,
@@ -126,15 +127,16 @@ def infer(
     """
     if not sources and not folders:
         raise click.UsageError("nothing to do: give a SOURCE, or --batch DIR")
-    if resume and output is None:
-        raise click.UsageError("--resume goes on with an output file: give --output x.jsonl")
-    if report is not None:
-        _check_report(report, replace=overwrite or resume)
+    _check_resume(output, resume=resume, retry_failed=retry_failed, overwrite=overwrite)
     limits = Limits(max_bytes, max_pixels)
     raise_pillows_limit(max_pixels)
     isolation = _isolation(isolate, max_seconds, max_memory)
-    paths = first_or_error(without(gather(sources, folders), _written(output, report)), folders)
+    if isolation is not None and jpeg == "gpu":
+        raise click.UsageError("--isolate decodes in worker processes on the CPU: leave --jpeg gpu out")
     with ExitStack() as stack:
+        # Noticed before the work: what would be in the way after it.
+        target = _claimed(stack, output, report, resume=resume, overwrite=overwrite)
+        paths = first_or_error(without(gather(sources, folders), _written(output, report)), folders)
         engine = Engine.load(
             model,
             backend,
@@ -153,57 +155,62 @@ def infer(
         if not logger.isEnabledFor(logging.DEBUG):
             stack.enter_context(quiet_decoders())
         file = None
-        if output is not None:
-            identity: dict[str, Any] = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
-            identity |= {"unsure_below": engine.unsure_below, "jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
-            # Not whether decoding is isolated: who resumes a run that crashed may well ask for it now.
-            identity |= asdict(limits)
-            opened = open_output(output, engine.spec.labels, identity, resume=resume, overwrite=overwrite)
+        if target is not None:
+            identity = _identity(engine) | {"jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
+            opened = open_output(target, engine.spec.labels, identity, retry_failed=retry_failed)
             file = stack.enter_context(opened)
-        rows = _rows(engine, _unfinished(paths, file.finished) if file else paths, in_flight)
-        counts, kept = _consume(rows, file, as_json=as_json, keep=report is not None)
+        rows = _rows(engine, file.unfinished(paths) if file else paths, in_flight)
+        tally, kept = _consume(rows, file, as_json=as_json, keep=report is not None)
         if report is not None:
             from ..report import write_report  # a few milliseconds that most runs need not pay
 
             found = file.rows() if file else kept
             write_report(report, found, engine.spec, engine.backend.describe(), limits, isolation)
-        _summarise(counts, file)
+        _summarise(tally, file)
     for name, path in (("rows", output), ("report", report)):
         if path:
             say(f"{name}: {path}")
-    if counts["error"] or (file and file.failed):
+    if tally.failed or (file and file.failed):
         sys.exit(SOME_FAILED)
+
+
+def _identity(engine: Engine) -> dict[str, Any]:
+    """What an engine's answers depend on.
+
+    Not whether decoding is isolated: who resumes a run that crashed may well ask for it now.
+    """
+    made_by = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
+    return made_by | {"unsure_below": engine.unsure_below} | asdict(engine.limits)
 
 
 def _consume(
     chunks: Generator[list[Row], None, None], file: OutputFile | None, *, as_json: bool, keep: bool
-) -> tuple[Counter[str], list[Row]]:
-    """Write rows to the file or to stdout as they arrive; count labels, and keep rows for a report."""
-    counts: Counter[str] = Counter()
+) -> tuple[Tally, list[Row]]:
+    """Write rows to the file or to stdout as they arrive; count them, and keep them for a report."""
+    tally = Tally()
     kept: list[Row] = []
     try:
         with closing(chunks), _progress(file) as advance:
             for rows in chunks:
-                counts.update(row["label"] or "error" for row in rows)
+                tally.add(rows)
                 advance(len(rows))
                 if file is not None:
                     file.write(rows)
                     continue
-                for row in rows:
-                    emit(json.dumps(row, ensure_ascii=False) if as_json else to_text(row))
+                emit("\n".join(map(to_json if as_json else to_text, rows)))
                 if keep:
                     kept += rows
     except KeyboardInterrupt:
         if file is not None:
             say(f"fmengine: {file.path} holds every finished row; go on with --resume")
         raise
-    return counts, kept
+    return tally, kept
 
 
 @contextmanager
 def _progress(file: OutputFile | None) -> Iterator[Callable[[int], object]]:
     """A bar on the terminal. Over rows printed there it would only break them up."""
-    if structured() or not sys.stderr.isatty() or (file is None and sys.stdout.isatty()):
+    if not sys.stderr.isatty() or (file is None and sys.stdout.isatty()):
         yield lambda _: None
         return
     from tqdm import tqdm  # a tenth of the start of a run that has no use for it
@@ -221,30 +228,29 @@ def _isolation(isolate: bool, seconds: float | None, memory: int | None) -> Isol
     return None
 
 
-def _check_report(report: Path, *, replace: bool) -> None:
-    """Notice before the work what would be in the way after it."""
-    if report.suffix != ".html":
-        raise OutputError(f"cannot write {report}; the name must end in .html")
-    if not os.path.isdir(report.parent):
-        raise OutputError(f"cannot write {report}; {report.parent} is no folder")
-    if os.path.exists(report) and not replace:
-        raise OutputError(f"{report} exists; replace it with --overwrite")
+def _check_resume(output: Path | None, *, resume: bool, retry_failed: bool, overwrite: bool) -> None:
+    if resume and output is None:
+        raise click.UsageError("--resume goes on with an output file: give --output x.jsonl")
+    if retry_failed and not resume:
+        raise click.UsageError("--retry-failed goes on with an output file: add --resume")
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on with an output file, --overwrite replaces it: give one of them")
+
+
+def _claimed(
+    stack: ExitStack, output: Path | None, report: Path | None, *, resume: bool, overwrite: bool
+) -> Target | None:
+    """Hold the files of this run until the stack is closed, once it is sure that they can be written."""
+    if report is not None:
+        stack.enter_context(hold(report))
+        check_target(report, (".html",), overwrite=overwrite or resume)
+    return None if output is None else stack.enter_context(claim(output, resume=resume, overwrite=overwrite))
 
 
 def _written(output: Path | None, report: Path | None) -> list[Path]:
     """What this run writes, and what one before it may have left behind."""
-    own = [] if report is None else [report, temporary_of(report)]
+    own = [] if report is None else [report, temporary_of(report), lock_of(report)]
     return own if output is None else own + files_of(output)
-
-
-def _unfinished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]:
-    """Leave out each path as often as it has a row."""
-    left = finished.copy()
-    for path in paths:
-        if left[path]:
-            left[path] -= 1
-        else:
-            yield path
 
 
 def _rows(engine: Engine, paths: Iterable[str], in_flight: int | None) -> Generator[list[Row], None, None]:
@@ -255,8 +261,13 @@ def _rows(engine: Engine, paths: Iterable[str], in_flight: int | None) -> Genera
         yield [to_row(cast("str", result.source), result) for result in results]
 
 
-def _summarise(counts: Counter[str], file: OutputFile | None) -> None:
-    parts = [f"{count} {label}" for label, count in sorted(counts.items()) if label != "error"]
-    text = ", ".join([*parts, f"{counts['error']} failed"])
-    earlier = f"; {file.finished.total()} had a row already" if file and file.finished else ""
-    say(f"{counts.total()} pictures: {text}{earlier}", pictures=counts.total(), counts=dict(counts))
+def _summarise(tally: Tally, file: OutputFile | None) -> None:
+    earlier = f"; {file.finished.total():,} had a row already" if file and file.finished else ""
+    earlier += f", {file.failed:,} of them failed" if file and file.failed else ""
+    say(
+        tally.describe() + earlier,
+        pictures=tally.total,
+        counts=dict(tally.labels),
+        reasons=dict(tally.reasons),
+        failed=tally.failed,
+    )

@@ -1,12 +1,13 @@
 """`fmengine info`: what a model file says of itself."""
 
 import dataclasses
-import json
 from typing import Any
 
 import click
 
-from ..model_file import PRECISIONS, load_model_file, resolve, shipped
+from ..model_file import load_model_file, resolve, shipped
+from ..rows import one_line
+from .streams import emit, to_json
 
 
 @click.command()
@@ -14,10 +15,10 @@ from ..model_file import PRECISIONS, load_model_file, resolve, shipped
 @click.option("--json", "as_json", is_flag=True, help="The whole document as JSON.")
 def info(model: str | None, as_json: bool) -> None:
     """Show what MODEL (a file, or the name of a shipped model) says of itself."""
-    file = load_model_file(resolve(model, ("int8", *PRECISIONS)))
+    file = load_model_file(resolve(model, ("int8", "fp16", "fp32")))
     spec = file.spec
     if as_json:
-        click.echo(json.dumps({"path": str(file.path)} | dataclasses.asdict(spec), indent=2))
+        emit(to_json({"path": str(file.path)} | dataclasses.asdict(spec), indent=2))
         return
     measured = [f"{source}: {_measured(scores)}" for source, scores in spec.accuracy.items()]
     rows = {
@@ -34,7 +35,7 @@ def info(model: str | None, as_json: bool) -> None:
         "shipped": ", ".join(shipped()),
     }
     for name, value in rows.items():
-        click.echo(f"{name:14} {value}")
+        emit(f"{name:14} {one_line(value)}")
 
 
 def _measured(scores: Any) -> str:
@@ -43,4 +44,4 @@ def _measured(scores: Any) -> str:
         balanced = f"balanced {scores['balanced_accuracy']:.2%}"
         return f"{scores['accuracy']:.2%} of {scores['count']} ({balanced})"
     except (KeyError, TypeError, ValueError):
-        return json.dumps(scores)
+        return to_json(scores)

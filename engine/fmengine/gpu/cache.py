@@ -35,16 +35,26 @@ class StaleError(FmengineError):
 
 
 def default_folder() -> Path:
-    """`$FMENGINE_CACHE`, or `fmengine` in the user's cache folder."""
+    """`$FMENGINE_CACHE`, or `fmengine` in the user's cache folder.
+
+    Raises:
+        CacheError: if there is none: a container's user may have neither a name nor `$HOME`.
+    """
     if folder := os.environ.get("FMENGINE_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmengine"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmengine"
+    except RuntimeError as error:
+        raise CacheError(
+            "there is no home folder to keep a cache in; set FMENGINE_CACHE to a folder of your own"
+        ) from error
 
 
 class Cache:
     """Built files by key. Processes that want the same one build it once."""
 
     def __init__(self, folder: Path | None = None) -> None:
+        """Raises CacheError where `default_folder` does."""
         self.folder = default_folder() if folder is None else folder
 
     def get(self, kind: str, key: Key, build: Callable[[], bytes]) -> bytes:
