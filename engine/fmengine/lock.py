@@ -13,6 +13,8 @@ try:
 except ImportError:  # as on Windows, where two writers go unnoticed
     fcntl = None  # type: ignore[assignment]
 
+TRIES = 100  # in each of which another run ends as we begin
+
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +48,7 @@ def hold(path: Path) -> Iterator[None]:
 
 def _acquire(lock: Path, path: Path) -> int | None:
     """The descriptor of a lock that is ours; None where there can be none."""
-    while fcntl is not None:
+    for _ in range(TRIES if fcntl else 0):
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:  # whoever writes the file itself says what is wrong with its folder

@@ -9,6 +9,7 @@ import heapq
 import io
 import itertools
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,9 @@ ENTRIES_AT_ONCE = 16_384  # of a folder: bounds the memory, some 3 MB
 FOLDER, FILE, LINK = "folder", "file", "link"
 # How a list may begin that another program wrote, such as PowerShell's `>`, and what it is encoded in.
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+UNTIDY = re.compile(
+    r"//|(?:^|/)\.(?:/|\Z)|./\Z", re.DOTALL
+)  # what pathlib would leave out; it takes thrice as long
 
 
 def expand(sources: Iterable[str], stdin: BinaryIO | None = None) -> Iterator[str]:
@@ -180,7 +184,7 @@ def skip_finished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]
 
 def tidy(path: str) -> str:
     """A path without `./`, `//` and a slash at its end. `..` stays: behind a link it leads elsewhere."""
-    return str(PurePath(path)) if path else path
+    return str(PurePath(path)) if UNTIDY.search(path) else path
 
 
 def _absolute(path: str) -> str:

@@ -4,7 +4,7 @@ import io
 import os
 import socket
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 from hypothesis import given
@@ -246,6 +246,11 @@ def test_list_by_line_is_read_as_it_comes():
 def test_what_says_nothing_is_left_out_of_a_name(name, tidied):
     assert tidy(name) == tidied
     assert tidy(tidied) == tidied
+
+
+@given(name=st.text("a./\n\0", max_size=12).filter(bool))
+def test_names_are_tidied_as_pathlib_does(name):
+    assert tidy(name) == str(PurePath(name))
 
 
 @pytest.mark.parametrize("folder", [".", "./", "sub/..//.", "ABSOLUTE"])

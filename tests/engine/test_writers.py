@@ -1,6 +1,8 @@
 """Several runs on one output: at once, by other names for the same pictures, and again for what failed."""
 
 import csv
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -15,6 +17,8 @@ import pytest
 from command_line import COMMAND, NAMES, environment, paths_of, refused, run
 from test_output import ROWS, answer, kill, opened, write
 
+from fmengine.errors import OutputError
+from fmengine.lock import hold, lock_of
 from fmengine.output import files_of, state_of
 from fmengine.rows import Row, file_of
 
@@ -103,6 +107,33 @@ def test_writers_that_begin_together(faces):
     assert 0 in codes
     assert all(code == 0 or (code == 2 and b"another process" in e) for code, e in zip(codes, errors, strict=True))
     assert sorted(paths_of(Path("x.jsonl"))) == NAMES
+
+
+def test_a_lock_that_is_removed_as_it_is_taken_is_taken_again(tmp_path, monkeypatch):
+    """Whoever held it before may give it back between our two steps; what we then hold has no name any more."""
+    flock, path = fcntl.flock, tmp_path / "x"
+
+    def give_back_first(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        lock_of(path).unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", give_back_first)
+    with hold(path):
+        with pytest.raises(OutputError, match="another process writes"), hold(path):
+            pass
+        assert lock_of(path).exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_drive_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with hold(tmp_path / "x"):
+        pass
+    assert "No locks available; start no other run that writes it" in caplog.text
 
 
 def test_a_system_without_locks_writes_all_the_same(faces):
@@ -223,8 +254,6 @@ def test_a_damaged_list_of_what_to_retry_is_refused(tmp_path):
 
 
 def refused_to_open(path: Path, **options: bool) -> str:
-    from fmengine.errors import OutputError
-
     with pytest.raises(OutputError) as caught, opened(path, **options):
         pass
     return str(caught.value)
