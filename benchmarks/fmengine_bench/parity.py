@@ -209,7 +209,8 @@ def _breaches(form: Form, pictures: int) -> Iterator[str]:
         differ = "pixel differs" if form.pixels[0] == 1 else "pixels differ"
         yield f"{form.pixels[0]} {differ} from the definition of preprocessing; allowed are 0"
     if form.unanswered:
-        yield f"{form.unanswered} of {pluralise(pictures, 'picture')} without a number for an answer; allowed are 0"
+        total = pluralise(pictures, "picture")
+        yield f"{form.unanswered} of {total} without a number for an answer; allowed are 0"
     if form.unanswered == pictures:
         return
     if allowed.probability is not None and not form.probability["max"] <= allowed.probability:

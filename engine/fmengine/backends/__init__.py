@@ -163,7 +163,6 @@ def open_backend(name: str, model: str | None, options: Options) -> tuple[Backen
         except BackendError as error:
             if name != "auto":
                 raise
-            log.info("%s is not taken: %s", candidate, error)
             attempts.append(Attempt(candidate, str(error)))
         else:
             return backend, file, [*attempts, *others, Attempt(candidate, "")]
@@ -194,7 +193,8 @@ def _check_answers(backend: Backend, file: ModelFile) -> None:
 
         try:
             check_answers(backend, file)
-        except BackendError:
+        except BackendError as error:
+            log.info("%s is not taken: %s", backend.name, error)
             backend.close()
             raise
 
