@@ -19,6 +19,7 @@ from fmengine.cli import COMMANDS, cli
 
 ROOT = Path(__file__).parent.parent
 READMES = sorted([ROOT / "README.md", *ROOT.glob("[a-z]*/README.md")])
+PAGES = sorted({*READMES, *ROOT.glob("*.md"), *ROOT.glob("engine/*.md")})
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 CODE = {
     "engine": "fmengine",
@@ -40,6 +41,10 @@ ema = 0.9
 """
 # Threads wait for each other longer than so small a network computes.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def text_of(readme: Path) -> str:
@@ -193,7 +198,7 @@ def test_every_shell_line_is_one_that_is_checked(readme: Path) -> None:
                 pytest.fail(f"{readme}: no test knows what to do with `{line}`")
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
+@pytest.mark.parametrize("readme", PAGES, ids=page_name)
 def test_extras_and_make_targets_exist(readme: Path) -> None:
     for extras in re.findall(r"pip install '\.\[([^]]*)\]'", text_of(readme)):
         assert set(extras.split(",")) <= EXTRAS.keys()
@@ -201,7 +206,7 @@ def test_extras_and_make_targets_exist(readme: Path) -> None:
         assert target in make_targets()
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
+@pytest.mark.parametrize("readme", PAGES, ids=page_name)
 def test_options_exist(readme: Path) -> None:
     context = click.Context(cli)
     for mention in re.findall(r"`(fmengine [^`]*)`", text_of(readme)) + shell_lines(readme):
@@ -216,11 +221,16 @@ def test_options_exist(readme: Path) -> None:
         assert {word for word in words if word.startswith("--")} <= known, mention
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
+@pytest.mark.parametrize("readme", PAGES, ids=page_name)
 def test_links_lead_somewhere(readme: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text_of(readme)):
         if not re.match(r"https?://", target):
             assert (readme.parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
+def test_a_rooms_readme_is_one_page(readme: Path) -> None:
+    assert readme.parent == ROOT or len(text_of(readme).splitlines()) <= 40
 
 
 def first_cells(text: str) -> str:
@@ -233,11 +243,16 @@ def test_the_table_of_commands_is_complete() -> None:
 
 
 @pytest.mark.parametrize("room", CODE)
-def test_tables_of_files_name_files(room: str) -> None:
+def test_tables_of_files_are_complete(room: str) -> None:
+    """Each file and folder of code is named, once, and what is named exists."""
     folder = ROOT / room / CODE[room]
     named = re.findall(r"`([\w.]+\.py|\w+/)`", first_cells(text_of(ROOT / room / "README.md")))
-    assert named
-    assert [name for name in named if not (folder / name).exists()] == []
+    there = [path.name for path in folder.glob("*.py") if not path.name.startswith("__")]
+    there += [f"{path.parent.name}/" for path in folder.glob("*/__init__.py")]
+    others = [name for name in named if name.endswith("/") and name not in there]
+    assert sorted(set(named) - set(others)) == sorted(there)
+    assert len(named) == len(set(named))
+    assert all((folder / name).is_dir() or (ROOT / room / name).is_dir() for name in others), others
 
 
 def test_the_kinds_of_failure_are_listed() -> None:
