@@ -129,8 +129,8 @@ def _kernel_module() -> str:
     try:
         first = DRIVER_VERSION.read_text(encoding="utf-8").splitlines()[0]
     except (OSError, IndexError):
-        return "driver of unknown version"
-    return f"driver {version_in(first)}"
+        return "of unknown version"
+    return version_in(first)
 
 
 def version_in(text: str) -> str:

@@ -69,10 +69,10 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 VERSIONS = {
-    "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86  Wed Jan 8\nGCC version: 12.2.0\n": "driver 570.86",
-    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build": "driver 580.159.04",
-    "a driver of one's own": "driver a driver of one's own",
-    "": "driver of unknown version",
+    "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86  Wed Jan 8\nGCC version: 12.2.0\n": "570.86",
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build": "580.159.04",
+    "a driver of one's own": "a driver of one's own",
+    "": "of unknown version",
 }
 
 
