@@ -1,8 +1,6 @@
 """`fmengine parity` and `fmengine eval`."""
 
 import dataclasses
-import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import click
 
 from fmengine.backends import BACKENDS
+from fmengine.cli.streams import emit, to_json
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.files import check_target, write_file
@@ -74,7 +73,7 @@ def evaluate(
             if svg is not None:
                 write_file(svg, pages.plots(evaluations[0]))
     if as_json:
-        _echo_json(
+        _emit_json(
             [
                 {
                     "data": e.data,
@@ -128,7 +127,7 @@ def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: in
     engines = [Engine.load(path) for path in models]
     report = run_parity(model, document, engines, files)
     if as_json:
-        _echo_json(dataclasses.asdict(report) | {"passed": report.passed})
+        _emit_json(dataclasses.asdict(report) | {"passed": report.passed})
     else:
         click.echo(as_text(report))
         click.echo("parity holds" if report.passed else "parity is broken")
@@ -136,17 +135,5 @@ def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: in
         sys.exit(CHECK_FAILED)
 
 
-def _echo_json(document: Any) -> None:
-    click.echo(json.dumps(_strict(document), indent=2, allow_nan=False))
-
-
-def _strict(value: Any) -> Any:
-    """The value with null for what JSON has no number for, as FP16 gives where it overflows."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {key: _strict(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_strict(item) for item in value]
-    return value
+def _emit_json(document: Any) -> None:
+    emit(to_json(document, indent=2))
