@@ -17,7 +17,7 @@ import threading
 import traceback
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, Literal, Protocol, TypeGuard, cast
+from typing import Any, Literal, Protocol, TypeGuard, cast, get_args
 
 import numpy as np
 import simplejpeg
@@ -46,6 +46,7 @@ class CudaArray(Protocol):
 Encoded = str | os.PathLike[str] | bytes | bytearray | memoryview  # a path, or a file's bytes
 Source = Encoded | np.ndarray[Any, Any] | Image.Image | DeviceMemory | CudaArray
 Channels = Literal["rgb", "bgr"]
+CHANNELS: tuple[Channels, ...] = get_args(Channels)
 DLPACK_CPU = 1  # DLPack's kDLCPU
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,16 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
         f"cannot take a {type(source).__name__} as a picture; give a path, encoded bytes, a NumPy array "
         "or a PIL image",
     )
+
+
+def check_channels(channels: Channels) -> None:
+    """Refuse an order of channels that does not exist, which would else be taken for another.
+
+    Raises:
+        ValueError: that names those that do.
+    """
+    if channels not in CHANNELS:
+        raise ValueError(f"channels {channels!r}; expected 'rgb' or 'bgr'")
 
 
 def is_encoded(source: object) -> TypeGuard[Encoded]:

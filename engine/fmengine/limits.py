@@ -1,5 +1,6 @@
 """What a picture may cost: before it is decoded, and, where decoding is isolated, while it is."""
 
+import math
 from dataclasses import dataclass
 
 LEAST_ROW = 16  # pixels that a row costs a decoder at least: a million rows of one pixel are no small picture
@@ -26,7 +27,7 @@ class Limits:
     max_pixels: int = 2**27
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or self.max_pixels < 1:
+        if not (self.max_bytes >= 1 and self.max_pixels >= 1):  # NaN would pass every comparison the other way
             raise ValueError(f"max_bytes {self.max_bytes}, max_pixels {self.max_pixels}: expected 1 or more")
 
 
@@ -47,5 +48,5 @@ class Isolation:
     memory: int = 2 * 1024**3
 
     def __post_init__(self) -> None:
-        if self.seconds <= 0 or self.memory < 1:
-            raise ValueError(f"seconds {self.seconds}, memory {self.memory}: expected more than 0")
+        if not (0 < self.seconds < math.inf and self.memory >= 1):
+            raise ValueError(f"seconds {self.seconds}, memory {self.memory}: expected more than 0, and an end")

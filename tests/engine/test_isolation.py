@@ -311,7 +311,10 @@ def test_a_read_that_stalls_is_a_timeout(jpeg, tmp_path, monkeypatch):
     assert [getattr(answer, "kind", None) for answer in answers] == [None, Kind.TIMEOUT, None]
 
 
-@pytest.mark.parametrize("limits", [{"seconds": 0}, {"seconds": -1.0}, {"memory": 0}])
+@pytest.mark.parametrize(
+    "limits",
+    [{"seconds": 0}, {"seconds": -1.0}, {"seconds": float("nan")}, {"seconds": float("inf")}, {"memory": 0}],
+)
 def test_limits_that_nothing_passes_are_refused(limits):
     with pytest.raises(ValueError, match="expected more than 0"):
         Isolation(**limits)
