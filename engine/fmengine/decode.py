@@ -15,16 +15,17 @@ import os
 import stat
 import threading
 import traceback
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, Literal, Protocol, TypeGuard, cast
+from typing import Any, Literal, Protocol, TypeGuard, cast, get_args
 
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from .cost import MADE, Cost, check_inside, check_opened, check_pixels, cost_of_jpeg
 from .errors import FmengineError, Kind, SourceError
-from .limits import LEAST_ROW, Limits
+from .limits import Limits
 from .preprocess import Color, Pixels
 
 
@@ -45,15 +46,21 @@ class CudaArray(Protocol):
 Encoded = str | os.PathLike[str] | bytes | bytearray | memoryview  # a path, or a file's bytes
 Source = Encoded | np.ndarray[Any, Any] | Image.Image | DeviceMemory | CudaArray
 Channels = Literal["rgb", "bgr"]
+CHANNELS: tuple[Channels, ...] = get_args(Channels)
 DLPACK_CPU = 1  # DLPack's kDLCPU
 
 log = logging.getLogger(__name__)
 
-# Never opened: EPS runs Ghostscript, MPEG has no decoder, and the others are stubs that need a handler.
-REFUSED_FORMATS = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"})
+# Never opened: EPS runs Ghostscript, MPEG has no decoder, and others are stubs that need a handler. The last four
+# hold a picture of another format, which Pillow opens and decodes in one go, whatever it costs.
+REFUSED_FORMATS = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5", "BLP", "FPX", "IPTC", "MIC"})
 
-LARGE = 32_000_000  # pixels of 4 bytes: pictures from here on are decoded by Pillow one at a time
+LARGE = 128_000_000  # bytes: what takes as much to decode is decoded one at a time
 _large = threading.Lock()
+_small = nullcontext()
+
+AT_ONCE = 1_000_000  # pixels that are converted in one go
+_BY_WAY_OF = {"La": "LA", "LAB": "RGB"}  # modes that Pillow makes no gray of, and what it does make of them
 
 
 def decode(source: Source, color: Color, limits: Limits, channels: Channels = "rgb", least: int = 0) -> Pixels:
@@ -78,7 +85,7 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
         case np.ndarray():
             return _from_array(source, limits, channels)
         case Image.Image():
-            return _guarded(source, color, limits)
+            return _from_image(source, color, limits)
         case bytes() | bytearray() | memoryview():
             return decode_bytes(bytes_of(source), color, limits, least)
         case str() | os.PathLike():
@@ -100,6 +107,16 @@ def decode(source: Source, color: Color, limits: Limits, channels: Channels = "r
         f"cannot take a {type(source).__name__} as a picture; give a path, encoded bytes, a NumPy array "
         "or a PIL image",
     )
+
+
+def check_channels(channels: Channels) -> None:
+    """Refuse an order of channels that does not exist, which would else be taken for another.
+
+    Raises:
+        ValueError: that names those that do.
+    """
+    if channels not in CHANNELS:
+        raise ValueError(f"channels {channels!r}; expected 'rgb' or 'bgr'")
 
 
 def is_encoded(source: object) -> TypeGuard[Encoded]:
@@ -180,35 +197,28 @@ def decode_bytes(data: bytes, color: Color, limits: Limits, least: int = 0) -> P
     _check_bytes(len(data), limits)
     if (pixels := _plain_jpeg(data, color, limits, least)) is not None:
         return pixels
+    luma = color == "gray"
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
-        if color == "gray":
-            # A JPEG's luma plane as stored; nothing happens to other formats. Never to a caller's image: it
-            # would stay gray.
-            image.draft("L", None)
+        check_inside(data, limits)
+        try:
+            return _by_pillow(data, color, limits, luma)
+        except Exception as error:
+            if rest := _without_metadata(data, str(error)):
+                return _by_pillow(rest, color, limits, luma)
+            if luma and _is_jpeg(data) and decode_error(error).kind is Kind.CORRUPT:
+                return _by_pillow(data, color, limits, luma=False)  # of a lossless one libjpeg makes colours alone
+            raise
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
         raise decode_error(error) from error
-    with image:
-        return _guarded(image, color, limits)
 
 
 def is_plain_jpeg(data: bytes, limits: Limits) -> bool:
-    """Whether the header is that of a gray or YCbCr JPEG.
+    """Whether the header is that of a gray or YCbCr JPEG, of which libjpeg-turbo may make pixels.
 
     Raises:
         SourceError: if it is over the limits.
     """
-    if data[:3] != b"\xff\xd8\xff":
-        return False
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return False
-    if colorspace not in ("Gray", "YCbCr"):
-        return False
-    _check_bytes(len(data), limits)
-    _check_pixels(width, height, limits)
-    return True
+    return _plain_jpeg_cost(data, limits) is not None
 
 
 def may_be_turned(data: bytes) -> bool:
@@ -216,17 +226,43 @@ def may_be_turned(data: bytes) -> bool:
     return b"Exif\0\0" in data or b"tiff:Orientation" in data
 
 
-def _plain_jpeg(data: bytes, color: Color, limits: Limits, least: int) -> Pixels | None:
-    """Decode by libjpeg-turbo, or None where Pillow must decide: unusual colours, or any warning."""
+def _is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"
+
+
+def _plain_jpeg_cost(data: bytes, limits: Limits) -> tuple[int, Cost] | None:
+    """Pixels of a gray or YCbCr JPEG and what each costs, else None. Raises as `is_plain_jpeg` does."""
+    if not _is_jpeg(data):
+        return None
     try:
-        if not is_plain_jpeg(data, limits):
-            return None
-        space = "GRAY" if color == "gray" else "RGB"
-        # Of a `least` of 0 it makes nothing smaller.
-        pixels: Pixels = simplejpeg.decode_jpeg(
-            data, space, strict=True, min_height=least, min_width=least, min_factor=2
-        )
-    except ValueError:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except MemoryError as error:
+        raise decode_error(error) from error
+    except Exception:  # such as KeyError, where it has no name for how chroma is sampled
+        return None
+    if colorspace not in ("Gray", "YCbCr"):
+        return None
+    _check_bytes(len(data), limits)
+    cost = cost_of_jpeg(data, width * height, limits)
+    check_pixels(width, height, limits, cost, len(data))
+    return width * height, cost
+
+
+def _plain_jpeg(data: bytes, color: Color, limits: Limits, least: int) -> Pixels | None:
+    """Decode by libjpeg-turbo, or None where Pillow must decide: unusual colours, any warning, any error."""
+    if (found := _plain_jpeg_cost(data, limits)) is None:
+        return None
+    count, cost = found
+    space, channels = ("GRAY", 1) if color == "gray" else ("RGB", 3)
+    try:
+        with _turn(count * (channels + cost.memory)):
+            # Of a `least` of 0 it makes nothing smaller.
+            pixels: Pixels = simplejpeg.decode_jpeg(
+                data, space, strict=True, min_height=least, min_width=least, min_factor=2
+            )
+    except MemoryError as error:
+        raise decode_error(error) from error
+    except Exception:
         return None
     if may_be_turned(data):
         try:
@@ -234,28 +270,33 @@ def _plain_jpeg(data: bytes, color: Color, limits: Limits, least: int) -> Pixels
                 orientation = _orientation(image)
         except Exception:  # let Pillow's own path decide what to make of it
             return None
-        pixels = _upright(pixels, orientation)
-    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+        pixels = np.ascontiguousarray(_upright(pixels, orientation))
+    return pixels[..., 0] if channels == 1 else pixels
+
+
+def _turn(size: float) -> AbstractContextManager[object]:
+    """Wait until no other picture is decoded that takes much memory, where one takes so many bytes."""
+    return _large if size >= LARGE else _small
 
 
 def _orientation(image: Image.Image) -> int:
     """What the metadata say, 1 where they say nothing that can be read: the pixels are whole all the same."""
     try:
-        value: int = image.getexif().get(ExifTags.Base.Orientation, 1)  # or text, or anything, which turns nothing
-        return value
+        value: Any = image.getexif().get(ExifTags.Base.Orientation)  # or text, or anything, which turns nothing
+        return int(value) if value in range(2, 9) else 1
     except Exception:  # Pillow parses what it finds, and may raise anything
         return 1
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation: 2 to 4 mirror or turn by 180 degrees, 5 to 8 also swap the axes."""
+    """Undo an EXIF orientation: 2 to 4 mirror or turn by 180 degrees, 5 to 8 also swap the axes. A view."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels
 
 
 def _from_array(array: np.ndarray[Any, Any], limits: Limits, channels: Channels) -> Pixels:
@@ -271,44 +312,110 @@ def _from_array(array: np.ndarray[Any, Any], limits: Limits, channels: Channels)
         )
     if not array.size:
         raise SourceError(Kind.EMPTY, f"array of shape {array.shape} has no pixels")
-    _check_pixels(array.shape[1], array.shape[0], limits)
+    check_pixels(array.shape[1], array.shape[0], limits)
     if array.ndim == 3 and (channels == "bgr" or array.shape[2] == 4):
         # Channel by channel: a copy of `array[..., 2::-1]` goes three bytes at a time, and takes thrice as long.
         array = np.stack([array[..., i] for i in ((2, 1, 0) if channels == "bgr" else (0, 1, 2))], axis=-1)
     return np.ascontiguousarray(array)
 
 
-def _guarded(image: Image.Image, color: Color, limits: Limits) -> Pixels:
+def _from_image(image: Image.Image, color: Color, limits: Limits) -> Pixels:
+    """Convert a caller's image, which may be yet to be loaded from its file."""
     try:
-        _check_pixels(*image.size, limits)
-        with _large if image.width * image.height >= LARGE else nullcontext():
-            return _from_pillow(image, color)
-    except SourceError:
-        raise
+        check_pixels(*image.size, limits)
+        with _turn(image.width * image.height * MADE):
+            return _converted(image, color)
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
         raise decode_error(error) from error
 
 
-def _from_pillow(image: Image.Image, color: Color) -> Pixels:
-    image.load()
-    # Pillow reads a PGM of 16 bits into 32, as it did with PNG.
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
-    orientation = _orientation(image)
-    if deep:
-        # Pillow's own conversion clips 16-bit levels to white; 65,535 / 257 = 255.
-        levels = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if image.mode == "LAB":
-        from PIL import ImageCms  # milliseconds of every start, for a mode that is rare
+def _by_pillow(data: bytes, color: Color, limits: Limits, luma: bool) -> Pixels:
+    """Decode what is no plain JPEG, and what libjpeg-turbo finds fault with. May raise anything.
 
-        # The one mode that `convert` does not know; a file's own profile is not looked at, as with every mode.
-        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = cast(Image.Image, ImageCms.profileToProfile(image, *profiles, outputMode="RGB"))
-    image = image.convert("L" if color == "gray" else "RGB")
-    pixels = np.asarray(image)
-    if not pixels.size:
-        raise SourceError(Kind.EMPTY, f"a picture of {image.width}×{image.height} pixels")
-    return _upright(pixels, orientation)
+    Args:
+        data: of the file.
+        color: of the pixels.
+        limits: of what it may cost.
+        luma: whether a JPEG's luma plane is taken as it is stored; nothing happens to other formats.
+    """
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        cost = check_opened(image, data, limits)
+        if luma:
+            image.draft("L", None)  # never of a caller's image, which would stay gray
+        with _turn(image.width * image.height * (MADE + cost.memory)):
+            return _converted(image, color, of_file=True)
+
+
+def _without_metadata(data: bytes, complaint: str) -> bytes | None:
+    """A file without the metadata that its decoder stumbled over, or None where it complains of something else.
+
+    An orientation that they name is lost with them.
+    """
+    if "Invalid Exif payload" in complaint:  # in libavif's words; it passes over items whose type it does not know
+        return data.replace(b"Exif", b"none")
+    if "MAX_TEXT_" not in complaint:  # Pillow's two limits for a PNG's texts and profile
+        return None
+    kept, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _converted(image: Image.Image, color: Color, *, of_file: bool = False) -> Pixels:
+    """Load an image and convert it, by parts where it is large: at once would take several times the memory."""
+    image.load()
+    width, height = image.size
+    if not width * height:
+        raise SourceError(Kind.EMPTY, f"a picture of {width}×{height} pixels")
+    white = _white_level(image, of_file)
+    orientation = _orientation(image)
+    rows = max(1, AT_ONCE // width)
+    if rows >= height:
+        return np.ascontiguousarray(_upright(_levels(image, color, white), orientation))
+    turned = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    pixels = np.empty(turned if color == "gray" else (*turned, 3), np.uint8)
+    as_stored = _upright(pixels, {6: 8, 8: 6}.get(orientation, orientation))  # all others undo themselves
+    for top in range(0, height, rows):
+        part = image.crop((0, top, width, min(top + rows, height)))
+        as_stored[top : top + rows] = _levels(part, color, white)
+    return pixels
+
+
+def _white_level(image: Image.Image, of_file: bool) -> int:
+    """The level of a loaded image that is white: 255, or 65,535 where it has 16 bits.
+
+    Mode `I`, of 32 bits, may hold either: 16 where any level is over 255, as Pillow reads a PGM, and else 8, as
+    `Image.convert("I")` makes it. A picture of 16 bits as dark as that would show nothing. Of a PGM's bytes it has
+    16 in any case, as their header says.
+
+    Raises:
+        SourceError: of the kind `unsupported`, for levels whose white nobody knows.
+    """
+    if image.mode.startswith("I;16"):
+        return 65_535
+    if image.mode not in ("I", "F"):
+        return 255
+    low, high = cast("tuple[float, float]", image.getextrema())
+    if image.mode == "I" and low >= 0 and high <= 65_535:
+        return 65_535 if high > 255 or (of_file and image.format == "PPM") else 255
+    raise SourceError(
+        Kind.UNSUPPORTED,
+        f"levels of 32 bits from {low:,.6g} to {high:,.6g}, of which none is known as white; scale them to 255: "
+        'Image.fromarray((numpy.asarray(image, "float32") * (255 / white)).clip(0, 255).astype("uint8"))',
+    )
+
+
+def _levels(image: Image.Image, color: Color, white: int) -> Pixels:
+    """The pixels of a loaded image, uint8 `[H, W]` or `[H, W, 3]`."""
+    if white > 255:  # Pillow would clip them to 255; 65,535 / 257 = 255
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in _BY_WAY_OF:
+        image = image.convert(_BY_WAY_OF[image.mode])
+    mode = "L" if color == "gray" else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def raise_pillows_limit(max_pixels: int) -> None:
@@ -325,15 +432,6 @@ def _formats() -> tuple[str, ...]:
 def _check_bytes(size: int, limits: Limits) -> None:
     if size > limits.max_bytes:
         raise SourceError(Kind.FILE_TOO_LARGE, f"over {limits.max_bytes:,} bytes, the limit for one file")
-
-
-def _check_pixels(width: int, height: int, limits: Limits) -> None:
-    if max(width, LEAST_ROW) * height > limits.max_pixels:
-        narrow = f" (a row counts as {LEAST_ROW} at least)" if width < LEAST_ROW else ""
-        raise SourceError(
-            Kind.TOO_LARGE,
-            f"{width}×{height} pixels; the limit is {limits.max_pixels:,} pixels a picture{narrow}",
-        )
 
 
 def read_error(error: OSError | ValueError) -> SourceError:
@@ -355,9 +453,7 @@ def as_source_error(error: Exception) -> SourceError:
             return error
         case FmengineError():
             raise error
-        case (
-            MemoryError() | Image.DecompressionBombError()
-        ):  # the latter such as of a long strip, padded to a square
+        case MemoryError():
             return decode_error(error)
     log.debug("a picture failed for a reason that nobody foresaw", exc_info=error)
     return SourceError(Kind.INTERNAL, _described(error))
@@ -372,6 +468,8 @@ def decode_error(error: Exception) -> SourceError:
     """The error of a picture that cannot be decoded, from whatever a decoder raised."""
     text = str(error) or type(error).__name__
     match error:
+        case SourceError():
+            return error
         case UnidentifiedImageError():
             return SourceError(Kind.NOT_AN_IMAGE, "no known image format; expected JPEG, PNG, WebP or alike")
         case Image.DecompressionBombError():

@@ -23,6 +23,7 @@ from .decode import (
     Channels,
     Source,
     as_source_error,
+    check_channels,
     decode,
     is_encoded,
     is_plain_jpeg,
@@ -191,7 +192,9 @@ class Engine:
 
         Raises:
             SourceError: if the picture cannot be read, with the kind of what went wrong.
+            ValueError: for other `channels`.
         """
+        check_channels(channels)
         try:
             (answer,) = self._answer([source], [self._picture(source, channels)])
         except FmengineError:
@@ -217,6 +220,7 @@ class Engine:
             BusyError: at once, if `queue_size` pictures are under way.
             DeadlineError: if the time is up.
         """
+        check_channels(channels)
         import asyncio  # a fifth of what `import fmengine` takes, and its callers have it
 
         if timeout is not None and timeout <= 0:
@@ -269,6 +273,7 @@ class Engine:
 
         A list never waits for more answers than its first.
         """
+        check_channels(channels)
         size = self.max_batch if batch_size is None else batch_size
         if not 1 <= size <= self.max_batch:
             raise ValueError(f"batch_size {size}; expected 1 to max_batch, {self.max_batch}")
@@ -297,7 +302,9 @@ class Engine:
 
         Raises:
             SourceError: as for `predict`.
+            ValueError: as for `predict`.
         """
+        check_channels(channels)
         try:
             return self._prepared(source, channels).image
         except FmengineError:

@@ -145,8 +145,10 @@ class _Worker:
         self.answered = 0
         self._seconds = isolation.seconds
         self._socket, theirs = socket.socketpair()
-        setup = json.dumps([sys.path, theirs.fileno(), task, settings, isolation.seconds, isolation.memory])
         # Modules come from where the engine's came from, and `-P` keeps the current folder out until that is set.
+        # Applications put anything into `sys.path`, such as a `pathlib.Path`: Python passes over all but text.
+        path = [entry for entry in sys.path if isinstance(entry, str)]
+        setup = json.dumps([path, theirs.fileno(), task, settings, isolation.seconds, isolation.memory])
         program = "import json, sys; setup = json.loads(sys.argv[1]); sys.path[:] = setup[0]; "
         program += f"from {__name__} import serve; serve(*setup[1:])"
         try:

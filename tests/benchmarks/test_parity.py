@@ -454,7 +454,7 @@ def test_what_is_no_number_is_a_breach(precision: str) -> None:
     broken, targets = sure(), (sure() < 0.5).astype(np.int64)
     broken[5] = np.nan
     form = compare("form", precision, answers(broken), answers(sure()), targets)
-    assert form.breaches == ["1 of 1000 pictures without a number for an answer; allowed are 0"]
+    assert form.breaches == ["1 of 1,000 pictures without a number for an answer; allowed are 0"]
     assert (form.unanswered, form.flips, form.probability["max"]) == (1, 0, 0)
     assert form.accuracy["form"] == 0.999
     assert compare("form", precision, answers(sure()), answers(broken), targets).breaches == form.breaches

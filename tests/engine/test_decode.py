@@ -3,8 +3,10 @@
 import errno
 import io
 import os
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
+from tests.jpegs import lossless, sampled
 
+import fmengine.decode
 from fmengine.decode import Source, decode
 from fmengine.errors import Kind, SourceError
 from fmengine.limits import Limits
@@ -122,6 +126,56 @@ def test_unusual_jpeg_is_pillows(name, color):
     np.testing.assert_array_equal(decode(data, color, LIMITS), pillow(data, color))
 
 
+FACTORS = [
+    *([(across, down), (1, 1), (1, 1)] for across in (1, 2, 3, 4) for down in (1, 2, 3, 4) if across * down <= 8),
+    *([(1, 1), (across, down), (1, 1)] for across, down in ((2, 1), (1, 2), (2, 2), (1, 4), (4, 2))),
+    [(2, 2), (1, 2), (2, 1)],
+    [(2, 2), (2, 1), (1, 1)],
+    [(3, 2)],
+    [(1, 4), (1, 1), (1, 1), (1, 4)],
+]
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+def test_chroma_sampled_in_any_way_is_pillows(factors):
+    """libjpeg-turbo's binding has no name for most of these, and raised KeyError for 4:4:1 (`-sample 1x4`)."""
+    data, luma = sampled(37, 53, factors)
+    for color in COLORS:
+        np.testing.assert_array_equal(decode(data, color, LIMITS), pillow(data, color))
+    if factors[0] == tuple(map(max, zip(*factors, strict=True))) and len(factors) < 4:
+        np.testing.assert_array_equal(decode(data, "gray", LIMITS), luma[:53, :37])
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("function", ["decode_jpeg_header", "decode_jpeg"])
+@pytest.mark.parametrize("error", [KeyError(6), RuntimeError("?"), TypeError(), OverflowError(), SystemError()])
+def test_whatever_libjpeg_turbo_raises_pillow_decides(monkeypatch, function, error, color):
+    def fails(*arguments: object, **more: object) -> None:
+        raise error
+
+    data = encoded(random_image(), "JPEG")
+    monkeypatch.setattr(fmengine.decode.simplejpeg, function, fails)
+    np.testing.assert_array_equal(decode(data, color, LIMITS), pillow(data, color))
+
+
+@pytest.mark.parametrize("function", ["decode_jpeg_header", "decode_jpeg"])
+def test_no_room_for_libjpeg_turbo_is_no_room(monkeypatch, function):
+    def fails(*arguments: object, **more: object) -> None:
+        raise MemoryError
+
+    data = encoded(random_image(), "JPEG")
+    monkeypatch.setattr(fmengine.decode.simplejpeg, function, fails)
+    assert kind_of(data) is Kind.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_lossless_jpeg_is_decoded_in_both_colours(components):
+    """libjpeg gives the colours of one in RGB, and no luma."""
+    data = lossless(20, 10, components)
+    assert (decode(data, "gray", LIMITS) == np.full((10, 20), 128)).all()
+    assert (decode(data, "rgb", LIMITS) == np.full((10, 20, 3), 128)).all()
+
+
 # Orientation.
 
 
@@ -207,10 +261,180 @@ def test_16_bit_is_turned_upright():
     np.testing.assert_array_equal(pixels, ((levels.astype(int) + 128) // 257).T[:, ::-1])
 
 
+OPENED_16_BIT = {
+    "png": encoded(Image.fromarray(LEVELS_16)),
+    "tiff": encoded(Image.fromarray(LEVELS_16), "TIFF"),
+    "tiff, high byte first": encoded(Image.fromarray(LEVELS_16.astype(">u2")), "TIFF"),
+    "pgm": b"P5 6 1 65535\n" + LEVELS_16.astype(">u2").tobytes(),
+    "plain pgm": b"P2 6 1 65535\n" + b" ".join(b"%d" % level for level in LEVELS_16[0]),
+}
+
+
+@pytest.mark.parametrize("name", OPENED_16_BIT)
+def test_16_bit_is_scaled_whatever_became_of_the_image(name):
+    """A part or a copy of an image no longer knows its format."""
+    opened = Image.open(io.BytesIO(OPENED_16_BIT[name]))
+    for image in (
+        opened,
+        opened.copy(),
+        opened.crop((0, 0, *opened.size)),
+        opened.transpose(Image.Transpose.ROTATE_180),
+    ):
+        expected = LEVELS_8[:, ::-1] if image.getpixel((0, 0)) else LEVELS_8
+        np.testing.assert_array_equal(decode(image, "gray", LIMITS), expected)
+        np.testing.assert_array_equal(decode(image, "rgb", LIMITS), np.repeat(expected[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_8_bits_in_32_are_8_bits(color):
+    """What `convert("I")` makes, and `fromarray` of whoever computed in 32 bits."""
+    image = random_image("L")
+    expected = decode(image, color, LIMITS)
+    for deep in (image.convert("I"), Image.fromarray(np.asarray(image).astype(np.int32))):
+        assert deep.mode == "I"
+        np.testing.assert_array_equal(decode(deep, color, LIMITS), expected)
+        np.testing.assert_array_equal(decode(encoded(deep, "TIFF"), color, LIMITS), expected)
+
+
+def test_dark_16_bit_file_stays_dark():
+    levels = np.array([[0, 100, 255]], dtype=">u2")
+    np.testing.assert_array_equal(decode(b"P5 3 1 65535\n" + levels.tobytes(), "gray", LIMITS), [[0, 0, 1]])
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(levels)), "gray", LIMITS), [[0, 0, 1]])
+
+
+WITHOUT_WHITE = {
+    "negative": Image.fromarray(np.array([[-1, 5]], dtype=np.int32)),
+    "over 16 bits": Image.fromarray(np.array([[0, 65536]], dtype=np.int32)),
+    "float of 0 to 1": Image.fromarray(np.array([[0.25, 1.0]], dtype=np.float32)),
+    "float of 0 to 255": random_image("L").convert("F"),
+    "no numbers": Image.fromarray(np.array([[np.nan, np.inf]], dtype=np.float32)),
+}
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("name", WITHOUT_WHITE)
+def test_levels_whose_white_nobody_knows_are_unsupported(name, color):
+    """They were clipped, to black or to white."""
+    image = WITHOUT_WHITE[name]
+    sources: list[Source] = [image, encoded(image, "TIFF")]
+    if image.mode == "F":
+        sources.append(encoded(image, "PPM"))
+    for source in sources:
+        with pytest.raises(SourceError, match="scale them to 255") as caught:
+            decode(source, color, LIMITS)
+        assert caught.value.kind is Kind.UNSUPPORTED
+
+
+def test_levels_scaled_as_the_message_says_are_taken():
+    with pytest.raises(SourceError) as caught:
+        decode(Image.fromarray(LEVELS_16.astype(np.float32)), "gray", LIMITS)
+    advice = caught.value.message.split(": ", 1)[1]
+    names = {"Image": Image, "numpy": np, "image": Image.fromarray(LEVELS_16.astype(np.float32)), "white": 65535}
+    assert abs(decode(eval(advice, names), "gray", LIMITS).astype(int) - LEVELS_8).max() <= 1
+
+
+def test_gray_with_associated_alpha():
+    """A TIFF whose levels were multiplied with their alpha: Pillow makes no gray of its mode `La`."""
+    extra_samples = struct.pack("<HHI", 338, 3, 1)
+    data = encoded(random_image("LA"), "TIFF")
+    data = data.replace(extra_samples + b"\2", extra_samples + b"\1")
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.mode == "La"
+        expected = opened.convert("LA")
+    for color in COLORS:
+        np.testing.assert_array_equal(decode(data, color, LIMITS), decode(expected, color, LIMITS))
+
+
+LEVELS_8_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+
+@pytest.mark.parametrize("at_once", [fmengine.decode.AT_ONCE, 100])
+@pytest.mark.parametrize("mode", LEVELS_8_MODES)
+def test_every_mode_is_converted_as_pillow_does(monkeypatch, mode, at_once):
+    """At once or by parts; and where it gives no gray, from what it does give."""
+    monkeypatch.setattr(fmengine.decode, "AT_ONCE", at_once)
+    raw = np.random.default_rng(1).integers(0, 256, 37 * 23 * 4, dtype=np.uint8).tobytes()
+    image = Image.frombytes(mode, (37, 23), raw[: len(Image.new(mode, (37, 23)).tobytes())])
+    between = image.convert({"La": "LA", "LAB": "RGB"}.get(mode, mode))
+    np.testing.assert_array_equal(decode(image, "gray", LIMITS), np.asarray(between.convert("L")))
+    np.testing.assert_array_equal(decode(image, "rgb", LIMITS), np.asarray(between.convert("RGB")))
+
+
+@pytest.mark.parametrize("at_once", [fmengine.decode.AT_ONCE, 100])
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N", "I"])
+def test_every_mode_of_16_bits_is_scaled(monkeypatch, mode, at_once):
+    monkeypatch.setattr(fmengine.decode, "AT_ONCE", at_once)
+    image = Image.new(mode, (37, 23), 200 * 257)
+    assert (decode(image, "gray", LIMITS) == np.full((23, 37), 200)).all()
+    assert (decode(image, "rgb", LIMITS) == np.full((23, 37, 3), 200)).all()
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_parts_are_put_together_upright(monkeypatch, orientation, color):
+    data = encoded(random_image("RGBA"), exif=exif(orientation))
+    expected = decode(data, color, LIMITS)
+    monkeypatch.setattr(fmengine.decode, "AT_ONCE", 100)
+    np.testing.assert_array_equal(decode(data, color, LIMITS), expected)
+
+
 def test_first_frame_of_an_animation():
     frames = [random_image("L", seed=seed) for seed in (1, 2)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(decode(data, "gray", LIMITS), pillow(data, "gray"))
+
+
+# Metadata, which are none of the pixels.
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+MEBIBYTE = bytes(2**20 + 1)  # a byte more than Pillow takes of one text
+TOO_MUCH_TEXT = {
+    "zTXt": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(MEBIBYTE)),
+    "iTXt": chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(MEBIBYTE)),
+    "iCCP": chunk(b"iCCP", b"profile\0\0" + zlib.compress(MEBIBYTE)),
+    "all together": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(MEBIBYTE[:-1])) * 65,
+}
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize("name", TOO_MUCH_TEXT)
+def test_too_much_text_costs_no_picture(name, place, color):
+    data = encoded(random_image(), exif=exif(6))
+    at = data.index(place) - 4
+    with_text = data[:at] + TOO_MUCH_TEXT[name] + data[at:]
+    with pytest.raises(ValueError, match="MAX_TEXT"):  # or this test tests nothing
+        pillow(with_text, color)
+    np.testing.assert_array_equal(decode(with_text, color, LIMITS), pillow(data, color))
+
+
+def test_long_metadata_cost_no_picture():
+    image, text = random_image(), b"<x>" + bytes(1_000_000)
+    for kind, options in {
+        "JPEG": {"icc_profile": text, "comment": text[:60_000], "exif": b"Exif\0\0" + text[:60_000]},
+        "WEBP": {"icc_profile": text, "exif": text, "xmp": text, "lossless": True},
+        "PNG": {"exif": text, "icc_profile": text[:9999]},
+        "TIFF": {"icc_profile": text, "description": "text" * 99_999},
+        "GIF": {"comment": text},
+        "MPO": {"exif": b"Exif\0\0" + text[:60_000]},
+    }.items():
+        found = decode(encoded(image, kind, **options), "rgb", LIMITS)
+        np.testing.assert_array_equal(found, decode(encoded(image, kind, lossless=True), "rgb", LIMITS))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_damaged_exif_costs_no_avif():
+    tags = b"II*\0\x08\0\0\0\0\0" + bytes(20)
+    data = encoded(random_image(), "AVIF", exif=tags, quality=100)
+    assert data.count(tags) == 1
+    damaged = data.replace(tags, bytes(len(tags)))
+    with pytest.raises(Exception, match="Exif"):
+        pillow(damaged, "rgb")
+    np.testing.assert_array_equal(decode(damaged, "rgb", LIMITS), decode(data, "rgb", LIMITS))
 
 
 # Sources.
@@ -568,6 +792,31 @@ def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
         for pixels in pool.map(lambda _: decode(data, "gray", LIMITS), range(8)):
             assert pixels.shape == (23, 37)
     assert most == 1
+
+
+def test_coefficients_of_a_whole_picture_are_held_one_at_a_time(monkeypatch):
+    """A progressive JPEG takes several times its pixels, whatever its file's size; a baseline one does not."""
+    at_work, most, lock, whole = 0, 0, threading.Lock(), fmengine.decode.simplejpeg.decode_jpeg
+
+    def slow(*arguments: object, **more: object) -> np.ndarray:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.05)
+        with lock:
+            at_work -= 1
+        return whole(*arguments, **more)
+
+    monkeypatch.setattr(fmengine.decode.simplejpeg, "decode_jpeg", slow)
+    image, limits = random_image(width=120, height=120), Limits(max_pixels=120 * 120)
+    monkeypatch.setattr(fmengine.decode, "LARGE", 4 * 120 * 120)
+    for progressive, together in ((True, False), (False, True)):
+        most, data = 0, encoded(image, "JPEG", progressive=progressive)
+        with ThreadPoolExecutor(4) as pool:
+            for pixels in pool.map(lambda _, data=data: decode(data, "rgb", limits), range(8)):
+                assert pixels.shape == (120, 120, 3)
+        assert (most > 1) is together
 
 
 def hostile_files(folder: Path) -> list[Path]:

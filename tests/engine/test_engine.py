@@ -1,5 +1,6 @@
 """The engine answers the same whatever the source, the batch, or the thread."""
 
+import asyncio
 import io
 import threading
 import time
@@ -339,7 +340,24 @@ def test_in_flight_out_of_range_is_refused_at_once(engine, in_flight):
         engine.predict_many([], in_flight=in_flight)
 
 
-@pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"max_pixels": 0}])
+@pytest.mark.parametrize("channels", ["BGR", "RGB", "", "gbr", None, 3])
+@pytest.mark.parametrize("method", ["predict", "apredict", "predict_many", "predict_chunks", "prepare"])
+def test_channels_that_do_not_exist_are_refused_before_a_picture_is_read(engine, method, channels):
+    """`BGR` was taken for RGB."""
+    read = []
+    many = (read.append(1) or np.zeros((4, 4, 3), np.uint8) for _ in range(3))
+    source = many if method in ("predict_many", "predict_chunks") else "missing.png"
+
+    def ask() -> object:
+        asked = getattr(engine, method)(source, channels=channels)
+        return asyncio.run(asked) if method == "apredict" else asked
+
+    with pytest.raises(ValueError, match="expected 'rgb' or 'bgr'"):
+        ask()
+    assert not read
+
+
+@pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"max_pixels": 0}, {"max_bytes": float("nan")}])
 def test_limits_that_nothing_passes_are_refused(limits):
     with pytest.raises(ValueError, match="expected 1 or more"):
         Limits(**limits)

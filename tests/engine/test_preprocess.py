@@ -9,7 +9,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmengine.preprocess import COLORS, FITS, TOGETHER, crop_box, pad_box, preprocess, preprocess_batch
+from fmengine.errors import Kind, SourceError
+from fmengine.preprocess import (
+    AT_ONCE,
+    COLORS,
+    FITS,
+    TOGETHER,
+    check_resize,
+    crop_box,
+    pad_box,
+    preprocess,
+    preprocess_batch,
+)
 from fmengine_bench.definition import preprocess as define
 
 # A few lines that are far longer than wide, since Pillow 13 treats tall pictures in another order.
@@ -29,14 +40,17 @@ GOLDEN_SHA256 = "d6cb6d5f39af13f74e11bda0d93b308f6c2fa4c4c8e3f37c58fc25e478c4237
     fit=st.sampled_from(FITS),
     target=st.tuples(st.integers(1, 130), st.integers(1, 130)),
     channels=st.sampled_from([1, 3]),
+    at_once=st.sampled_from([1, 1000, AT_ONCE]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_equals_the_definition(height, width, color, fit, target, channels, seed):
+def test_equals_the_definition(height, width, color, fit, target, channels, at_once, seed):
     left, top, right, bottom = pad_box((width, height), (target[1], target[0]))
     assume(fit != "pad" or (right - left) * (bottom - top) < 10_000_000)  # a long strip, padded, is huge
     shape = (height, width) if channels == 1 else (height, width, 3)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    assert np.array_equal(preprocess(pixels, *target, color, fit), define(pixels, *target, color, fit))
+    with patch("fmengine.preprocess.AT_ONCE", at_once):
+        made = preprocess(pixels, *target, color, fit)
+    assert np.array_equal(made, define(pixels, *target, color, fit))
 
 
 @settings(deadline=None, max_examples=100)
@@ -100,6 +114,47 @@ def test_boxes_are_centred_and_of_the_right_shape(source, target):
     assert right - left == w or bottom - top == h
     off = abs((right - left) * th - (bottom - top) * tw)
     assert off <= max(tw, th)
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "fit", "says"),
+    [
+        ((16, 8_388_608), (80, 80), "stretch", "makes 8,388,608 rows, resized to 80 pixels each"),
+        ((16, 419_431), (80, 80), "stretch", "the limit is 33,554,432 pixels"),
+        ((1, 11_586), (80, 80), "pad", "makes 11586×11586 with its borders; the limit is 134,217,728 pixels"),
+        ((11_586, 1), (80, 80), "pad", "a strip of 11586×1 pixels"),
+        ((1_000_000, 2), (80, 80), "pad", "1000000×1000000"),
+        ((2, 1_000_000), (1, 1000), "crop", ""),
+        ((16, 419_430), (80, 80), "stretch", ""),
+        ((1, 11_585), (80, 80), "pad", ""),
+        ((16, 8_388_608), (80, 80), "crop", ""),
+        ((11_585, 11_585), (512, 512), "stretch", ""),
+    ],
+)
+def test_strips_that_take_far_more_than_their_pixels_are_refused(size, target, fit, says):
+    """83 seconds and 3.6 GB for 16 columns of 11 million rows, stretched."""
+    if not says:
+        check_resize(size, target, fit)
+        return
+    pixels = np.broadcast_to(np.zeros(1, np.uint8), size[::-1])  # as large, and no memory
+    for color in COLORS:
+        with pytest.raises(SourceError, match=says) as caught:
+            preprocess(pixels, target[1], target[0], color, fit)
+        assert caught.value.kind is Kind.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("color", "fit", "says"), [("grey", "crop", "gray, rgb"), ("gray", "Crop", "crop, pad, stretch")]
+)
+def test_colours_and_fits_that_do_not_exist_are_refused(color, fit, says):
+    """They were taken for `rgb` and `pad`."""
+    pixels = np.zeros((4, 6), np.uint8)
+    for make in (
+        lambda: preprocess(pixels, 8, 8, color, fit),
+        lambda: preprocess_batch([pixels] * 2, 8, 8, color, fit),
+    ):
+        with pytest.raises(ValueError, match=f"expected one of {says}"):
+            make()
 
 
 def test_padding_is_black_and_cropping_keeps_the_centre():

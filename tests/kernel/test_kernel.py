@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from fmengine.decode import decode
 from fmengine.errors import SourceError
-from fmengine.gpu.plan import PICTURE, Geometry, Plan, fit_box
+from fmengine.gpu.plan import PICTURE, Geometry, Plan
 from fmengine.limits import Limits
-from fmengine.preprocess import FITS, preprocess
+from fmengine.preprocess import FITS, fit_box, preprocess
 
 from .cases import Case, random_box, random_case, reference
 from .host import SOURCE, HostKernel, compile_kernel, pack, sanitized_environment
@@ -134,7 +134,7 @@ def test_every_fit_policy_is_the_runtimes(kernel: HostKernel, fit: str, color: s
     pictures = [
         rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((48, 48), (90, 31), (31, 90), (5, 7), (1, 40))
     ]
-    boxes = [fit_box(*picture.shape[:2], (40, 56), fit) for picture in pictures]
+    boxes = [fit_box((picture.shape[1], picture.shape[0]), (56, 40), fit) for picture in pictures]
     buffer, geometries = pack(pictures, boxes)
     found = kernel.run(geometries, buffer.ctypes.data, channels, 40, 56)
     np.testing.assert_array_equal(found, np.stack([preprocess(p, 40, 56, color, fit) for p in pictures]))
@@ -176,7 +176,7 @@ def test_the_portrait(kernel: HostKernel, portrait_pixels: np.ndarray) -> None:
 
 
 def _hold(kernel: HostKernel, pictures: list[np.ndarray]) -> None:
-    boxes = [fit_box(*picture.shape[:2], (112, 112), "crop") for picture in pictures]
+    boxes = [fit_box((picture.shape[1], picture.shape[0]), (112, 112), "crop") for picture in pictures]
     buffer, geometries = pack(pictures, boxes)
     found = kernel.run(geometries, buffer.ctypes.data, 1, 112, 112)
     np.testing.assert_array_equal(found, np.stack([preprocess(p, 112, 112, "gray", "crop") for p in pictures]))

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..preprocess import Fit, crop_box, pad_box
-
 # `struct Picture` of preprocess.cu, field by field.
 PICTURE = np.dtype(
     [
@@ -67,13 +65,6 @@ class Launch(NamedTuple):
     grid: int
     block: tuple[int, int]
     arguments: tuple[np.generic, ...]
-
-
-def fit_box(height: int, width: int, target: tuple[int, int], fit: Fit) -> tuple[int, int, int, int]:
-    """The box of `Geometry` that the fit policy gives a picture, for a `target` of rows and columns."""
-    if fit == "stretch":
-        return (0, 0, width, height)
-    return (crop_box if fit == "crop" else pad_box)((width, height), (target[1], target[0]))
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ import numpy as np
 
 from ..errors import Kind, SourceError
 from ..model_file import ModelSpec
-from ..preprocess import Pixels
+from ..preprocess import Pixels, check_resize, fit_box
 from .cache import Cache
 from .context import Context
 from .device import describe_gpu
 from .memory import Buffer, aligned
 from .nvrtc import load_cubin
 from .pictures import Arrivals, DevicePicture, Picture
-from .plan import PICTURE, Geometry, Plan, fit_box
+from .plan import PICTURE, Geometry, Plan
 
 # Bytes of a buffer: from the start, as batches of faces need, and kept at most for the next batch.
 USUAL = 4 * 1024 * 1024
@@ -129,14 +129,16 @@ class Preprocessor:
         else:
             height, width, channels = (*picture.shape, 1)[:3]
             bgr, stride = False, width * channels
-        box = fit_box(height, width, (spec.height, spec.width), spec.fit)
+        size, target = (width, height), (spec.width, spec.height)
+        check_resize(size, target, spec.fit)
+        box = fit_box(size, target, spec.fit)
         return Geometry(offset, height, width, stride, channels, bgr, box)
 
 
 def weigh(picture: Picture, spec: ModelSpec) -> int:
     """Bytes on the GPU that a picture takes: pixels that must be uploaded, and the rows between the passes."""
     height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
-    _, top, _, bottom = fit_box(height, width, (spec.height, spec.width), spec.fit)
+    _, top, _, bottom = fit_box((width, height), (spec.width, spec.height), spec.fit)
     uploaded = picture.size if isinstance(picture, np.ndarray) else 0
     return int(uploaded + (bottom - top) * spec.width * spec.channels)
 
