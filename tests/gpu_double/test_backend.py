@@ -41,8 +41,8 @@ def load(**options) -> Engine:
 
 
 @contextmanager
-def backend(**options):
-    opened = TensorRtBackend.open(FILE, Options(**({"max_batch": 16} | options)))
+def backend(file=FILE, **options):
+    opened = TensorRtBackend.open(file, Options(**({"max_batch": 16} | options)))
     try:
         yield opened
     finally:
@@ -331,6 +331,17 @@ def test_images_of_another_type_or_shape_are_refused(wrong, message):
         with pytest.raises(ModelError, match=message):
             opened.run(wrong)
         assert len(opened.run(images(2)).logits) == 2
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_a_strip_is_refused_as_on_the_cpu(fit):
+    """The GPU would take it: an answer must not depend on where it is made."""
+    strip = np.broadcast_to(np.zeros(1, np.uint8), (500_000, 16)).copy()
+    with backend(replace(FILE, spec=replace(FILE.spec, fit=fit))) as opened:
+        with pytest.raises(SourceError, match="a strip of 16×500000 pixels") as caught:
+            opened.run_pictures([strip])
+        assert caught.value.kind == "too_large"
+        assert len(opened.run_pictures(shuffles.pictures(2)).logits) == 2
 
 
 def test_a_picture_that_does_not_fit_fails_alone(monkeypatch):
