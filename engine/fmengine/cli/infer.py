@@ -86,7 +86,7 @@ SOME_FAILED = 3
     type=click.IntRange(1),
     default=Limits().max_pixels,
     show_default=True,
-    help="Of a picture; more is refused before it is decoded.",
+    help="Of a picture, before it is decoded; those of formats that cost more to decode count more than once.",
 )
 @click.option("--max-bytes", type=Size(), default="256M", show_default=True, help="Of a file; more is not read.")
 @click.option(
