@@ -33,6 +33,8 @@ def is_flat(images: Pixels) -> npt.NDArray[np.bool_]:
         bool `[N]`.
     """
     count, channels, height, width = images.shape
+    if count == 1 and _varies(images[0, 0]):
+        return np.zeros(1, np.bool_)
     levels = images.reshape(count * channels, height * width).astype(np.uint16)
     total = levels.sum(axis=1, dtype=np.uint64)
     squares = np.multiply(levels, levels, out=levels).sum(axis=1, dtype=np.uint64)  # 255² fits 16 bits
@@ -40,6 +42,17 @@ def is_flat(images: Pixels) -> npt.NDArray[np.bool_]:
     variance = squares / pixels - (total / pixels) ** 2
     flat: npt.NDArray[np.bool_] = (variance < FLAT**2).reshape(count, channels).all(axis=1)
     return flat
+
+
+def _varies(channel: Pixels) -> bool:
+    """Whether some 64 pixels show already that a channel is not flat, in a tenth of the time that all of them take.
+
+    No bound is lost: the squared deviations of some pixels from their mean add up to no more than those of all.
+    """
+    height, width = channel.shape
+    some = channel[:: height // 8 or 1, :: width // 8 or 1].tobytes()
+    deviations = len(some) * sum([level * level for level in some]) - sum(some) ** 2  # squared, times `len(some)`
+    return deviations >= FLAT**2 * len(some) * channel.size
 
 
 def is_flat_input(images: Pixels, sizes: Sequence[tuple[int, int]], fit: Fit) -> npt.NDArray[np.bool_]:
