@@ -11,6 +11,7 @@ from fmengine.files import check_target, write_file
 from fmengine.model_file import FORMAT_VERSION, ModelSpec
 from fmengine_train.checks import check_labels, label_notes
 
+from .export import path_of
 from .graph import describe
 
 
@@ -32,7 +33,7 @@ def describe_file(model_file: Path, spec_file: Path, folder: Path, overwrite: bo
     check_labels(spec.labels)
     for note in label_notes(spec.labels):
         click.echo(f"note: {note}", err=True)
-    target = folder / f"{spec.name}.{spec.precision}.onnx"
+    target = path_of(folder, spec.name, spec.precision)
     check_target(target, [target.suffix], overwrite=overwrite)
     try:
         model = onnx.load(str(model_file), load_external_data=False)

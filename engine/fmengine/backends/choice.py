@@ -5,7 +5,6 @@ than the default one may answer for a model file, its answers are held against t
 file. What is found is remembered in the cache until the CPU, the cores or a library change.
 """
 
-import hashlib
 import json
 import logging
 import platform
@@ -83,7 +82,7 @@ def check_answers(backend: Backend, model: ModelFile) -> None:
     Raises:
         DisagreementError: if they do not agree.
     """
-    key = machine() | {"backend": backend.name, "model": hashlib.sha256(model.data).hexdigest()}
+    key = machine() | {"backend": backend.name, "model": model.spec.file_sha256}
     try:
         cache = Cache()
         if (known := cache.load("agreement", key)) is not None:

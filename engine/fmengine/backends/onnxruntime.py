@@ -10,6 +10,7 @@ from ..telemetry import import_onnxruntime
 from . import Options, Outputs, describe_threads
 
 PROVIDER = "CPUExecutionProvider"
+FATAL = 4  # the severity from which on it prints: what fails is raised besides, and said by us
 
 
 class OnnxRuntimeBackend:
@@ -30,7 +31,7 @@ class OnnxRuntimeBackend:
         self._streams = options.streams or 1
         self._threads = max(1, (options.threads or usable_cores()) // self._streams)
         settings.intra_op_num_threads = self._threads
-        settings.log_severity_level = 4  # nothing short of fatal: what fails is raised, and said by us
+        settings.log_severity_level = FATAL
         try:
             # From the bytes that were checked, so that the file cannot change in between, and external
             # data (weights in other files) cannot be reached.

@@ -11,12 +11,9 @@ from ..gpu.slot import Executable
 from ..model_file import ModelFile, Precision
 from ..telemetry import import_onnxruntime
 from . import Options
-from .onnxruntime import check_signature
+from .onnxruntime import FATAL, check_signature
 
 PROVIDER = "CUDAExecutionProvider"
-# Else it prints errors in red for plans that it tries and does without, a dozen for each batch size, and a warning
-# for each session, both through the process's logger. What does fail is raised besides.
-FATAL = 4
 INSTALL = f"{install_hint('gpu')} (never beside onnxruntime: they overwrite each other's files)"
 
 
@@ -39,6 +36,8 @@ class OnnxRuntimeCudaBackend(GpuBackend):
                 f"then: {INSTALL}"
             )
         self._library = onnxruntime
+        # Else it prints errors in red for plans that it tries and does without, a dozen for each batch size, and a
+        # warning for each session, both through the process's logger.
         onnxruntime.set_default_logger_severity(FATAL)
         super().__init__(model, options)
 
