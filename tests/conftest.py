@@ -22,8 +22,8 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 def remember_onnxruntime(folder: Path) -> str:
     """A cache in which ONNX Runtime measured faster, so that no outcome depends on the processor of the tests."""
-    from fmengine.backends.choice import machine
-    from fmengine.gpu.cache import Cache
+    from fmengine.backend.select import machine
+    from fmengine.system.cache import Cache
 
     Cache(folder).store("choice", machine(), b'{"onnxruntime": 2.0, "openvino": 1.0}')
     return str(folder)

@@ -63,9 +63,15 @@ def contents(wheel: Path) -> set[str]:
 def test_the_wheel_holds_what_the_runtime_reads(wheel: Path) -> None:
     names = contents(wheel)
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
-    assert {"fmengine/report.html", "fmengine/models/training.json"} <= names
-    models = {f"fmengine/models/{path.name}" for path in (ROOT / "engine/fmengine/models").glob("*.onnx")}
-    assert {"fmengine/models/alexnet-slim.fp16.onnx", "fmengine/models/alexnet-slim.int8.onnx"} <= models <= names
+    assert {"fmengine/jobs/report.html", "fmengine/model/shipped/training.json"} <= names
+    models = {
+        f"fmengine/model/shipped/{path.name}" for path in (ROOT / "engine/fmengine/model/shipped").glob("*.onnx")
+    }
+    assert (
+        {"fmengine/model/shipped/alexnet-slim.fp16.onnx", "fmengine/model/shipped/alexnet-slim.int8.onnx"}
+        <= models
+        <= names
+    )
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
@@ -88,7 +94,7 @@ def test_the_wheel_holds_neither_tests_nor_pictures(wheel: Path) -> None:
     assert not [name for name in names if Path(name).name.startswith(("test_", "conftest"))]
     pictures = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".svg"}
     # The one that every new engine is checked with is NASA's, in the public domain.
-    assert [name for name in names if Path(name).suffix.lower() in pictures] == ["fmengine/gpu/portrait.png"]
+    assert [name for name in names if Path(name).suffix.lower() in pictures] == ["fmengine/check/portrait.png"]
 
 
 @pytest.mark.timeout(60)

@@ -19,15 +19,15 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from fmengine.backends import Options
-from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.registry import Options
 from fmengine.cli import main
-from fmengine.decode import decode_bytes, may_be_turned
 from fmengine.errors import DataError
-from fmengine.limits import Limits
-from fmengine.model_file import load_model_file, resolve
-from fmengine.preprocess import Pixels, preprocess, preprocess_batch
-from fmengine.sources import walk
+from fmengine.image.decode import decode_bytes, may_be_turned
+from fmengine.image.preprocess import Pixels, preprocess, preprocess_batch
+from fmengine.jobs.sources import walk
+from fmengine.model.file import load_model_file, resolve
+from fmengine.options import Limits
 
 from .timing import Call, random_pixels, time_in_turn
 
@@ -98,7 +98,7 @@ def networks() -> dict[str, Call]:
         session = onnxruntime.InferenceSession(file.data, settings, providers=["CPUExecutionProvider"])
         calls[f"ONNX Runtime, {name}"] = _bound(session, images) if arena else _plain(session, images)
     if find_spec("openvino"):
-        from fmengine.backends.openvino import OpenVinoBackend
+        from fmengine.backend.openvino import OpenVinoBackend
 
         other = OpenVinoBackend.open(file, Options(threads=1))
         calls["OpenVINO"] = lambda: other.run(images)

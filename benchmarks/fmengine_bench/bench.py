@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from fmengine.cores import usable_cores
-from fmengine.doctor import environment
+from fmengine.backend.diagnose import environment
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.gpu.backend import GpuBackend
-from fmengine.model_file import load_model_file
-from fmengine.prediction import Failure
+from fmengine.model.file import load_model_file
+from fmengine.system.cores import usable_cores
+from fmengine.types import Failure
 
 from .contenders import Contender, against, device_of
 from .energy import joules_of

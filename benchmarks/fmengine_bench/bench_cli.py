@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from fmengine.backends import BACKENDS
-from fmengine.cli.streams import say
-from fmengine.cores import usable_cores
+from fmengine.backend.registry import BACKENDS
+from fmengine.cli.console import say
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-from fmengine.files import check_target, write_file
-from fmengine.sources import walk
+from fmengine.jobs.sources import walk
+from fmengine.system.cores import usable_cores
+from fmengine.system.files import check_target, write_file
 
 from .peers import PEERS, names_in, require
 

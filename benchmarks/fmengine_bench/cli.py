@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from fmengine.backends import BACKENDS
-from fmengine.cli.streams import emit, to_json
+from fmengine.backend.registry import BACKENDS
+from fmengine.cli.console import emit, to_json
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-from fmengine.files import check_target, write_file
-from fmengine.rows import printable
+from fmengine.jobs.rows import printable
+from fmengine.system.files import check_target, write_file
 from fmengine_train.data import PARTS
 
 CHECK_FAILED, SOME_FAILED = 1, 3

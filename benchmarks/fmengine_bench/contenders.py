@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fmengine.engine import Engine
 from fmengine.errors import FmengineError, UnavailableError
-from fmengine.files import write_file
 from fmengine.gpu.backend import GpuBackend
+from fmengine.system.files import write_file
 
 from .metrics import Accuracy, accuracy_of
 from .peers import PEERS, Worker, device_for, folder_of, require

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageFilter
 
-from fmengine.preprocess import Pixels
+from fmengine.image.preprocess import Pixels
 
 SEVERITIES = 5
 Corruption = Callable[[Pixels, int, Generator], Pixels]

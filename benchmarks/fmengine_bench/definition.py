@@ -2,13 +2,13 @@
 
 Pillow's 8-bit resampling (`src/libImaging/Resample.c`): coefficients of the triangle filter in double
 precision, rounded to 22 fractional bits; sums rounded and clipped to 8 bits after each pass. The passes
-are in the order of `fmengine.preprocess`: horizontal, then vertical.
+are in the order of `fmengine.image.preprocess`: horizontal, then vertical.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-from fmengine.preprocess import Color, Fit, Pixels
+from fmengine.image.preprocess import Color, Fit, Pixels
 
 PRECISION_BITS = 32 - 8 - 2
 
@@ -64,7 +64,7 @@ def fit_picture(pixels: Pixels, height: int, width: int, fit: Fit) -> Pixels:
 
 
 def preprocess(pixels: Pixels, height: int, width: int, color: Color, fit: Fit) -> Pixels:
-    """What `fmengine.preprocess.preprocess` must give, bit for bit."""
+    """What `fmengine.image.preprocess.preprocess` must give, bit for bit."""
     if color == "gray" and pixels.ndim == 3:
         pixels = luma(pixels)
     if color == "rgb" and pixels.ndim == 2:

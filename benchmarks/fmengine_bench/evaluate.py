@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-from fmengine.prediction import Failure
-from fmengine.rows import printable
+from fmengine.jobs.rows import printable
+from fmengine.types import Failure
 from fmengine.wording import pluralise
 
 from .labelled import labelled_files

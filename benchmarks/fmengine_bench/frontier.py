@@ -20,12 +20,12 @@ import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
 
-from fmengine.backends import Options
-from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.registry import Options
 from fmengine.cli import main
 from fmengine.engine import Engine
-from fmengine.files import check_target, write_file
-from fmengine.model_file import ModelFile, ModelSpec
+from fmengine.model.file import ModelFile, ModelSpec
+from fmengine.system.files import check_target, write_file
 from fmengine_export.export import make_spec
 from fmengine_export.fold import fold
 from fmengine_export.graph import build_float

@@ -15,9 +15,9 @@ from pathlib import Path
 import click
 
 from fmengine.cli import main
-from fmengine.cores import usable_cores
 from fmengine.errors import DataError, UnavailableError
-from fmengine.sources import walk
+from fmengine.jobs.sources import walk
+from fmengine.system.cores import usable_cores
 
 from .contenders import OURS, network_for
 from .peers import PEERS, device_for, folder_of, names_in, require

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from fmengine.errors import DataError
-from fmengine.rows import printable
-from fmengine.sources import walk
+from fmengine.jobs.rows import printable
+from fmengine.jobs.sources import walk
 from fmengine_train.data import held_out, part_of
 
 

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from fmengine.model_file import ModelFile
+from fmengine.model.file import ModelFile
 
 from .timing import RESAMPLES, TURN, Call, Figure, latencies, random_pixels
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median
 
-from fmengine.backends import Options
-from fmengine.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from fmengine.backend.registry import Options
 from fmengine.engine import Engine
 from fmengine.errors import BackendError
 from fmengine.gpu.backend import GpuBackend
-from fmengine.model_file import load_model_file
-from fmengine.preprocess import Pixels
+from fmengine.gpu.onnxruntime import OnnxRuntimeCudaBackend
+from fmengine.image.preprocess import Pixels
+from fmengine.model.file import load_model_file
 
 from .timing import TURN, Call, Figure, figure, latencies, random_pixels
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fmengine.engine import Engine
-from fmengine.files import write_file
+from fmengine.system.files import write_file
 
 from .evaluate import Evaluation, as_text
 from .robustness import Robustness

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from fmengine.attempt import try_picture
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, SourceError
-from fmengine.preprocess import Pixels
-from fmengine.rows import printable
+from fmengine.image.preprocess import Pixels
+from fmengine.jobs.rows import printable
+from fmengine.pipeline.attempt import try_picture
 from fmengine.wording import pluralise
 from fmengine_export.fold import fold
 from fmengine_export.quantize import activations
@@ -342,7 +342,7 @@ def as_text(report: ParityReport) -> str:
 
 def pictures_of(root: Path, labels: tuple[str, ...]) -> list[tuple[str, int | None]]:
     """Pictures below a folder, with labels if it has a folder for each."""
-    from fmengine.sources import walk
+    from fmengine.jobs.sources import walk
 
     from .labelled import labelled_files
 

@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from fmengine.attempt import try_picture
 from fmengine.engine import Engine
 from fmengine.errors import SourceError
-from fmengine.prediction import Prediction
-from fmengine.preprocess import Pixels
+from fmengine.image.preprocess import Pixels
+from fmengine.pipeline.attempt import try_picture
+from fmengine.types import Prediction
 
 from .corruptions import CORRUPTIONS, SEVERITIES
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fmengine.preprocess import Pixels
+from fmengine.image.preprocess import Pixels
 
 ROUNDS = 15
 TURN, REST = 0.15, 0.05  # seconds of a contender's turn, and of the rest before it

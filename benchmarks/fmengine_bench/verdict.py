@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmengine.agreement import HALF, SAME, compare
-from fmengine.backends import Options, PictureBackend
-from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.registry import Options, PictureBackend
+from fmengine.check.compare import HALF, SAME, compare
 from fmengine.engine import Engine
-from fmengine.model_file import load_model_file
-from fmengine.prediction import Failure
-from fmengine.preprocess import Pixels
+from fmengine.image.preprocess import Pixels
+from fmengine.model.file import load_model_file
+from fmengine.types import Failure
 
 from .definition import preprocess as define
 

@@ -7,11 +7,19 @@
 """
 
 from .engine import Engine
-from .errors import BusyError, DeadlineError, FmengineError, Kind, ModelError, SourceError, UnavailableError
-from .limits import Isolation, Limits
-from .model_file import ModelSpec
-from .prediction import Failure, Prediction, Reason
-from .telemetry import switch_off
+from .errors import (
+    BusyError,
+    DeadlineError,
+    FmengineError,
+    Kind,
+    ModelError,
+    SourceError,
+    UnavailableError,
+)
+from .model.file import ModelSpec
+from .options import Isolation, Limits
+from .system.telemetry import switch_off
+from .types import Failure, Prediction, Reason
 
 __all__ = [
     "BusyError",

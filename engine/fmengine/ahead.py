@@ -9,12 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from .batcher import Answer
-from .decode import Source, on_gpu
-from .prediction import Failure, Prediction
+from .image.decode import Source, on_gpu
+from .pipeline.coalesce import Answer
+from .types import Failure, Prediction
 
 if TYPE_CHECKING:
-    from .batcher import Item
+    from .pipeline.coalesce import Item
 
 Prepare = Callable[[Source], "Item | Failure"]
 

@@ -16,10 +16,23 @@ import numpy as np
 from PIL import Image
 
 from .ahead import outcomes as outcomes_ahead
-from .backends import Attempt, Backend, Options, PictureBackend, PictureOutputs, open_backend
-from .batcher import Batcher
-from .cores import usable_cores
-from .decode import (
+from .backend.registry import (
+    Attempt,
+    Backend,
+    Options,
+    PictureBackend,
+    PictureOutputs,
+    open_backend,
+)
+from .errors import (
+    CLOSED,
+    DeadlineError,
+    FmengineError,
+    Kind,
+    SourceError,
+    UnavailableError,
+)
+from .image.decode import (
     Channels,
     Source,
     as_source_error,
@@ -31,18 +44,19 @@ from .decode import (
     on_gpu,
     read_file,
 )
-from .errors import CLOSED, DeadlineError, FmengineError, Kind, SourceError, UnavailableError
-from .flatness import Prepared, is_flat_input
+from .image.flatness import Prepared, is_flat_input
+from .image.preprocess import Pixels, preprocess_batch
 from .lanes import Lanes
-from .limits import Isolation, Limits
-from .model_file import ModelFile, ModelSpec
-from .prediction import UNSURE, Failure, Prediction, Reason
-from .preprocess import Pixels, preprocess_batch
+from .model.file import ModelFile, ModelSpec
+from .options import Isolation, Limits
+from .pipeline.coalesce import Batcher
+from .system.cores import usable_cores
+from .types import UNSURE, Failure, Prediction, Reason
 
 if TYPE_CHECKING:
-    from .batcher import Item
-    from .gpu.pictures import Picture
-    from .isolation import InputWorkers
+    from .gpu.interop import Picture
+    from .pipeline.coalesce import Item
+    from .pipeline.workers import InputWorkers
 
 SCALED = 2  # sides of the network's input that a JPEG keeps at least where it is decoded scaled
 MAX_HELD = 8 * 1024 * 1024  # bytes of a decoded picture that waits for a GPU
@@ -88,7 +102,9 @@ class Engine:
         self._workers = workers or usable_cores()
         self._isolated: InputWorkers | None = None
         if isolate is not None:
-            from . import isolation  # what starts processes takes time to import, and needs Linux
+            from .pipeline import (
+                workers as isolation,  # what starts processes takes time to import, and needs Linux
+            )
 
             arguments = self.spec, self.limits, isolate
             self._isolated = isolation.InputWorkers(*arguments, least=self._least, count=self._workers)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from .decode import Source
-from .prediction import Failure, Prediction
+from .image.decode import Source
+from .types import Failure, Prediction
 
 if TYPE_CHECKING:
-    from .batcher import Item
+    from .pipeline.coalesce import Item
 
 Prepare = Callable[[list[Source]], "list[Item | Failure]"]
 Answer = Callable[[list[Source], "list[Item]"], Iterable[Prediction | Failure]]

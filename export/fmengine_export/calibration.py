@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from fmengine.attempt import try_picture
 from fmengine.errors import DataError, SourceError
-from fmengine.preprocess import Color, Fit, Pixels, preprocess
-from fmengine.rows import printable
-from fmengine.sources import walk
+from fmengine.image.preprocess import Color, Fit, Pixels, preprocess
+from fmengine.jobs.rows import printable
+from fmengine.jobs.sources import walk
+from fmengine.pipeline.attempt import try_picture
 from fmengine_train.model import AlexNetConfig
 
 # Enough that no scale moves any more, few enough to calibrate in seconds.

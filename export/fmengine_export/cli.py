@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 
 from fmengine.errors import ModelError, OutputError
-from fmengine.files import check_target
-from fmengine.gpu.builder import BuildOptions, load_library
-from fmengine.model_file import PRECISIONS, Precision, load_model_file, resolve
-from fmengine.rows import printable
+from fmengine.jobs.rows import printable
+from fmengine.model.file import PRECISIONS, Precision, load_model_file, resolve
+from fmengine.system.files import check_target
+from fmengine.trt.build import BuildOptions, load_library
 
 from . import tensorrt
 

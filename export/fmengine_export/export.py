@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmengine.backends import Options
-from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.registry import Options
 from fmengine.errors import FmengineError, ModelError
-from fmengine.files import write_file
-from fmengine.model_file import ModelSpec, Precision, load_model_file
-from fmengine.preprocess import Pixels
+from fmengine.image.preprocess import Pixels
+from fmengine.model.file import ModelSpec, Precision, load_model_file
+from fmengine.system.files import write_file
 from fmengine_train.checkpoint import weights_sha256
 from fmengine_train.model import AlexNet
 

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import fmengine
-from fmengine.model_file import METADATA_KEY, ModelSpec, seal
+from fmengine.model.file import METADATA_KEY, ModelSpec, seal
 
 from .fold import Convolution, Linear, Network
 from .quantize import quantize_weights

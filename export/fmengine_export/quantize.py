@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmengine.preprocess import Pixels
+from fmengine.image.preprocess import Pixels
 
 from .fold import Convolution, Linear, Network, Weights
 

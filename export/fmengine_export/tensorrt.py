@@ -7,11 +7,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fmengine.errors import OutputError
-from fmengine.files import check_target
-from fmengine.gpu.builder import BuildOptions, Library, build_engine, engine_key, load_library, timings_on
-from fmengine.gpu.cache import Cache, pack, write_file
-from fmengine.gpu.device import describe_gpu, on_gpu
-from fmengine.model_file import ModelFile
+from fmengine.gpu.driver import describe_gpu, on_gpu
+from fmengine.model.file import ModelFile
+from fmengine.system.cache import Cache, pack, write_file
+from fmengine.system.files import check_target
+from fmengine.trt.build import (
+    BuildOptions,
+    Library,
+    build_engine,
+    engine_key,
+    load_library,
+    timings_on,
+)
 
 FORMS: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 

@@ -15,9 +15,9 @@ from PIL import Image
 from tests.jpegs import ARITHMETIC, BASELINE, PROGRESSIVE, codes, frame, in_scans, scan, segment, whole
 
 from fmengine import Engine, Failure, Isolation, Kind, ModelError, SourceError
-from fmengine.cost import Cost
-from fmengine.decode import decode
-from fmengine.limits import Limits
+from fmengine.image.cost import Cost
+from fmengine.image.decode import decode
+from fmengine.options import Limits
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 MEMORY = 400 * 1024**2  # bytes of address space that a process may add: a bomb needs gigabytes
@@ -69,9 +69,9 @@ TEXTS = {
 
 PROGRAM = f"""
 import resource, sys
-from fmengine.decode import decode
+from fmengine.image.decode import decode
 from fmengine.errors import SourceError
-from fmengine.limits import Limits
+from fmengine.options import Limits
 data = sys.stdin.buffer.read()
 try:
     decode(b"GIF89a", "gray", Limits())  # loads what decoding needs

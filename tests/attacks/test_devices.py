@@ -6,8 +6,8 @@ import socket
 import pytest
 
 from fmengine import Engine, Kind, ModelError, SourceError
-from fmengine.decode import decode
-from fmengine.limits import Limits
+from fmengine.image.decode import decode
+from fmengine.options import Limits
 
 pytestmark = pytest.mark.timeout(20)  # opened, each would be waited for without end
 

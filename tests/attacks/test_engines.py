@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.gpu.cache import Cache, CacheError, StaleError, pack, read_file
+from fmengine.system.cache import Cache, CacheError, StaleError, pack, read_file
 
 KEY = {"onnx": "a", "gpu": "b"}
 

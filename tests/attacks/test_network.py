@@ -136,7 +136,7 @@ def test_an_application_that_was_first_is_told_once() -> None:
     code = (
         "import {library}, logging\n"
         "logging.basicConfig(format='%(message)s')\n"
-        "import fmengine, fmengine.telemetry as telemetry\n"
+        "import fmengine, fmengine.system.telemetry as telemetry\n"
         "fmengine.Engine.load(backend='{library}').close()\n"
     )
     for library, otherwise in (

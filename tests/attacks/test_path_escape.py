@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fmengine import ModelError
-from fmengine.model_file import METADATA_KEY, ModelSpec, load_model_file, resolve, seal
-from fmengine.sources import walk
+from fmengine.jobs.sources import walk
+from fmengine.model.file import METADATA_KEY, ModelSpec, load_model_file, resolve, seal
 
 onnx = pytest.importorskip("onnx", reason="makes the attacker's model files")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmengine import Engine, ModelError
-from fmengine.gpu.cache import Cache
+from fmengine.system.cache import Cache
 
 
 class Attack:

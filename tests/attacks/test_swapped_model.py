@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from fmengine import ModelError, model_file
-from fmengine.model_file import load_model_file, resolve, seal, shipped_folder
+from fmengine import ModelError
+from fmengine.model import file as model_file
+from fmengine.model.file import load_model_file, resolve, seal, shipped_folder
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ import pynvml
 import pytest
 from click.testing import CliRunner, Result
 
-from fmengine.backends.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.engine import Engine
 from fmengine.errors import DataError, FmengineError, OutputError, UnavailableError
-from fmengine.model_file import load_model_file, resolve
+from fmengine.model.file import load_model_file, resolve
 from fmengine_bench import bench as module
 from fmengine_bench import contenders, energy, limits, scenarios, stages
 from fmengine_bench.bench import Report

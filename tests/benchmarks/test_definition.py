@@ -8,10 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmengine.decode import decode
-from fmengine.limits import Limits
-from fmengine.preprocess import COLORS, FITS, Color, Fit
-from fmengine.preprocess import preprocess as runtime
+from fmengine.image.decode import decode
+from fmengine.image.preprocess import COLORS, FITS, Color, Fit
+from fmengine.image.preprocess import preprocess as runtime
+from fmengine.options import Limits
 from fmengine_bench.definition import coefficients, luma, preprocess, resize
 
 # Of Pillow's own: 5×7 levels to 3×4, two calls, horizontally and then vertically.

@@ -13,8 +13,8 @@ import torch
 from onnx import numpy_helper
 
 from fmengine.engine import Engine
-from fmengine.model_file import load_model_file, resolve
-from fmengine.preprocess import Pixels
+from fmengine.image.preprocess import Pixels
+from fmengine.model.file import load_model_file, resolve
 from fmengine_bench.parity import HALF_MAX
 from fmengine_export.fold import Convolution, Linear, Network
 from fmengine_export.quantize import activations

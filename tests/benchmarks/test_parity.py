@@ -18,7 +18,7 @@ from torch import nn
 from fmengine.cli import cli
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError
-from fmengine.model_file import load_model_file
+from fmengine.model.file import load_model_file
 from fmengine_bench.parity import Answers, ParityReport, compare, pictures_of, run_parity
 from fmengine_export.export import make_spec
 from fmengine_export.fold import Network, fold
@@ -256,7 +256,7 @@ def test_swapped_passes_move_pixels(
 def test_one_pixel_is_enough(
     tiny_run: Path, models: list[Path], drawn_faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fmengine.preprocess import preprocess_batch
+    from fmengine.image.preprocess import preprocess_batch
 
     batches = []
 

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from fmengine.errors import UnavailableError
-from fmengine.gpu.cache import Cache
+from fmengine.system.cache import Cache
 from fmengine_bench import peers
 from fmengine_bench.peers import HERE, PEERS, Peer, Worker, install, installed
 

@@ -9,9 +9,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from fmengine import BusyError, DeadlineError, Engine, FmengineError, Kind, SourceError
-from fmengine.backends import Outputs
-from fmengine.preprocess import Pixels
+from fmengine import (
+    BusyError,
+    DeadlineError,
+    Engine,
+    FmengineError,
+    Kind,
+    SourceError,
+)
+from fmengine.backend.registry import Outputs
+from fmengine.image.preprocess import Pixels
 
 
 def faces(count: int) -> list[np.ndarray]:

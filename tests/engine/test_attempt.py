@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fmengine.attempt import try_picture
 from fmengine.errors import FmengineError, Kind, SourceError
-from fmengine.limits import Limits
-from fmengine.preprocess import Pixels
+from fmengine.image.preprocess import Pixels
+from fmengine.options import Limits
+from fmengine.pipeline.attempt import try_picture
 
 GRAY = np.full((3, 4), 7, np.uint8)
 

@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from fmengine import Engine, ModelError, UnavailableError, backends
-from fmengine.backends import Attempt, Options, open_backend
-from fmengine.backends.onnxruntime import OnnxRuntimeBackend
-from fmengine.gpu.device import require_driver
-from fmengine.model_file import load_model_file
+from fmengine import Engine, ModelError, UnavailableError
+from fmengine.backend import registry as backends
+from fmengine.backend.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.registry import Attempt, Options, open_backend
+from fmengine.gpu.driver import require_driver
+from fmengine.model.file import load_model_file
 
 
 class Broken(OnnxRuntimeBackend):
@@ -114,7 +115,7 @@ def test_without_a_driver_nothing_is_imported_for_a_gpu():
     try:
         require_driver()
     except UnavailableError:
-        assert "fmengine.gpu.device" in done.stdout.split()
+        assert "fmengine.gpu.driver" in done.stdout.split()
         assert "fmengine.gpu.backend" not in done.stdout.split()
     else:
         pytest.skip("this machine has a driver")

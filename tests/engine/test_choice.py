@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from fmengine import Engine, ModelError, backends
-from fmengine.backends import CPU_BACKENDS, Outputs, choice
-from fmengine.backends.onnxruntime import OnnxRuntimeBackend
-from fmengine.backends.openvino import OpenVinoBackend
-from fmengine.doctor import diagnose
+from fmengine import Engine, ModelError
+from fmengine.backend import registry as backends
+from fmengine.backend import select as choice
+from fmengine.backend.diagnose import diagnose
+from fmengine.backend.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.openvino import OpenVinoBackend
+from fmengine.backend.registry import CPU_BACKENDS, Outputs
 
 pytest.importorskip("openvino", reason="with one backend there is nothing to choose")
 

@@ -23,8 +23,8 @@ from PIL import Image
 from tests.fuzz.oracle import pixels as definition
 
 import fmengine
-from fmengine.backends import BACKENDS
-from fmengine.model_file import METADATA_KEY, ModelSpec, seal, shipped
+from fmengine.backend.registry import BACKENDS
+from fmengine.model.file import METADATA_KEY, ModelSpec, seal, shipped
 
 # Rows.
 
@@ -313,7 +313,7 @@ def test_resume_with_another_model_is_refused(faces):
 
 
 def model_files() -> list[Path]:
-    return sorted((Path(fmengine.__file__).parent / "models").glob("*.onnx"))
+    return sorted((Path(fmengine.__file__).parent / "model" / "shipped").glob("*.onnx"))
 
 
 def test_reader_that_goes_away(faces):

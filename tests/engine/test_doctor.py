@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.doctor import environment
+from fmengine.backend.diagnose import environment
 
 SENTENCE = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64, 580.159.04, Release Build (a@b, gcc 12.2)"
 

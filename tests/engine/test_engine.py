@@ -13,10 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmengine import Engine, Failure, FmengineError, Kind, Limits, Prediction, SourceError
-from fmengine.cores import usable_cores
+from fmengine import (
+    Engine,
+    Failure,
+    FmengineError,
+    Kind,
+    Limits,
+    Prediction,
+    SourceError,
+)
 from fmengine.lanes import WINDOW
-from fmengine.model_file import load_model_file, shipped_folder
+from fmengine.model.file import load_model_file, shipped_folder
+from fmengine.system.cores import usable_cores
 from fmengine_bench.evaluate import evaluate
 
 

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from fmengine import Engine, Isolation, Reason
-from fmengine.flatness import FLAT, is_flat, is_flat_input
-from fmengine.preprocess import FITS, preprocess
+from fmengine.image.flatness import FLAT, is_flat, is_flat_input
+from fmengine.image.preprocess import FITS, preprocess
 from fmengine_train.data import Item
 from fmengine_train.prepare import sift
 

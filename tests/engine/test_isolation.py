@@ -18,10 +18,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmengine import Engine, Failure, Isolation, Kind, Limits, Prediction, SourceError, isolation
+from fmengine import (
+    Engine,
+    Failure,
+    Isolation,
+    Kind,
+    Limits,
+    Prediction,
+    SourceError,
+)
 from fmengine.errors import UnavailableError
-from fmengine.report import write_report
-from fmengine.rows import to_row
+from fmengine.jobs.report import write_report
+from fmengine.jobs.rows import to_row
+from fmengine.pipeline import workers as isolation
 
 # What a worker imports at its start, before anything of ours: a decoder with planted faults.
 PLANTED = """

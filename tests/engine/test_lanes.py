@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmengine import cores
 from fmengine.errors import Kind
 from fmengine.lanes import HANDFUL, WINDOW, Lanes
-from fmengine.prediction import Failure, Prediction
+from fmengine.system import cores
+from fmengine.types import Failure, Prediction
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from fmengine.errors import ModelError
-from fmengine.model_file import (
+from fmengine.image.preprocess import COLORS, FITS
+from fmengine.model.file import (
     DEFAULT_MODEL,
     METADATA_KEY,
     PRECISIONS,
@@ -22,7 +23,6 @@ from fmengine.model_file import (
     seal,
     shipped,
 )
-from fmengine.preprocess import COLORS, FITS
 
 SPEC = ModelSpec(
     name="tiny",

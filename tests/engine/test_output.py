@@ -16,10 +16,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fmengine.errors import Kind, OutputError, SourceError
-from fmengine.formats import COLUMNS, Csv, Jsonl
-from fmengine.output import OutputFile, claim, open_output, state_of
-from fmengine.prediction import Failure, Prediction, Reason
-from fmengine.rows import Row, to_row
+from fmengine.jobs.formats import COLUMNS, Csv, Jsonl
+from fmengine.jobs.journal import OutputFile, claim, open_output, state_of
+from fmengine.jobs.rows import Row, to_row
+from fmengine.types import Failure, Prediction, Reason
 
 LABELS = ("happy", "sad")
 IDENTITY = {"model": "0123", "backend": "onnxruntime"}
@@ -387,7 +387,7 @@ FULL_DISK = """
     import resource, signal, sys
     from pathlib import Path
     from fmengine.errors import OutputError
-    from fmengine.output import claim, open_output
+    from fmengine.jobs.journal import claim, open_output
 
     row = {"path": "a.png", "label": "happy", "confidence": 0.75, "probabilities": {"happy": 0.75, "sad": 0.25}}
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

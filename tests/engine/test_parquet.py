@@ -9,7 +9,15 @@ import pytest
 from test_output import IDENTITY, ROWS, answer, kill, opened
 
 from fmengine.errors import OutputError, UnavailableError
-from fmengine.output import VERSION, claim, files_of, journal_of, open_output, restored_of, state_of
+from fmengine.jobs.journal import (
+    VERSION,
+    claim,
+    files_of,
+    journal_of,
+    open_output,
+    restored_of,
+    state_of,
+)
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
@@ -186,6 +194,6 @@ def test_a_disk_that_is_full_at_the_end_costs_no_row(path, monkeypatch):
 
 def test_without_pyarrow_the_extra_is_named(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "fmengine.parquet", raising=False)
+    monkeypatch.delitem(sys.modules, "fmengine.jobs.parquet", raising=False)
     with pytest.raises(UnavailableError, match=r"pip install '\.\[parquet\]'"), claim(path):
         pass

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fmengine.errors import Kind, SourceError
-from fmengine.preprocess import (
+from fmengine.image.preprocess import (
     AT_ONCE,
     COLORS,
     FITS,
@@ -48,7 +48,7 @@ def test_equals_the_definition(height, width, color, fit, target, channels, at_o
     assume(fit != "pad" or (right - left) * (bottom - top) < 10_000_000)  # a long strip, padded, is huge
     shape = (height, width) if channels == 1 else (height, width, 3)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    with patch("fmengine.preprocess.AT_ONCE", at_once):
+    with patch("fmengine.image.preprocess.AT_ONCE", at_once):
         made = preprocess(pixels, *target, color, fit)
     assert np.array_equal(made, define(pixels, *target, color, fit))
 
@@ -67,7 +67,7 @@ def test_a_batch_is_its_pictures_one_by_one(sizes, color, fit, target, channels,
     rng = np.random.default_rng(seed)
     shapes = [size if channels == 1 else (*size, 3) for size in sizes]
     pictures = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
-    with patch("fmengine.preprocess.TOGETHER", together):
+    with patch("fmengine.image.preprocess.TOGETHER", together):
         batch = preprocess_batch(pictures, *target, color, fit)
     assert batch.shape == (len(sizes), 1 if color == "gray" else 3, *target)
     assert batch.flags.c_contiguous

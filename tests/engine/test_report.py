@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from fmengine.errors import Kind, OutputError
-from fmengine.model_file import ModelSpec
-from fmengine.prediction import Failure, Prediction, Reason
-from fmengine.report import write_report
-from fmengine.rows import Row, to_row
+from fmengine.jobs.report import write_report
+from fmengine.jobs.rows import Row, to_row
+from fmengine.model.file import ModelSpec
+from fmengine.types import Failure, Prediction, Reason
 
 SPEC = ModelSpec(
     name="tiny <b>",
@@ -184,7 +184,7 @@ def test_no_rows_are_a_page(tmp_path):
 
 
 def test_more_rows_than_are_read_ahead(tmp_path, monkeypatch):
-    monkeypatch.setattr("fmengine.report.READ_AHEAD", 4)
+    monkeypatch.setattr("fmengine.jobs.report.READ_AHEAD", 4)
     path = draw(tmp_path, "a.png")
     assert len(report(tmp_path, [answer(path)] * 11).named("img")) == 11
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmengine import sources
 from fmengine.errors import FmengineError, Kind
-from fmengine.prediction import Failure, Prediction
-from fmengine.rows import file_of, printable, to_row, to_text
-from fmengine.sources import expand, skip_finished, tidy, walk
+from fmengine.jobs import sources
+from fmengine.jobs.rows import file_of, printable, to_row, to_text
+from fmengine.jobs.sources import expand, skip_finished, tidy, walk
+from fmengine.types import Failure, Prediction
 
 
 def make(folder: Path, *names: str | bytes) -> None:

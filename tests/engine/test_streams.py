@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import COMMAND, NAMES, environment, json_rows, paths_of, run
 
-from fmengine.rows import file_of
+from fmengine.jobs.rows import file_of
 
 
 def raw(*arguments: object, stdin: bytes = b"", code: int = 0, **env: str) -> tuple[bytes, bytes]:
@@ -72,7 +72,7 @@ def test_a_system_without_a_language_gives_every_row(foreign, more):
 
 
 def test_the_file_of_a_model_whose_name_is_not_utf8(tmp_path):
-    from fmengine.model_file import resolve
+    from fmengine.model.file import resolve
 
     model = tmp_path / "\udcff漢.onnx"
     shutil.copy(resolve(None, ("int8",)), model)

@@ -16,9 +16,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-import fmengine.decode
+import fmengine.image.decode
 from fmengine import Engine, Failure, Isolation, Kind, SourceError
-from fmengine.model_file import seal
+from fmengine.model.file import seal
 
 
 class FaultError(Exception):
@@ -157,14 +157,14 @@ def test_whatever_decoding_raises_is_that_pictures_failure(
     portrait: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = b"what breaks the decoder"
-    decode = fmengine.decode.decode_bytes
+    decode = fmengine.image.decode.decode_bytes
 
     def breaks(data: bytes, *rest: object) -> object:
         if data == bad:
             raise error
         return decode(data, *rest)
 
-    monkeypatch.setattr(fmengine.decode, "decode_bytes", breaks)
+    monkeypatch.setattr(fmengine.image.decode, "decode_bytes", breaks)
     caplog.set_level(logging.DEBUG, "fmengine")
     with Engine.load() as engine:
         expected = engine.predict(portrait)

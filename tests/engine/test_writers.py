@@ -18,9 +18,9 @@ from command_line import COMMAND, NAMES, environment, paths_of, refused, run
 from test_output import ROWS, answer, kill, opened, write
 
 from fmengine.errors import OutputError
-from fmengine.lock import hold, lock_of
-from fmengine.output import files_of, state_of
-from fmengine.rows import Row, file_of
+from fmengine.jobs.journal import files_of, state_of
+from fmengine.jobs.rows import Row, file_of
+from fmengine.system.lock import hold, lock_of
 
 SUFFIXES = ("jsonl", "csv", "parquet")
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, numpy_helper
 
 from fmengine.engine import Engine
 from fmengine.errors import ModelError
-from fmengine.model_file import ModelSpec, load_model_file
-from fmengine.preprocess import Pixels
+from fmengine.image.preprocess import Pixels
+from fmengine.model.file import ModelSpec, load_model_file
 from fmengine_export.export import export
 from fmengine_export.fold import fold
 from fmengine_export.graph import build_float, build_int8

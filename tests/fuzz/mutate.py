@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fmengine.cli.streams import quiet_decoders
+from fmengine.cli.console import quiet_decoders
 
 from .corpus import pictures
 from .oracle import check

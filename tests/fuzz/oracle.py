@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from fmengine.decode import REFUSED_FORMATS, decode
 from fmengine.errors import Kind, SourceError
-from fmengine.limits import Limits
+from fmengine.image.decode import REFUSED_FORMATS, decode
+from fmengine.options import Limits
 
 # Small, so that a mutated header does not cost gigabytes; the same for both sides.
 LIMITS = Limits(max_pixels=4_000_000)

@@ -8,7 +8,7 @@ import numpy as np
 import pycuda.driver as cuda
 
 from fmengine.gpu.context import Context
-from fmengine.gpu.pictures import Tensor
+from fmengine.gpu.interop import Tensor
 
 DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 

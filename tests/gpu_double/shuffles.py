@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from fmengine import Engine, Prediction
-from fmengine.model_file import resolve
-from fmengine.preprocess import Pixels
+from fmengine.image.preprocess import Pixels
+from fmengine.model.file import resolve
 
 from . import driver
 

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fmengine import Engine, Failure, FmengineError, Isolation, SourceError
-from fmengine.backends import Options
+from fmengine.backend.registry import Options
 from fmengine.cli.infer import infer
 from fmengine.errors import BackendError, DeviceError, ModelError, UnavailableError
-from fmengine.model_file import load_model_file
+from fmengine.model.file import load_model_file
 from fmengine_bench import bench, on_gpu
 from fmengine_bench.bench_text import as_text
 from fmengine_bench.limits import Best, Peak
@@ -29,7 +29,7 @@ from fmengine_bench.timing import figure
 from . import driver, shuffles
 
 if driver.FOUND:
-    from fmengine.backends.tensorrt import TensorRtBackend
+    from fmengine.gpu.tensorrt import TensorRtBackend
 
     from . import onnxruntime_double, tensorrt_double
 

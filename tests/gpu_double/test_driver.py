@@ -142,6 +142,6 @@ def test_what_is_not_given_back_is_counted(context):
 
 
 def kernels():
-    from fmengine.gpu.nvrtc import load_cubin
+    from fmengine.gpu.kernels import load_cubin
 
     return cuda.module_from_buffer(load_cubin((8, 6)))

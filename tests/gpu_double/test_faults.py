@@ -15,19 +15,23 @@ RECORD = "        self._finished.record(self.stream)\n"
 
 # What is changed, and where: waits, copies, buffers, descriptors, launches.
 MUTANTS = {
-    "a dropped wait before the answers": ("gpu/slot.py", "        self._finished.synchronize()\n", ""),
+    "a dropped wait before the answers": ("gpu/runner.py", "        self._finished.synchronize()\n", ""),
     "the answers marked finished before they are copied": (
-        "gpu/slot.py",
+        "gpu/runner.py",
         DOWNLOAD + RECORD,
         RECORD + DOWNLOAD,
     ),
     "a dropped copy of the answers": (
-        "gpu/slot.py",
+        "gpu/runner.py",
         DOWNLOAD,
         "",
     ),
-    "a short copy of the inputs": ("gpu/slot.py", "self._images.host[:seen]", "self._images.host[: seen // 8]"),
-    "a short copy of the answers": ("gpu/slot.py", "self._answers.host[:used]", "self._answers.host[: used - 4]"),
+    "a short copy of the inputs": ("gpu/runner.py", "self._images.host[:seen]", "self._images.host[: seen // 8]"),
+    "a short copy of the answers": (
+        "gpu/runner.py",
+        "self._answers.host[:used]",
+        "self._answers.host[: used - 4]",
+    ),
     "a short copy of the pixels": (
         "gpu/preprocessor.py",
         "host[:end], self._stream",
@@ -45,7 +49,7 @@ MUTANTS = {
         "self._context.cuda.memcpy_htod_async(self._upload.address, host[:end], self._stream)",
         "self._context.cuda.memcpy_htod_async(self._upload.address, host[:end])",
     ),
-    "answers copied on another stream": ("gpu/slot.py", DOWNLOAD, DOWNLOAD.replace(", self.stream", "")),
+    "answers copied on another stream": ("gpu/runner.py", DOWNLOAD, DOWNLOAD.replace(", self.stream", "")),
     "kernels launched on another stream": ("gpu/preprocessor.py", "1), stream=stream)", "1), stream=None)"),
     "a wrong descriptor": (
         "gpu/preprocessor.py",
@@ -65,7 +69,7 @@ MUTANTS = {
         "in plan.launches(*addresses)[1:]",
     ),
     "a launch with a wrong argument size": (
-        "gpu/plan.py",
+        "gpu/launch.py",
         "n, c, h, w = (np.int32(value)",
         "n, c, h, w = (np.int64(value)",
     ),
@@ -80,19 +84,19 @@ MUTANTS = {
         "        flying.popleft()\n        self._free.put(slot)\n        outputs = slot.collect()\n",
     ),
     "a context reshaped under its graph": (
-        "gpu/slot.py",
+        "gpu/runner.py",
         "execution = self._owned(self.network.execution(index, self._addresses, self.stream))",
         "execution = self._executions[index]",
     ),
     "a capture of what has not run": (
-        "gpu/slot.py",
+        "gpu/runner.py",
         "            plain = self._read_answers()\n",
         "            plain = 0\n",
     ),
-    "a picture read before it is written": ("gpu/pictures.py", "self._order(producer, self.handle)", "pass"),
-    "a picture read without waiting": ("gpu/pictures.py", "self._order(self.handle, reader)", "pass"),
+    "a picture read before it is written": ("gpu/interop.py", "self._order(producer, self.handle)", "pass"),
+    "a picture read without waiting": ("gpu/interop.py", "self._order(self.handle, reader)", "pass"),
     "the network before its input": (
-        "gpu/slot.py",
+        "gpu/runner.py",
         "            self._bring(batch, mark)\n            self._infer(len(batch))\n",
         "            self._infer(len(batch))\n            self._bring(batch, mark)\n",
     ),
@@ -102,17 +106,17 @@ MUTANTS = {
         "range(0, len(batch) - most, most)",
     ),
     "logits for probabilities": (
-        "gpu/slot.py",
+        "gpu/runner.py",
         "for at in (0, self._probabilities_at))",
         "for at in (self._probabilities_at, 0))",
     ),
     "a shape that is not renewed": (
-        "gpu/network.py",
+        "trt/engine.py",
         "        if batch != self._batch:",
         "        if not self._batch:",
     ),
     "pageable memory": (
-        "gpu/memory.py",
+        "gpu/arena.py",
         "self._context.cuda.pagelocked_empty(attempt, np.uint8)",
         "np.empty(attempt, np.uint8)",
     ),
@@ -136,7 +140,7 @@ def test_a_planted_fault_turns_the_shuffles_red(fault, tmp_path):
 
 @pytest.mark.outside
 def test_without_a_fault_they_are_green(tmp_path):
-    done = mutants.run_mutant(tmp_path, "gpu/slot.py", '"""Time nothing."""', '"""Nothing."""')
+    done = mutants.run_mutant(tmp_path, "gpu/runner.py", '"""Time nothing."""', '"""Nothing."""')
     assert done.returncode == 0, done.stderr
 
 

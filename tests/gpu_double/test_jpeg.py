@@ -9,7 +9,7 @@ from PIL import Image
 
 from fmengine import Engine, Failure
 from fmengine.errors import UnavailableError
-from fmengine.limits import Limits
+from fmengine.options import Limits
 
 from . import driver, shuffles
 
@@ -82,8 +82,8 @@ def test_a_cpu_says_that_it_has_no_gpu_to_decode_on():
 @pytest.mark.outside
 def test_the_real_library_has_the_names_and_decodes_luma_as_the_cpu_does():
     """Its CPU decoder, which is what runs without a GPU: bit-equal here, which says nothing of the GPU's."""
-    from fmengine.decode import decode_bytes
-    from fmengine.gpu.jpeg import parameters
+    from fmengine.gpu.nvjpeg import parameters
+    from fmengine.image.decode import decode_bytes
 
     codec = pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed")
     backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]

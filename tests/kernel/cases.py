@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fmengine.gpu.plan import Geometry
-from fmengine.preprocess import Pixels
+from fmengine.gpu.launch import Geometry
+from fmengine.image.preprocess import Pixels
 
 from .host import HostKernel, pack
 
@@ -34,7 +34,7 @@ class Case:
     size: tuple[int, int]
 
     def expected(self) -> Pixels:
-        """What Pillow makes of it, which is the definition of preprocessing (`fmengine.preprocess`)."""
+        """What Pillow makes of it, which is the definition of preprocessing (`fmengine.image.preprocess`)."""
         rows = zip(self.pictures, self.boxes, self.bgr, strict=True)
         return np.stack([reference(picture, box, bgr, self.channels, self.size) for picture, box, bgr in rows])
 

@@ -6,7 +6,7 @@ Guide, "Technical Specifications per Compute Capability"); no GPU is asked.
 
 import re
 
-from fmengine.gpu import nvrtc
+from fmengine.gpu import kernels as nvrtc
 
 THREADS = {"tabulate": 128, "squeeze_gray": 256, "squeeze_rgb": 256, "stack": 256}  # a block
 REGISTERS = 65_536  # an SM, on all of these

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 import fmengine.gpu
-from fmengine.gpu.plan import PICTURE, Geometry, Plan
-from fmengine.preprocess import Pixels
+from fmengine.gpu.launch import PICTURE, Geometry, Plan
+from fmengine.image.preprocess import Pixels
 
 HERE = Path(__file__).parent
 SOURCE = Path(fmengine.gpu.__file__).parent / "preprocess.cu"

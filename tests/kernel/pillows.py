@@ -14,7 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "benchmarks")]
 
-from fmengine.preprocess import COLORS, FITS, preprocess  # noqa: E402 (found through the lines above)
+from fmengine.image.preprocess import COLORS, FITS, preprocess  # noqa: E402 (found through the lines above)
 from fmengine_bench import definition  # noqa: E402
 
 CASES = 400

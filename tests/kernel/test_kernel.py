@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmengine.decode import decode
 from fmengine.errors import SourceError
-from fmengine.gpu.plan import PICTURE, Geometry, Plan
-from fmengine.limits import Limits
-from fmengine.preprocess import FITS, fit_box, preprocess
+from fmengine.gpu.launch import PICTURE, Geometry, Plan
+from fmengine.image.decode import decode
+from fmengine.image.preprocess import FITS, fit_box, preprocess
+from fmengine.options import Limits
 
 from .cases import Case, random_box, random_case, reference
 from .host import SOURCE, HostKernel, compile_kernel, pack, sanitized_environment

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmengine.decode import decode
 from fmengine.errors import DataError, OutputError
-from fmengine.limits import Limits
-from fmengine.preprocess import preprocess
+from fmengine.image.decode import decode
+from fmengine.image.preprocess import preprocess
+from fmengine.options import Limits
 from fmengine_train.data import Dataset, Item, find, held_out, load, part_of, unlabelled
 
 from .conftest import HEADER, fer_csv, write_strip

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from fmengine.errors import DataError, OutputError
-from fmengine.files import temporary_of
+from fmengine.system.files import temporary_of
 from fmengine_train.data import find
 from fmengine_train.prepare import prepare
 from fmengine_train.votes import COLUMNS, read_votes

@@ -20,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fmengine.errors import DataError, ModelError, OutputError
-from fmengine.files import write_file
-from fmengine.rows import printable
+from fmengine.jobs.rows import printable
+from fmengine.system.files import write_file
 
 from .mobilenet import MobileNetConfig
 from .model import AlexNet, AlexNetConfig

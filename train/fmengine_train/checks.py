@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmengine.errors import DataError
-from fmengine.formats import COLUMNS
-from fmengine.prediction import UNSURE
-from fmengine.rows import printable
+from fmengine.jobs.formats import COLUMNS
+from fmengine.jobs.rows import printable
+from fmengine.types import UNSURE
 from fmengine.wording import pluralise
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from fmengine.attempt import try_picture
 from fmengine.errors import DataError, OutputError, SourceError
-from fmengine.preprocess import Color, Fit, Pixels, preprocess
-from fmengine.rows import printable
+from fmengine.image.preprocess import Color, Fit, Pixels, preprocess
+from fmengine.jobs.rows import printable
+from fmengine.pipeline.attempt import try_picture
 
 from .checks import check_class_names, check_classes, check_path, leave_out
 

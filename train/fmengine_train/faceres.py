@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fmengine.cli import main
 from fmengine.errors import DataError, ModelError, OutputError
-from fmengine.files import check_target
+from fmengine.system.files import check_target
 from fmengine.wording import pluralise
 
 from .checkpoint import MODEL, save_model

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fmengine.errors import OutputError
-from fmengine.files import temporary_of
+from fmengine.system.files import temporary_of
 
 
 @contextmanager

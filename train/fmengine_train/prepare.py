@@ -19,14 +19,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from fmengine.attempt import try_picture
-from fmengine.decode import read_file
 from fmengine.errors import DataError, SourceError
-from fmengine.flatness import is_flat
-from fmengine.formats import FORMULA
-from fmengine.limits import Limits
-from fmengine.preprocess import Pixels
-from fmengine.rows import printable
+from fmengine.image.decode import read_file
+from fmengine.image.flatness import is_flat
+from fmengine.image.preprocess import Pixels
+from fmengine.jobs.formats import FORMULA
+from fmengine.jobs.rows import printable
+from fmengine.options import Limits
+from fmengine.pipeline.attempt import try_picture
 from fmengine.wording import pluralise
 
 from .checks import read_names

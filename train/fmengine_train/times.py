@@ -7,7 +7,7 @@ import click
 
 from fmengine.cli import main
 from fmengine.errors import DataError
-from fmengine.rows import printable
+from fmengine.jobs.rows import printable
 
 from .train import clock
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import fmengine
 from fmengine.errors import DataError, FmengineError, ModelError
-from fmengine.files import write_file
+from fmengine.system.files import write_file
 
 from . import checkpoint, plots
 from .augment import augment, mix

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fmengine.errors import FmengineError, UnavailableError
-from fmengine.gpu.cache import default_folder
+from fmengine.system.cache import default_folder
 
 HERE = Path(__file__).parent
 # Seconds: to end by itself; to load and compile, or to answer before it counts as hanging.

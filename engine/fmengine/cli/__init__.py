@@ -18,7 +18,14 @@ from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import FmengineError, UnavailableError, install_hint
-from .streams import configure, flush, leave_stdout, open_streams, say, structured
+from .console import (
+    configure,
+    flush,
+    leave_stdout,
+    open_streams,
+    say,
+    structured,
+)
 
 
 class Entry(NamedTuple):

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from ..backends import BACKENDS, GPU_BACKENDS
-from ..doctor import Diagnosis, as_document, diagnose, environment
-from ..files import check_target, write_file
-from ..gpu.cache import Cache, CacheError
-from .streams import emit, say, to_json
+from ..backend.diagnose import Diagnosis, as_document, diagnose, environment
+from ..backend.registry import BACKENDS, GPU_BACKENDS
+from ..system.cache import Cache, CacheError
+from ..system.files import check_target, write_file
+from .console import emit, say, to_json
 
 FAILED = 1
 MACHINE_LACKS = 4
@@ -107,8 +107,8 @@ def _check_backend(backend: str) -> None:
 
 
 def _verify(backend: str, model: str | None, device: int, pictures: int, soak: float) -> dict[str, Any]:
-    from ..gpu.verify import Effort, Proof, summarise
-    from ..gpu.verify import verify as run
+    from ..gpu.proofs import Effort, Proof, summarise
+    from ..gpu.proofs import verify as run
 
     def tell(proof: Proof) -> None:
         say(f"{proof.verdict:8} {proof.name} ({proof.seconds} s): {proof.detail}", **proof._asdict())

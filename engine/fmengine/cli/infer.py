@@ -10,19 +10,19 @@ from typing import Any, Literal, cast
 
 import click
 
-from ..backends import BACKENDS
-from ..decode import raise_pillows_limit
+from ..backend.registry import BACKENDS
 from ..engine import Engine
-from ..files import check_target, temporary_of
-from ..limits import Isolation, Limits
-from ..lock import hold, lock_of
-from ..output import OutputFile, Target, claim, files_of, open_output
-from ..prediction import Failure
-from ..rows import Row, to_row, to_text
-from ..sources import first_or_error, gather, without
-from ..tally import Tally
+from ..image.decode import raise_pillows_limit
+from ..jobs.journal import OutputFile, Target, claim, files_of, open_output
+from ..jobs.rows import Row, to_row, to_text
+from ..jobs.sources import first_or_error, gather, without
+from ..jobs.tally import Tally
+from ..options import Isolation, Limits
+from ..system.files import check_target, temporary_of
+from ..system.lock import hold, lock_of
+from ..types import Failure
+from .console import emit, logger, quiet_decoders, say, to_json
 from .parameters import Size, threshold
-from .streams import emit, logger, quiet_decoders, say, to_json
 
 SOME_FAILED = 3
 
@@ -162,7 +162,7 @@ def infer(
         rows = _rows(engine, file.unfinished(paths) if file else paths, in_flight)
         tally, kept = _consume(rows, file, as_json=as_json, keep=report is not None)
         if report is not None:
-            from ..report import write_report  # a few milliseconds that most runs need not pay
+            from ..jobs.report import write_report  # a few milliseconds that most runs need not pay
 
             found = file.rows() if file else kept
             write_report(report, found, engine.spec, engine.backend.describe(), limits, isolation)

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from ..model_file import load_model_file, resolve, shipped
-from ..rows import one_line
-from .streams import emit, to_json
+from ..jobs.rows import one_line
+from ..model.file import load_model_file, resolve, shipped
+from .console import emit, to_json
 
 
 @click.command()

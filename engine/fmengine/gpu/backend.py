@@ -7,26 +7,26 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ..backends import Options, Outputs, PictureOutputs
-from ..decode import Channels
+from ..backend.registry import Options, Outputs, PictureOutputs
+from ..check.gate import check_kernel
 from ..errors import Kind, ModelError, NoRoomError, SourceError
-from ..model_file import ModelFile, Precision
-from ..preprocess import Pixels
-from .cache import Cache
+from ..image.decode import Channels
+from ..image.preprocess import Pixels
+from ..model.file import ModelFile, Precision
+from ..system.cache import Cache
 from .context import Context
-from .device import describe_gpu
-from .gate import check_kernel
-from .jpeg import JpegDecoder
-from .pictures import Arrivals, DevicePicture, Picture, device_picture
+from .driver import describe_gpu
+from .interop import Arrivals, DevicePicture, Picture, device_picture
+from .nvjpeg import JpegDecoder
 from .pool import Pool, make_slots
 from .preprocessor import Kernels
-from .slot import Networkable, Slot, Stages, Stopwatch
+from .runner import Networkable, Slot, Stages, Stopwatch
 
 STREAMS = 2  # batches under way at once: the copies of one overlap the work of the other
 
 
 class GpuBackend(ABC):
-    """See `fmengine.backends.PictureBackend`. A subclass says which network runs.
+    """See `fmengine.backend.registry.PictureBackend`. A subclass says which network runs.
 
     Attributes:
         gpu: that it runs on.

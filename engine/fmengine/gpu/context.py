@@ -10,8 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import CLOSED, DeviceError, FmengineError, NoRoomError, UnavailableError, install_hint
-from .device import find_device, start_driver
+from ..errors import (
+    CLOSED,
+    DeviceError,
+    FmengineError,
+    NoRoomError,
+    UnavailableError,
+    install_hint,
+)
+from .driver import find_device, start_driver
 
 LAST_WAIT = 60.0  # seconds that closing waits for other threads: one that was interrupted may never come
 log = logging.getLogger(__name__)

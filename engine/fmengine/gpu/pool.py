@@ -9,14 +9,14 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from ..backends import Outputs, PictureOutputs
+from ..backend.registry import Outputs, PictureOutputs
 from ..errors import CLOSED, FmengineError, NoRoomError
-from ..model_file import ModelSpec
-from ..preprocess import Pixels
+from ..image.preprocess import Pixels
+from ..model.file import ModelSpec
 from .context import LAST_WAIT
-from .pictures import Picture
+from .interop import Picture
 from .preprocessor import weigh
-from .slot import Slot
+from .runner import Slot
 
 # Bytes on the GPU that the pictures of one part take: enough that copying is efficient, few enough that slots stay
 # small. One larger picture still goes, alone.

@@ -1,4 +1,4 @@
-// Preprocessing of a whole batch of pictures of different sizes, bit-equal to `fmengine.preprocess`: luma,
+// Preprocessing of a whole batch of pictures of different sizes, bit-equal to `fmengine.image.preprocess`: luma,
 // crop or pad, then the antialiased triangle filter in Pillow's 22-bit fixed point, horizontally, then
 // vertically, straight into the network's input.
 //
@@ -16,7 +16,7 @@
 
 typedef unsigned char Level;
 
-struct Picture {           // 80 bytes; `fmengine.gpu.plan.PICTURE` is the same in NumPy
+struct Picture {           // 80 bytes; `fmengine.gpu.launch.PICTURE` is the same in NumPy
     long long pixels;      // bytes from the base address to the first pixel; any value that leads there
     long long stride;      // bytes from one row to the next
     long long squeezed;    // bytes from the workspace to the rows after the horizontal pass

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import Kind, SourceError
-from ..model_file import ModelSpec
-from ..preprocess import Pixels, check_resize, fit_box
-from .cache import Cache
+from ..image.preprocess import Pixels, check_resize, fit_box
+from ..model.file import ModelSpec
+from ..system.cache import Cache
+from .arena import Buffer, aligned
 from .context import Context
-from .device import describe_gpu
-from .memory import Buffer, aligned
-from .nvrtc import load_cubin
-from .pictures import Arrivals, DevicePicture, Picture
-from .plan import PICTURE, Geometry, Plan
+from .driver import describe_gpu
+from .interop import Arrivals, DevicePicture, Picture
+from .kernels import load_cubin
+from .launch import PICTURE, Geometry, Plan
 
 # Bytes of a buffer: from the start, as batches of faces need, and kept at most for the next batch.
 USUAL = 4 * 1024 * 1024

@@ -15,8 +15,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fmengine.errors import ModelError, UnavailableError
-from fmengine.gpu import builder
-from fmengine.gpu.builder import (
+from fmengine.gpu.driver import Gpu
+from fmengine.model.file import ModelFile, load_model_file, resolve
+from fmengine.trt import build as builder
+from fmengine.trt.build import (
     BuildError,
     BuildOptions,
     Profile,
@@ -25,8 +27,6 @@ from fmengine.gpu.builder import (
     engine_key,
     load_library,
 )
-from fmengine.gpu.device import Gpu
-from fmengine.model_file import ModelFile, load_model_file, resolve
 
 pytestmark = pytest.mark.timeout(120)
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; tests/requirements.txt names it")

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.gpu.cache import Cache, CacheError, StaleError, default_folder, pack, read_file, unpack
+from fmengine.system.cache import (
+    Cache,
+    CacheError,
+    StaleError,
+    default_folder,
+    pack,
+    read_file,
+    unpack,
+)
 
 pytestmark = pytest.mark.timeout(60)
 KEY = {"onnx": "a", "gpu": "b"}
@@ -195,7 +203,7 @@ def test_a_build_that_fails_keeps_nothing(cache: Cache) -> None:
 BUILDER = """
 import os, sys, time
 from pathlib import Path
-from fmengine.gpu.cache import Cache
+from fmengine.system.cache import Cache
 def build():
     with open(sys.argv[2], "a") as log:
         log.write("built\\n")

@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from fmengine.errors import UnavailableError
-from fmengine.gpu import device
-from fmengine.gpu.device import Gpu, describe_gpu, on_gpu
+from fmengine.gpu import driver as device
+from fmengine.gpu.driver import Gpu, describe_gpu, on_gpu
 
 
 class Status(IntEnum):

@@ -5,12 +5,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fmengine.backends import Options, Outputs
-from fmengine.backends.onnxruntime import OnnxRuntimeBackend
-from fmengine.gpu.builder import Profile
-from fmengine.gpu.gate import GateError, Passed, Way, batch_sizes, check_engine, gate_images
-from fmengine.model_file import ModelSpec, load_model_file, resolve
-from fmengine.preprocess import Pixels
+from fmengine.backend.onnxruntime import OnnxRuntimeBackend
+from fmengine.backend.registry import Options, Outputs
+from fmengine.check.gate import (
+    GateError,
+    Passed,
+    Way,
+    batch_sizes,
+    check_engine,
+    gate_images,
+)
+from fmengine.image.preprocess import Pixels
+from fmengine.model.file import ModelSpec, load_model_file, resolve
+from fmengine.trt.build import Profile
 
 pytestmark = pytest.mark.timeout(120)
 FILE = load_model_file(resolve(None, ("fp16",)))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fmengine.errors import UnavailableError
-from fmengine.gpu import nvrtc
-from fmengine.gpu.cache import Cache
+from fmengine.gpu import kernels as nvrtc
+from fmengine.system.cache import Cache
 
 pytestmark = pytest.mark.timeout(120)
 pytest.importorskip("cuda.bindings", reason="NVRTC's wheel is not installed; tests/requirements.txt names it")

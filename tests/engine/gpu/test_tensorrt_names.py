@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.gpu import builder, network
+from fmengine.trt import build as builder
+from fmengine.trt import engine as network
 
 pytestmark = pytest.mark.timeout(60)
 BINDINGS = Path(__file__).parents[3] / ".cache" / "tensorrt"

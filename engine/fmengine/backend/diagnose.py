@@ -1,0 +1,155 @@
+"""What this machine has, which backends work on it, and which one would be chosen and why."""
+
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import FmengineError
+from ..gpu.driver import version_in
+from .registry import BACKENDS, Options, open_backend
+
+LIBRARIES = (
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "pycuda",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
+    "torch",
+    "onnx",
+    "safetensors",
+)
+# What `nvidia-smi` is asked, and how it is shown.
+SMI = {
+    "name": "",
+    "memory.total": "memory",
+    "compute_cap": "compute capability",
+    "pcie.link.gen.current": "PCIe generation",
+    "pcie.link.width.current": "lanes",
+    "clocks.sm": "SM clock",
+    "clocks.max.sm": "of at most",
+}
+DRIVER = "driver_version"  # asked last: on some machines it is a sentence, which may hold commas
+# What speeds an INT8 network up, in the order of their arrival.
+CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One backend on this machine.
+
+    Attributes:
+        works: whether it opened the model and answered.
+        detail: what it runs on, or why it does not work and what to do.
+        chosen: whether `auto` takes it.
+    """
+
+    backend: str
+    works: bool
+    detail: str
+    chosen: bool
+
+
+def diagnose(device: int = 0, model: str | None = None) -> list[Diagnosis]:
+    """Open every backend with a model, by default the shipped one, in the order in which `auto` tries them."""
+    diagnoses: list[Diagnosis] = []
+    for name in BACKENDS:
+        try:
+            backend, file, _ = open_backend(name, model, Options(device=device))
+        except FmengineError as error:
+            diagnoses.append(Diagnosis(name, False, str(error), False))
+            continue
+        detail = ", ".join(f"{key} {value}" for key, value in backend.describe().items() if key != "backend")
+        backend.close()
+        diagnoses.append(Diagnosis(name, True, f"{detail}, {file.path.name}", False))
+    with suppress(FmengineError):
+        backend, _, attempts = open_backend("auto", model, Options(device=device))
+        backend.close()
+        reasons = dict(attempts)
+        return [_with_choice(diagnosis, backend.name, reasons) for diagnosis in diagnoses]
+    return diagnoses
+
+
+def _with_choice(diagnosis: Diagnosis, taken: str, reasons: dict[str, str]) -> Diagnosis:
+    """Whether `auto` takes it, or why not although it works."""
+    reason = reasons.get(diagnosis.backend, "")
+    detail = f"{diagnosis.detail}; {reason}" if diagnosis.works and reason else diagnosis.detail
+    return replace(diagnosis, chosen=diagnosis.backend == taken, detail=detail)
+
+
+def environment() -> dict[str, str]:
+    """The machine and the libraries; what is absent says so."""
+    facts = {
+        "fmengine": __version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "system": platform.platform(),
+        **_cpu(),
+        **_gpus(),
+        "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
+    }
+    for library in LIBRARIES:
+        try:
+            facts[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            facts[library] = "not installed"
+    return facts
+
+
+def problems(facts: dict[str, str]) -> list[str]:
+    """What is wrong although nothing has failed yet."""
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if facts[name] != "not installed"]
+    if len(both) == 2:
+        return [
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "uninstall both, then install one"
+        ]
+    return []
+
+
+def as_document(facts: dict[str, str], diagnoses: list[Diagnosis]) -> dict[str, Any]:
+    """Everything, for `--json`."""
+    return {"environment": facts, "backends": [asdict(d) for d in diagnoses], "problems": problems(facts)}
+
+
+def _gpus() -> dict[str, str]:
+    """What NVIDIA's own tool, which comes with the driver, says of each GPU."""
+    command = ["nvidia-smi", f"--query-gpu={','.join([*SMI, DRIVER])}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"gpu": f"none that we know of: nvidia-smi does not run ({type(error).__name__})"}
+    if done.returncode:
+        return {"gpu": " ".join((done.stdout + done.stderr).split())}
+    return {f"gpu {index}": _described(line) for index, line in enumerate(done.stdout.splitlines())}
+
+
+def _described(line: str) -> str:
+    """A GPU, from a line of `nvidia-smi`."""
+    *values, driver = line.split(",", len(SMI))
+    parts = [f"{label} {value.strip()}".strip() for label, value in zip(SMI.values(), values, strict=False)]
+    return ", ".join([*parts, f"driver {version_in(driver)}"])
+
+
+def _cpu() -> dict[str, str]:
+    """Name and features of the CPU, from Linux; other systems say what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {"cpu": platform.processor() or "unknown", "cpu features": "unknown on this system"}
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set((values.get("flags") or values.get("Features") or "").split())
+    found = " ".join(feature for feature in CPU_FEATURES if feature in flags)
+    return {
+        "cpu": values.get("model name") or platform.machine(),
+        "cpu features": found or "none that we look for",
+    }

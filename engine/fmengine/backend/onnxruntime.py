@@ -1,0 +1,76 @@
+"""ONNX Runtime on the CPU: the embedded default, on any machine."""
+
+from typing import ClassVar, Self
+
+from ..errors import ModelError, UnavailableError, install_hint
+from ..image.preprocess import Pixels
+from ..model.file import ModelFile, Precision
+from ..system.cores import usable_cores
+from ..system.telemetry import import_onnxruntime
+from .registry import Options, Outputs, describe_threads
+
+PROVIDER = "CPUExecutionProvider"
+FATAL = 4  # the severity from which on it prints: what fails is raised besides, and said by us
+
+
+class OnnxRuntimeBackend:
+    """See `fmengine.backend.registry.Backend`."""
+
+    name: ClassVar[str] = "onnxruntime"
+    # FP16 last: there is no half precision on a CPU, ONNX Runtime inserts Casts and computes in FP32.
+    precisions: ClassVar[tuple[Precision, ...]] = ("int8", "fp32", "fp16")
+
+    def __init__(self, model: ModelFile, options: Options) -> None:
+        try:
+            onnxruntime = import_onnxruntime()
+        except ImportError as error:
+            raise UnavailableError(
+                f"ONNX Runtime cannot be imported ({error}); install it with: {install_hint('cpu')}"
+            ) from error
+        settings = onnxruntime.SessionOptions()
+        self._streams = options.streams or 1
+        self._threads = max(1, (options.threads or usable_cores()) // self._streams)
+        settings.intra_op_num_threads = self._threads
+        settings.log_severity_level = FATAL
+        try:
+            # From the bytes that were checked, so that the file cannot change in between, and external
+            # data (weights in other files) cannot be reached.
+            self._session = onnxruntime.InferenceSession(model.data, settings, providers=[PROVIDER])
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            raise ModelError(f"ONNX Runtime refuses {model.path}: {error}") from error
+        if (active := self._session.get_providers()) != [PROVIDER]:
+            raise UnavailableError(f"ONNX Runtime runs on {active} instead of {PROVIDER}")
+        check_signature(model, self._session)
+        self._version = onnxruntime.__version__
+
+    @classmethod
+    def open(cls, model: ModelFile, options: Options) -> Self:
+        return cls(model, options)
+
+    def run(self, images: Pixels) -> Outputs:
+        logits, probabilities = self._session.run(["logits", "probabilities"], {"images": images})
+        return Outputs(logits, probabilities)
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "backend": self.name,
+            "library": f"onnxruntime {self._version}",
+            "device": "cpu",
+            "threads": describe_threads(self._threads, self._streams),
+        }
+
+    def close(self) -> None:
+        del self._session
+
+
+def check_signature(model: ModelFile, session: "onnxruntime.InferenceSession") -> None:  # type: ignore[name-defined]  # noqa: F821
+    """The graph must be what its metadata say."""
+    spec = model.spec
+    inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
+    outputs = {node.name: node.type for node in session.get_outputs()}
+    expected = {"images": ("tensor(uint8)", list(spec.input_shape(1)[1:]))}
+    if inputs != expected or {outputs.get("logits"), outputs.get("probabilities")} != {"tensor(float)"}:
+        raise ModelError(
+            f"{model.path} has inputs {inputs} and outputs {outputs}; expected `images`: uint8 "
+            f"{spec.input_shape(1)[1:]} after the batch, and float `logits` and `probabilities`"
+        )

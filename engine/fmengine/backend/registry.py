@@ -1,0 +1,265 @@
+"""What runs a network. A backend is one file with one class of four methods; `BACKENDS` lists them.
+
+Whether a backend works on this machine is found out by opening it: lists of "available" devices and
+providers name what a library was compiled with, not what runs.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import (
+    BackendError,
+    FmengineError,
+    ModelError,
+    RefusedModelError,
+    UnavailableError,
+)
+from ..gpu.driver import require_driver
+from ..image.decode import Channels
+from ..image.preprocess import Pixels
+from ..model.file import ModelFile, Precision, load_model_file, resolve
+
+if TYPE_CHECKING:
+    from ..gpu.interop import DevicePicture, Picture
+
+log = logging.getLogger(__name__)
+
+# In the order in which `auto` tries them.
+BACKENDS = {
+    "tensorrt": "fmengine.gpu.tensorrt:TensorRtBackend",
+    "tensorrt-rtx": "fmengine.gpu.tensorrt:TensorRtRtxBackend",
+    "onnxruntime-cuda": "fmengine.gpu.onnxruntime:OnnxRuntimeCudaBackend",
+    "onnxruntime": "fmengine.backend.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "fmengine.backend.openvino:OpenVinoBackend",
+}
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+# On a CPU, where several are installed, `auto` measures; see `choice`.
+CPU_BACKENDS = ("onnxruntime", "openvino")
+
+
+class Outputs(NamedTuple):
+    """What a network answers, one row a picture.
+
+    Attributes:
+        logits: float32 `[N, K]`.
+        probabilities: float32 `[N, K]`, rows add up to 1.
+    """
+
+    logits: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+
+
+class PictureOutputs(NamedTuple):
+    """What comes of decoded pictures: `Outputs`, and whether each picture was flat, bool `[N]`."""
+
+    logits: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+    flat: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a backend is opened with.
+
+    Attributes:
+        device: index of the GPU; CPU backends take no notice.
+        max_batch: the largest batch that will be asked for.
+        threads: of the network on a CPU; 0 for all cores.
+        streams: batches under way at once: on a GPU, so that one's copies overlap another's work; on a CPU each
+            has its share of the threads. 0 for one on a CPU and `gpu.backend.STREAMS` on a GPU.
+        jpeg: where JPEG files are decoded, `cpu` or `gpu`.
+        graphs: whether a GPU's network is launched as a CUDA graph where its batch size allows it.
+    """
+
+    device: int = 0
+    max_batch: int = 64
+    threads: int = 0
+    streams: int = 0
+    jpeg: Literal["cpu", "gpu"] = "cpu"
+    graphs: bool = True
+
+
+class Backend(Protocol):
+    """The bare network. `run` may be called from several threads at once."""
+
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[Precision, ...]]  # that it can run, best first
+
+    @classmethod
+    def open(cls, model: ModelFile, options: Options) -> Self:
+        """Make the network ready. Raises UnavailableError if this machine lacks something."""
+        ...
+
+    def run(self, images: Pixels) -> Outputs:
+        """Run uint8 `[N, C, H, W]`, any N from 1."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """Library, version, device and settings, for people and reports."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; `run` is an error afterwards."""
+        ...
+
+
+@runtime_checkable
+class PictureBackend(Backend, Protocol):
+    """A backend that preprocesses too, where the network is: it is given decoded pictures of any sizes."""
+
+    @property
+    def lanes(self) -> int:
+        """Batches that it works on at once, for as many threads."""
+        ...
+
+    def admit(self, source: object, channels: Channels) -> "DevicePicture":
+        """Take a picture that is in its memory. Raises SourceError for one that it cannot read there."""
+        ...
+
+    def decode_jpeg(self, data: bytes) -> "DevicePicture | None":
+        """Decode a plain JPEG where the network is, if that was asked for and is possible."""
+        ...
+
+    def run_pictures(self, pictures: "Sequence[Picture]") -> PictureOutputs:
+        """Preprocess and run. Raises SourceError if there is no room for one of them alone."""
+        ...
+
+
+class Attempt(NamedTuple):
+    """One backend that was tried. `reason` is empty if it works."""
+
+    name: str
+    reason: str
+
+
+def open_backend(name: str, model: str | None, options: Options) -> tuple[Backend, ModelFile, Sequence[Attempt]]:
+    """Open the backend asked for, or with `auto` the first that works; of several on a CPU, the fastest.
+
+    Args:
+        name: one of `BACKENDS`, or `auto`. A backend asked for by name works, or it is an error.
+        model: a path, the name of a shipped model, or None.
+        options: device, batch and threads.
+
+    Returns:
+        The backend, the model file that it runs, and what was tried before it and why not taken.
+
+    Raises:
+        UnavailableError: if nothing works, with each reason.
+        ModelError: for a model file that cannot be used.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise UnavailableError(f"unknown backend {name!r}; available are auto, {', '.join(BACKENDS)}")
+    attempts: list[Attempt] = []
+    load = cache(load_model_file)  # several candidates run the same file
+    for candidate, others in _in_order() if name == "auto" else ((name, ()),):
+        try:
+            file = _find(candidate, model, load)
+            backend = open_file(candidate, file, options)
+            if name == "auto":
+                _check_answers(backend, file)
+        except BackendError as error:
+            if name != "auto":
+                raise
+            attempts.append(Attempt(candidate, str(error)))
+        else:
+            return backend, file, [*attempts, *others, Attempt(candidate, "")]
+    reasons = "; ".join(f"{attempt.name}: {attempt.reason}" for attempt in attempts)
+    raise UnavailableError(f"no backend works on this machine: {reasons}")
+
+
+def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
+    """What `auto` tries, and what there is to say of others where it is taken."""
+    on_cpu = [name for name in CPU_BACKENDS if name in BACKENDS]
+    yield from ((name, ()) for name in BACKENDS if name not in on_cpu)
+    if sum(find_spec(name) is not None for name in on_cpu) < 2:
+        yield from ((name, ()) for name in on_cpu)
+        return
+    from .select import choose  # which most installations never need
+
+    choice = choose()
+    reasons = [Attempt(name, choice.reason(name)) for name in choice.order[1:] if name in choice.rates]
+    for number, name in enumerate(choice.order):
+        yield name, () if number else reasons
+
+
+def _check_answers(backend: Backend, file: ModelFile) -> None:
+    """A CPU backend that is not the default one must answer as that one does, where it is installed."""
+    default, *others = CPU_BACKENDS
+    if backend.name in others and find_spec(default) is not None:
+        from .select import check_answers
+
+        try:
+            check_answers(backend, file)
+        except BackendError as error:
+            log.info("%s is not taken: %s", backend.name, error)
+            backend.close()
+            raise
+
+
+def _class_of(name: str) -> type[Backend]:
+    if name in GPU_BACKENDS:
+        require_driver()  # first: what a GPU needs takes longer to import than all else at a start without one
+    module, attribute = BACKENDS[name].split(":")
+    kind: type[Backend] = getattr(import_module(module), attribute)
+    return kind
+
+
+def _find(name: str, model: str | None, load: Callable[[Path], ModelFile]) -> ModelFile:
+    """The model file that suits a backend."""
+    return load(resolve(model, _class_of(name).precisions))
+
+
+def open_file(name: str, file: ModelFile, options: Options) -> Backend:
+    """Open one of `BACKENDS` with a model file, and warm it up.
+
+    Raises:
+        BackendError: if it does not work on this machine, or does not run this file.
+        ModelError: if the file is at fault.
+    """
+    kind = _class_of(name)
+    if file.spec.precision not in kind.precisions:
+        raise RefusedModelError(
+            f"{file.path} is {file.spec.precision}, which {name} does not run; "
+            f"it needs {' or '.join(kind.precisions)}"
+        )
+    backend = kind.open(file, options)
+    try:
+        for batch in sorted({1, options.max_batch}):
+            _warm_up(backend, file, batch)
+    except FmengineError:
+        backend.close()
+        raise
+    return backend
+
+
+def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
+    """The first run of a shape is the slow one, and shows whether the model takes it."""
+    expected = (batch, len(file.spec.labels))
+    try:
+        outputs = backend.run(np.zeros(file.spec.input_shape(batch), dtype=np.uint8))
+    except BackendError:  # of the machine, not of the model
+        raise
+    except Exception as error:  # every library has its own
+        raise ModelError(
+            f"{file.path} does not run on {backend.name} with a batch of {batch}; "
+            f"expected a model that takes any batch: {error}"
+        ) from error
+    if outputs.probabilities.shape != expected:
+        raise ModelError(
+            f"{file.path} answers with {outputs.probabilities.shape} for a batch of {batch}; "
+            f"expected {expected}, one column a label"
+        )
+
+
+def describe_threads(threads: int, streams: int) -> str:
+    """For `describe`: threads of a batch, and batches at once if several."""
+    return f"{threads}" if streams == 1 else f"{threads} each for {streams} batches"

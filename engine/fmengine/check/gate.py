@@ -1,0 +1,162 @@
+"""The check that a freshly built engine must pass on its own GPU before it may answer anyone."""
+
+from collections.abc import Callable, Sequence
+from importlib import resources
+from io import BytesIO
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..backend.registry import Outputs, PictureOutputs
+from ..errors import BackendError
+from ..image.preprocess import Pixels, preprocess
+from ..model.file import ModelSpec
+from ..trt.build import Profile
+
+PICTURES = 256
+SEED = 20
+# Half precision moves a probability by up to some thousandths; a wrong layer, batch or stream by tenths.
+PROBABILITY = 0.01
+
+Run = Callable[[Pixels], Outputs | PictureOutputs]
+
+
+class GateError(BackendError):
+    """An engine does not answer as the CPU does: it must not answer at all."""
+
+    exit_code = 1
+
+
+class Way(NamedTuple):
+    """One way through an engine: a profile, or a graph.
+
+    Attributes:
+        name: for people.
+        profile: the batch sizes that it takes.
+        run: the network, that way.
+    """
+
+    name: str
+    profile: Profile
+    run: Run
+
+
+class Passed(NamedTuple):
+    """One way at one batch size, and how far it was off at most."""
+
+    way: str
+    batch: int
+    largest: float
+
+
+def check_engine(ways: Sequence[Way], reference: Run, spec: ModelSpec) -> list[Passed]:
+    """Hold an engine's answers against the CPU's, every way through it, at three batch sizes each.
+
+    Args:
+        ways: every profile, and every graph.
+        reference: the same weights on the CPU.
+        spec: of the model.
+
+    Returns:
+        What was checked.
+
+    Raises:
+        GateError: at the first picture that is off by more than is allowed.
+    """
+    images = gate_images(spec)
+    expected = reference(images).probabilities
+    passed = []
+    for name, profile, run in ways:
+        for batch in batch_sizes(profile):
+            # Every batch is full: it begins again with the first picture where the last is passed.
+            order = np.arange(-(-len(images) // batch) * batch) % len(images)
+            parts = [run(images[rows]).probabilities for rows in order.reshape(-1, batch)]
+            passed.append(Passed(name, batch, _largest(np.concatenate(parts), expected[order], name, batch)))
+    return passed
+
+
+def check_kernel(
+    run: Callable[[Sequence[Pixels]], Pixels],
+    spec: ModelSpec,
+    batch: int,
+    *,
+    pictures: int = 64,
+    seed: int = SEED,
+) -> None:
+    """Hold the preprocessing kernel against its definition.
+
+    Args:
+        run: preprocesses a batch on the GPU.
+        spec: of the model.
+        batch: pictures at once.
+        pictures: how many in all, of 1 to 300 pixels a side, gray and in colour.
+        seed: another one draws others.
+
+    Raises:
+        GateError: at the first pixel that differs.
+    """
+    rng = np.random.default_rng(seed)
+    for start in range(0, pictures, batch):
+        drawn = [random_picture(rng) for _ in range(min(batch, pictures - start))]
+        for index, (picture, found) in enumerate(zip(drawn, run(drawn), strict=True)):
+            expected = preprocess(picture, spec.height, spec.width, spec.color, spec.fit)
+            if wrong := int((found != expected).sum()):
+                raise GateError(
+                    f"the preprocessing kernel is refused: {wrong} levels of picture {start + index} (seed "
+                    f"{seed}, shape {picture.shape}) differ from the definition. Update the driver, and report it"
+                )
+
+
+def batch_sizes(profile: Profile) -> list[int]:
+    """The least, an odd one between, and the most that a profile takes."""
+    odd = (profile.least + profile.most) // 2 | 1
+    return sorted({profile.least, min(odd, profile.most), profile.most})
+
+
+def gate_images(spec: ModelSpec) -> Pixels:
+    """`gate_pictures`, preprocessed, uint8 `[257, C, H, W]`."""
+    return np.stack([preprocess(p, spec.height, spec.width, spec.color, spec.fit) for p in gate_pictures()])
+
+
+def gate_pictures() -> list[Pixels]:
+    """256 seeded pictures and a portrait, uint8 `[H, W, 3]`.
+
+    The seeded ones are noise at a random coarseness and contrast: together they drive every layer through its
+    range, which faces alone would not.
+    """
+    rng = np.random.default_rng(SEED)
+    pictures = []
+    for _ in range(PICTURES):
+        cells = int(rng.integers(2, 65))
+        levels = rng.normal(rng.uniform(40, 215), rng.uniform(5, 90), (cells, cells, 3))
+        pictures.append(levels.clip(0, 255).astype(np.uint8))
+    portrait = resources.files(__package__).joinpath("portrait.png").read_bytes()
+    pictures.append(np.asarray(Image.open(BytesIO(portrait)).convert("RGB")))
+    return pictures
+
+
+def random_picture(rng: np.random.Generator) -> Pixels:
+    """Uniform noise, on which every wrong weight shows."""
+    height, width = (int(side) for side in np.exp(rng.uniform(0, np.log(300), 2)).round())
+    return rng.integers(0, 256, (height, width) if rng.random() < 0.5 else (height, width, 3), np.uint8)
+
+
+def _largest(
+    found: "np.typing.NDArray[np.float32]", expected: "np.typing.NDArray[np.float32]", way: str, batch: int
+) -> float:
+    where = f"{way}, batches of {batch}"
+    if found.shape != expected.shape:
+        raise GateError(f"{where}: {found.shape} answers; expected {expected.shape}")
+    # No label can flip within this whose two best are further apart than twice as much.
+    distance = np.abs(found - expected).max(axis=1)
+    wrong = ~(distance <= PROBABILITY)  # NaN is wrong too
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise GateError(
+            f"the engine is refused. {where}: picture {first % (PICTURES + 1)} of the gate gets "
+            f"{found[first].tolist()}, on the CPU {expected[first].tolist()}; allowed is a difference of "
+            f"{PROBABILITY}. {int(wrong.sum())} of {len(wrong)} answers are off. Update the driver or the "
+            "library, and report it"
+        )
+    return float(distance.max())

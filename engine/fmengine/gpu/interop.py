@@ -1,0 +1,243 @@
+"""Pictures that lie in a GPU's memory already, over the two protocols that array libraries share.
+
+`__cuda_array_interface__` (versions 2 and 3, numba.readthedocs.io) and DLPack (dmlc.github.io/dlpack). Nothing is
+copied: the kernel reads where they lie, after the work that writes them.
+"""
+
+import ctypes
+import threading
+from typing import Any, NamedTuple
+
+from ..errors import DeviceError, FmengineError, Kind, SourceError
+from ..image.decode import Channels
+from ..image.preprocess import Pixels
+from .context import Context
+
+CUDA_DEVICE = 2  # DLPack's kDLCUDA
+LEGACY_STREAM = 1  # handle of the default stream
+
+
+class DevicePicture(NamedTuple):
+    """A picture on the GPU.
+
+    Attributes:
+        address: of its first pixel.
+        height: rows.
+        width: columns.
+        stride: bytes from one row to the next.
+        channels: bytes a pixel, 1, 3 or 4; the fourth is not read.
+        bgr: whether blue comes first.
+        owner: what must live until the pixels are read.
+    """
+
+    address: int
+    height: int
+    width: int
+    stride: int
+    channels: int
+    bgr: bool
+    owner: object
+
+
+Picture = Pixels | DevicePicture
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Width and height of a picture."""
+    if isinstance(picture, DevicePicture):
+        return picture.width, picture.height
+    return picture.shape[1], picture.shape[0]
+
+
+class _Layout(NamedTuple):
+    address: int
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None  # bytes
+
+
+class Arrivals:
+    """The order between the streams that write pictures and those that read them: a stream that waits for every
+    picture as it is admitted, and that readers wait for.
+
+    Make, use and free it within the context; from any thread.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()  # an event is recorded and waited for in one go
+        driver = context.runtime
+        self._stream: Any = context.cuda.Stream(driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
+        status, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise DeviceError(f"CUDA cannot make an event: {status.name}")
+        self._event: Any = event
+
+    @property
+    def handle(self) -> int:
+        """Of the stream."""
+        return int(self._stream.handle)
+
+    def wait_for(self, producer: int) -> None:
+        """What a stream (its handle) holds now comes before whatever is admitted."""
+        self._order(producer, self.handle)
+
+    def before(self, reader: int) -> None:
+        """Whatever was admitted comes before what a stream (its handle) is given next."""
+        self._order(self.handle, reader)
+
+    def free(self) -> None:
+        """Give everything back."""
+        if self._event is not None:
+            self._context.runtime.cuEventDestroy(self._event)
+        self._event = self._stream = None
+
+    def _order(self, first: int, second: int) -> None:
+        driver = self._context.runtime
+        with self._lock:
+            (status,) = driver.cuEventRecord(self._event, first)
+            if status == driver.CUresult.CUDA_SUCCESS:
+                (status,) = driver.cuStreamWaitEvent(second, self._event, 0)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise _refused(f"cannot wait for stream {first:#x} of the picture: {status.name}")
+
+
+def device_picture(source: Any, context: Context, arrivals: Arrivals, channels: Channels) -> DevicePicture:
+    """Take a picture in device memory: uint8, `[H, W]` or `[H, W, C]` with C of 1, 3 or 4, pixels side by side.
+
+    Call it in the thread that made the picture: libraries order by that thread's current stream.
+
+    Args:
+        source: has `__dlpack__` or `__cuda_array_interface__`.
+        context: of the GPU that will read it.
+        arrivals: of the same.
+        channels: the order of the channels.
+
+    Raises:
+        SourceError: if it is anything else, or lies on another GPU or on the host.
+    """
+    try:
+        if hasattr(source, "__dlpack__"):
+            kind, index = source.__dlpack_device__()
+            _check_device(int(kind), int(index), context)
+            owner = (source, source.__dlpack__(stream=arrivals.handle))
+            layout = _from_dlpack(owner[1])
+        else:
+            interface = source.__cuda_array_interface__
+            owner, layout = source, _from_interface(interface)
+            _check_place(layout, context)
+            _wait_for_producer(interface, arrivals)
+    except (FmengineError, context.cuda.Error):
+        raise
+    except Exception as error:  # of the library that holds it, such as for a tensor that needs gradients
+        raise _refused(f"its library does not hand the picture over: {type(error).__name__}: {error}") from error
+    height, width, count = _shape(layout)
+    stride = _row_stride(layout, height, width, count)
+    return DevicePicture(layout.address, height, width, stride, count, channels == "bgr" and count > 1, owner)
+
+
+def _shape(layout: _Layout) -> tuple[int, int, int]:
+    if layout.dtype != "|u1":
+        raise _refused(f"device memory of type {layout.dtype}; expected |u1, uint8 levels from 0 to 255")
+    height, width, count = (*layout.shape, 1)[:3] if len(layout.shape) in (2, 3) else (0, 0, 0)
+    if count not in (1, 3, 4):
+        raise _refused(
+            f"device memory of shape {layout.shape}; expected [H, W] or [H, W, C] with C of 1, 3 or 4: "
+            "for a tensor of [C, H, W], give tensor.permute(1, 2, 0).contiguous()"
+        )
+    if not height or not width:
+        raise SourceError(Kind.EMPTY, f"device memory of shape {layout.shape} has no pixels")
+    return height, width, count
+
+
+def _row_stride(layout: _Layout, height: int, width: int, count: int) -> int:
+    usual = (width * count, count, 1)[: len(layout.shape)] if len(layout.shape) == 3 else (width, 1)
+    # Where there is one row, column or channel, its stride means nothing.
+    strides = tuple(
+        stride if extent > 1 else expected
+        for stride, extent, expected in zip(layout.strides or usual, layout.shape, usual, strict=True)
+    )
+    if strides[1:] != usual[1:] or strides[0] < usual[0]:
+        raise _refused(
+            f"device memory with strides of {layout.strides} bytes; expected pixels side by side, such as "
+            f"{usual}: make it contiguous. Rows may be further apart"
+        )
+    return strides[0]
+
+
+def _check_place(layout: _Layout, context: Context) -> None:
+    """The driver knows what an address belongs to."""
+    driver = context.runtime
+    kinds = driver.CUpointer_attribute
+    if 0 in layout.shape:
+        raise SourceError(Kind.EMPTY, f"device memory of shape {layout.shape} has no pixels")
+    status, index = driver.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, layout.address)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise _refused(
+            f"the address {layout.address:#x} is no memory of a GPU ({status.name}); expected device memory"
+        )
+    _check_device(CUDA_DEVICE, int(index), context)
+
+
+def _check_device(kind: int, index: int, context: Context) -> None:
+    """A device as DLPack names it."""
+    if kind != CUDA_DEVICE:
+        raise _refused(f"DLPack names device type {kind}; expected {CUDA_DEVICE}, CUDA")
+    if index != context.index:
+        raise _refused(f"the picture lies on GPU {index}, and this engine runs on GPU {context.index}")
+
+
+def _wait_for_producer(interface: dict[str, Any], arrivals: Arrivals) -> None:
+    """Version 3 names the stream that writes, or none if the pixels are there; version 2 means the default one."""
+    producer = interface.get("stream") if interface["version"] >= 3 else LEGACY_STREAM
+    if producer == 0:
+        raise _refused("`__cuda_array_interface__` names stream 0, which it forbids: 1 is the default stream")
+    if producer is not None:
+        arrivals.wait_for(int(producer))
+
+
+def _from_interface(interface: dict[str, Any]) -> _Layout:
+    strides = interface.get("strides")
+    return _Layout(
+        int(interface["data"][0] or 0),
+        str(interface["typestr"]),
+        tuple(interface["shape"]),
+        None if strides is None else tuple(strides),
+    )
+
+
+class Tensor(ctypes.Structure):
+    """DLPack's `DLTensor`, which every version of a managed tensor holds."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+def _from_dlpack(capsule: Any) -> _Layout:
+    """Read an unversioned capsule and leave it unused, so that it deletes itself."""
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    tensor = Tensor.from_address(get(capsule, b"dltensor"))
+    code = "iufOb?c"[tensor.code] if tensor.code < 7 else "?"
+    size = tensor.bits * tensor.lanes // 8
+    strides = tuple(size * tensor.strides[axis] for axis in range(tensor.ndim)) if tensor.strides else None
+    return _Layout(
+        (tensor.data or 0) + tensor.byte_offset,
+        f"{'|' if size == 1 else '<'}{code}{size}",
+        tuple(tensor.shape[axis] for axis in range(tensor.ndim)),
+        strides,
+    )
+
+
+def _refused(message: str) -> SourceError:
+    return SourceError(Kind.UNSUPPORTED, message)

@@ -1,0 +1,128 @@
+"""ONNX Runtime's CUDA provider, for GPUs without TensorRT: on the kernel's stream and memory."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..backend.onnxruntime import FATAL, check_signature
+from ..backend.registry import Options
+from ..errors import (
+    DeviceError,
+    NoRoomError,
+    RefusedModelError,
+    UnavailableError,
+    install_hint,
+)
+from ..model.file import ModelFile, Precision
+from ..system.telemetry import import_onnxruntime
+from ..trt.build import Profile
+from .backend import GpuBackend
+from .runner import Executable
+
+PROVIDER = "CUDAExecutionProvider"
+INSTALL = f"{install_hint('gpu')} (never beside onnxruntime: they overwrite each other's files)"
+
+
+class OnnxRuntimeCudaBackend(GpuBackend):
+    """See `GpuBackend`."""
+
+    name: ClassVar[str] = "onnxruntime-cuda"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32")
+
+    def __init__(self, model: ModelFile, options: Options) -> None:
+        try:
+            onnxruntime = import_onnxruntime()
+        except ImportError as error:
+            raise UnavailableError(
+                f"ONNX Runtime cannot be imported ({error}); install it with: {INSTALL}"
+            ) from error
+        if PROVIDER not in onnxruntime.get_available_providers():
+            raise UnavailableError(
+                f"onnxruntime {onnxruntime.__version__} is installed without the CUDA provider; uninstall it, "
+                f"then: {INSTALL}"
+            )
+        self._library = onnxruntime
+        # Else it prints errors in red for plans that it tries and does without, a dozen for each batch size, and a
+        # warning for each session, both through the process's logger.
+        onnxruntime.set_default_logger_severity(FATAL)
+        super().__init__(model, options)
+
+    def _network(self, model: ModelFile, options: Options) -> "CudaNetwork":
+        return CudaNetwork(self._library, model, options)
+
+    def _library_version(self) -> str:
+        return f"onnxruntime {self._library.__version__}, {PROVIDER}"
+
+
+class CudaNetwork:
+    """The model file, and a session of it for each stream."""
+
+    def __init__(self, library: Any, model: ModelFile, options: Options) -> None:
+        self._library, self._model, self._device = library, model, options.device
+        # ONNX Runtime allocates memory while it runs, which a capture forbids.
+        self.capturable = False
+        self.profiles: tuple[Profile, ...] = (Profile(1, options.max_batch, options.max_batch),)
+
+    def execution(self, profile: int, addresses: dict[str, int], stream: Any) -> Executable:
+        """A session that works on a stream and reads and writes at these addresses.
+
+        Raises:
+            UnavailableError: if the CUDA provider is not really active: ONNX Runtime would fall back silently.
+            NoRoomError: if there is no room for it.
+            RefusedModelError: if ONNX Runtime refuses the model.
+        """
+        settings = self._library.SessionOptions()
+        settings.log_severity_level = FATAL
+        provider = {
+            "device_id": str(self._device),
+            "user_compute_stream": str(stream.handle),
+            "use_tf32": "0",  # FP32 is FP32
+            "cudnn_conv_algo_search": "HEURISTIC",  # the same algorithms in every process, and no search
+        }
+        try:
+            session = self._library.InferenceSession(
+                self._model.data, settings, providers=[(PROVIDER, provider)], enable_fallback=0
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            kind = NoRoomError if "memory" in str(error).lower() else RefusedModelError
+            raise kind(f"ONNX Runtime cannot run {self._model.path} on the GPU: {error}") from error
+        if (active := session.get_providers())[:1] != [PROVIDER]:
+            raise UnavailableError(
+                f"ONNX Runtime runs on {', '.join(active)} instead of {PROVIDER}: its CUDA libraries do not load; "
+                "it needs CUDA and cuDNN of the versions that it was built for"
+            )
+        check_signature(self._model, session)
+        return CudaExecution(self._library, session, self._model, self._device, addresses)
+
+    def close(self) -> None:
+        """Sessions are their executions'."""
+
+
+class CudaExecution:
+    """One session, bound to memory on the GPU."""
+
+    def __init__(
+        self, library: Any, session: Any, model: ModelFile, device: int, addresses: dict[str, int]
+    ) -> None:
+        self._session, self._spec, self._device, self._addresses = session, model.spec, device, addresses
+        # The slot waits for its stream, once for all that it enqueued.
+        self._run = library.RunOptions()
+        self._run.log_severity_level = FATAL
+        self._run.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def enqueue(self, batch: int, stream: Any) -> None:
+        """Put a run over `batch` pictures into the stream that the session was made with."""
+        binding = self._session.io_binding()
+        shape = self._spec.input_shape(batch)
+        binding.bind_input("images", "cuda", self._device, np.uint8, shape, self._addresses["images"])
+        for name in ("logits", "probabilities"):
+            rows = (batch, len(self._spec.labels))
+            binding.bind_output(name, "cuda", self._device, np.float32, rows, self._addresses[name])
+        try:
+            self._session.run_with_iobinding(binding, self._run)
+        except Exception as error:
+            raise DeviceError(f"ONNX Runtime cannot run a batch of {batch} on the GPU: {error}") from error
+
+    def free(self) -> None:
+        """Give the session's memory back."""
+        self._session = None

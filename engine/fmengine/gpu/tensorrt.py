@@ -1,0 +1,103 @@
+"""TensorRT, and TensorRT-RTX, on an NVIDIA GPU: decoded pictures in, answers out.
+
+The engine is built from the FP16 model file at first use, on its own GPU, kept in a private cache, and held
+against the CPU's answers before it may give any.
+"""
+
+import hashlib
+import json
+import logging
+from typing import ClassVar
+
+from ..backend.onnxruntime import OnnxRuntimeBackend
+from ..backend.registry import Options
+from ..check.gate import Passed, check_engine
+from ..model.file import ModelFile, Precision
+from ..system.cache import Cache
+from ..trt.build import (
+    BuildOptions,
+    Library,
+    build_engine,
+    engine_key,
+    load_library,
+    logger_of,
+    timings_on,
+)
+from ..trt.engine import EngineFileError, Network
+from .backend import GpuBackend
+from .runner import Slot, ways_through
+
+log = logging.getLogger(__name__)
+
+
+class TensorRtBackend(GpuBackend):
+    """TensorRT 10.12 to 11."""
+
+    name: ClassVar[str] = "tensorrt"
+    library: ClassVar[Library] = "tensorrt"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp16",)
+
+    def __init__(self, model: ModelFile, options: Options) -> None:
+        self._library = load_library(self.library)
+        self._model = model
+        super().__init__(model, options)
+
+    def describe(self) -> dict[str, str]:
+        worst = max(passed.largest for passed in self.passed)
+        return super().describe() | {"gate": f"probabilities within {worst:.2g} of the CPU's, every way"}
+
+    def _build_options(self, options: Options) -> BuildOptions:
+        return BuildOptions.for_batch(options.max_batch)
+
+    def _network(self, model: ModelFile, options: Options) -> Network:
+        """The engine from the cache, or built; built again where TensorRT does not take what lies there."""
+        cache, build = Cache(), self._build_options(options)
+        key = engine_key(self._library, model, build, self.gpu)
+
+        def make() -> bytes:
+            log.warning("building the %s engine for %s; this is done once", self.name, self.gpu.name)
+            timings = timings_on(self._library, self.gpu, cache)
+            return build_engine(self._library, model, build, timings=timings)
+
+        engine = cache.get("engine", key, make)
+        try:
+            network = self._deserialise(engine)
+        except EngineFileError as error:
+            log.warning("building the engine again: %s", error)
+            engine = make()
+            network = self._deserialise(engine)
+            cache.store("engine", key, engine)
+        graphs = "on" if options.graphs else "off"
+        self._gate_key = {**key, "engine": hashlib.sha256(engine).hexdigest(), "graphs": graphs}
+        return network
+
+    def _deserialise(self, engine: bytes) -> Network:
+        return Network(self._library, logger_of(self._library), engine, self.spec)
+
+    def _approve(self, slot: Slot) -> None:
+        """The gate: once for each engine and GPU."""
+        cache = Cache()
+        record = cache.load("gate", self._gate_key)
+        if record is None:
+            reference = OnnxRuntimeBackend.open(self._model, Options())
+            try:
+                passed = check_engine(ways_through(slot), reference.run, self.spec)
+            finally:
+                reference.close()
+            record = json.dumps(passed).encode()
+            cache.store("gate", self._gate_key, record)
+        self.passed = [Passed(*row) for row in json.loads(record)]
+
+    def _library_version(self) -> str:
+        return f"{self._library.__name__} {self._library.__version__}"
+
+
+class TensorRtRtxBackend(TensorRtBackend):
+    """TensorRT-RTX, whose engines are built for a compute capability, on whichever machine."""
+
+    name: ClassVar[str] = "tensorrt-rtx"
+    library: ClassVar[Library] = "tensorrt_rtx"
+
+    def _build_options(self, options: Options) -> BuildOptions:
+        capability = ".".join(map(str, self.gpu.compute_capability))
+        return BuildOptions.for_batch(options.max_batch, compute_capabilities=(capability,))

@@ -1,0 +1,170 @@
+"""What decoding a picture costs, told before anything of it is decoded.
+
+`Limits.max_pixels` bounds time and memory together. Most pictures cost what as many pixels cost in a PNG. Where a
+format, or the way that a file uses it, may cost more, each pixel counts more than once.
+
+Measured with Pillow 13 and libjpeg-turbo 3.2, on the worst files that we could build: at the default limit none
+of up to a megabyte takes 5 seconds of a core, larger ones that for each megabyte, and none takes much more than a
+gigabyte of memory.
+"""
+
+from typing import NamedTuple
+
+from PIL import Image
+
+from ..errors import Kind, SourceError
+from ..options import LEAST_ROW, Limits
+from .headers import (
+    LEAST_SCAN,
+    bitmap_sizes,
+    codestream_sizes,
+    count_scans,
+    holds_no_baseline,
+    png_sizes,
+    read_frame,
+    smallest_cell,
+)
+
+MEGABYTE = 1_000_000
+MADE, KEPT = 4, 3  # bytes a pixel, at most: of the picture that Pillow makes, and of what we make of that
+
+SCANS = 12  # of a JPEG: they take as long as all else does
+ARITHMETIC = 240  # scans of Huffman codes that take as long as one of arithmetic codes may
+CELL = 2400  # bytes that OpenJPEG holds for a code-block or precinct of four components
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
+MOST_COMMENTS = 1000  # in a PNM of plain text, of which Pillow copies a megabyte for each
+
+
+class Cost(NamedTuple):
+    """Of one pixel while it is decoded.
+
+    Attributes:
+        time: in times of a usual picture's, where the file has a megabyte at most.
+        memory: bytes that the decoder holds beside the picture that it makes.
+        why: what makes it cost more than usual, for messages.
+    """
+
+    time: float = 1.0
+    memory: float = 0.0
+    why: str = ""
+
+    def weight(self, size: int) -> float:
+        """How often a pixel counts in a file of so many bytes, once at least. More bytes may take more time."""
+        return max(1.0, self.time / max(1.0, size / MEGABYTE), (MADE + self.memory) / (MADE + KEPT))
+
+
+USUAL = Cost()
+WEBP = Cost(memory=12, why="of a WebP")
+AVIF = Cost(time=4, memory=12, why="of an AVIF")
+ICON = Cost(time=8, why="of an icon")
+IN_PYTHON = Cost(time=8, memory=12, why="that Pillow decodes in Python")
+LAB = Cost(time=2, why="in CIELAB")
+JPEG_IN_TIFF = Cost(time=16, why="of a TIFF in JPEG that is not baseline")
+
+
+def check_pixels(width: int, height: int, limits: Limits, cost: Cost = USUAL, size: int = 0) -> None:
+    """Refuse a picture whose pixels, as often as they count, are more than a picture may have.
+
+    Args:
+        width: of the picture.
+        height: of the picture.
+        limits: of which `max_pixels` counts.
+        cost: of each pixel.
+        size: bytes of its file.
+
+    Raises:
+        SourceError: of the kind `too_large`.
+    """
+    weight = 1.0 if cost is USUAL else cost.weight(size)
+    if max(width, LEAST_ROW) * height * weight <= limits.max_pixels:
+        return
+    rules = [f"a row counts as {LEAST_ROW} at least"] if width < LEAST_ROW else []
+    if weight > 1:
+        rules.append(f"pixels {cost.why} count {weight:.3g} times")
+    raise SourceError(
+        Kind.TOO_LARGE,
+        f"{width}×{height} pixels; the limit is {limits.max_pixels:,} pixels a picture"
+        + (f" ({'; '.join(rules)})" if rules else ""),
+    )
+
+
+def check_inside(data: bytes, limits: Limits) -> None:
+    """Refuse a file that holds too large a picture, where Pillow would find that out by decoding it.
+
+    An icon's directory, and the boxes around a JPEG 2000, may give other sizes than the pictures themselves.
+
+    Raises:
+        SourceError: of the kind `too_large`.
+    """
+    if data.startswith((b"icns", b"\0\0\1\0")):
+        for width, height in (*png_sizes(data), *(bitmap_sizes(data) if data[0] == 0 else ())):
+            check_pixels(width, height, limits, ICON, len(data))
+    if data.startswith((b"icns", b"\xff\x4f", b"\0\0\0\x0cjP")):
+        for width, height in codestream_sizes(data):
+            check_pixels(width, height, limits, cost_of_jpeg2000(data), len(data))
+
+
+def check_opened(image: Image.Image, data: bytes, limits: Limits) -> Cost:
+    """Refuse a file that Pillow opened and did not decode yet, for what that would cost; else say what it costs.
+
+    Raises:
+        SourceError: of the kind `too_large`.
+    """
+    codec = _codec(image)
+    cost = _cost_of_opened(image, codec, data, limits)
+    check_pixels(*image.size, limits, cost, len(data))
+    if image.format == "TIFF":  # whose tiles are decoded whole, however little of one the picture takes
+        width, length = (getattr(image, "tag_v2", {}).get(tag) for tag in (TILE_WIDTH, TILE_LENGTH))
+        if isinstance(width, int) and isinstance(length, int):
+            check_pixels(width, length, limits, cost, len(data))
+    if codec == "ppm_plain" and data.count(b"#") > MOST_COMMENTS:
+        raise SourceError(Kind.TOO_LARGE, f"over {MOST_COMMENTS:,} comments, the limit of a PNM in plain text")
+    return cost
+
+
+def cost_of_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
+    """The cost of a JPEG: libjpeg goes over all pixels once a scan, however little there is in it."""
+    if pixels * len(data) * ARITHMETIC <= limits.max_pixels * LEAST_SCAN * SCANS:
+        return USUAL  # whatever its header says; nearly all files end here
+    frame = read_frame(data)
+    if frame is None or not (frame.in_scans or frame.arithmetic):
+        return USUAL
+    codes, scans, memory = ARITHMETIC if frame.arithmetic else 1, 1, 0.0
+    if frame.in_scans:
+        memory = 2 * frame.samples  # coefficients of 16 bits
+        scans = data.count(b"\xff\xda")  # those of thumbnails too
+        if pixels * scans * codes > limits.max_pixels * SCANS:
+            scans = count_scans(data)
+    why = f"of a JPEG in {scans:,} scans" if frame.in_scans else "of a JPEG"
+    return Cost(scans * codes / SCANS, memory, why + (" of arithmetic codes" if frame.arithmetic else ""))
+
+
+def cost_of_jpeg2000(data: bytes) -> Cost:
+    """The cost of a JPEG 2000, which grows with the blocks that it is cut into."""
+    return Cost(28, 16 + CELL / smallest_cell(data), "of a JPEG 2000")
+
+
+def _cost_of_opened(image: Image.Image, codec: str, data: bytes, limits: Limits) -> Cost:
+    match image.format:
+        case "JPEG" | "MPO":
+            return cost_of_jpeg(data, image.width * image.height, limits)
+        case "JPEG2000":
+            return cost_of_jpeg2000(data)
+        case "WEBP":
+            return WEBP
+        case "AVIF":
+            return AVIF
+        case "ICO" | "ICNS":
+            return ICON
+        case "TIFF" if "jpeg" in str(image.info.get("compression")) and holds_no_baseline(data):
+            return JPEG_IN_TIFF
+    if image.mode == "LAB":
+        return LAB
+    # Those that are registered are Pillow's own, written in Python.
+    return IN_PYTHON if codec in Image.DECODERS else USUAL
+
+
+def _codec(image: Image.Image) -> str:
+    """What Pillow calls the decoder that a file needs; nothing where it does not say so beforehand."""
+    tiles = getattr(image, "tile", None)
+    return str(tiles[0][0]) if tiles else ""

@@ -1,0 +1,111 @@
+"""How rows stand in a file: one JSON object a line, or lines of CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from ..errors import OutputError
+from .rows import KEYS, Row, begun, file_of, one_line
+
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes a cell that begins like this for a program
+
+
+class Format(Protocol):
+    """One line of text a row. `header` is the line before them, or nothing."""
+
+    header: str
+
+    def encode(self, row: Row) -> str:
+        """The row's line, with its line feed."""
+        ...
+
+    def decode(self, line: str) -> Row:
+        """What `encode` was given; ValueError, StopIteration, RecursionError or csv.Error for other lines."""
+        ...
+
+
+class Jsonl:
+    """One JSON object a line."""
+
+    header = ""
+    _encoder = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` would make one for every row
+
+    def encode(self, row: Row) -> str:
+        return self._encoder.encode(row) + "\n"
+
+    def decode(self, line: str) -> Row:
+        row = json.loads(line)
+        if not isinstance(row, dict) or not row.keys() >= KEYS or not isinstance(row["path"], str):
+            raise ValueError("not a result row")
+        return row
+
+
+COLUMNS = ("path", "label", "confidence", "reason", "error_kind", "error_message", "path_encoding")
+
+
+class Csv:
+    """`path,label,confidence,<a column a label>,reason,error_kind,error_message,path_encoding`.
+
+    No cell is a formula to a spreadsheet: such a path is percent-encoded, other text gets an apostrophe in front.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        """Raises OutputError for labels that cannot be columns beside the others."""
+        check_labels(labels)
+        if taken := [label for label in labels if label in COLUMNS]:
+            raise OutputError(
+                f"a CSV file has a column {taken[0]!r} already, and the model has a label of that name; "
+                "choose .jsonl or .parquet"
+            )
+        self.labels = labels
+        self.header = self._line([*COLUMNS[:3], *map(_text, labels), *COLUMNS[3:]])
+
+    def encode(self, row: Row) -> str:
+        probabilities, error = row["probabilities"] or {}, row["error"] or {}
+        path, encoding = row["path"], row.get("path_encoding")
+        if path.startswith(FORMULA):
+            path, encoding = path if encoding else quote(path, safe="/"), "percent"
+            path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` leaves
+        values = [path, _text(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
+        return self._line([*values, row["reason"], error.get("kind"), _text(error.get("message")), encoding])
+
+    def decode(self, line: str) -> Row:
+        path, label, confidence, *probabilities, reason, kind, message, encoding = next(csv.reader([line]))
+        if len(probabilities) != len(self.labels):
+            raise ValueError("wrong number of columns")
+        row: Row = {"path": path}
+        if encoding:  # perhaps only here, because it would have been a formula
+            row = begun(file_of({"path": path, "path_encoding": encoding}))
+        if kind:
+            error = {"kind": kind, "message": _bare(message)}
+            return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
+        return row | {
+            "label": _bare(label),
+            "confidence": float(confidence),
+            "probabilities": {k: float(p) for k, p in zip(self.labels, probabilities, strict=True)},
+            "reason": reason or None,
+            "error": None,
+        }
+
+    def _line(self, values: Sequence[Any]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        return text.getvalue()
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise OutputError for labels that cannot be names of columns, such as one that breaks the line."""
+    for label in labels:
+        if one_line(label) != label:
+            raise OutputError(f"the model's label {label!r} cannot be the name of a column; choose .jsonl")
+
+
+def _text(value: str | None) -> str | None:
+    return f"'{value}" if value and value.startswith((*FORMULA, "'")) else value
+
+
+def _bare(cell: str) -> str:
+    return cell.removeprefix("'")

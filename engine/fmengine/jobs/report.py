@@ -1,0 +1,165 @@
+"""The contact sheet: one self-contained HTML file with every picture, its label and its confidence."""
+
+import base64
+import html
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from string import Template
+
+from PIL import Image
+
+from ..errors import OutputError
+from ..image.decode import Encoded, as_source_error, decode
+from ..model.file import ModelSpec
+from ..options import Isolation, Limits
+from ..system.cores import usable_cores
+from ..system.files import temporary_of
+from ..wording import pluralise
+from .rows import Row, file_of, printable
+from .tally import Tally
+
+THUMBNAIL = 192  # pixels of the longer side, sharp on a phone's screen at half that size
+READ_AHEAD = 256  # pictures; bounds memory
+ASIDE = "aside"  # the style of what is no label of the model
+
+
+def write_report(
+    path: Path,
+    rows: Iterable[Row],
+    spec: ModelSpec,
+    describe: dict[str, str],
+    limits: Limits | None = None,
+    isolate: Isolation | None = None,
+) -> None:
+    """Write the contact sheet.
+
+    Args:
+        path: of the HTML file; it is replaced atomically.
+        rows: of `rows.to_row`, in the order to show.
+        spec: of the model that answered.
+        describe: of the backend that answered.
+        limits: of a picture, as when it was labelled.
+        isolate: decode in worker processes, as when it was labelled.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    template = Template(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
+    before, after = template.template.split("$cards")
+    tally = Tally()
+    temporary = temporary_of(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(Template(before).substitute(title=html.escape(printable(path.stem))))
+            for number, (row, jpeg) in enumerate(_with_thumbnails(rows, limits or Limits(), isolate)):
+                tally.add([row])
+                file.write(_card(number, row, jpeg, spec.labels))
+            values = {
+                "total": pluralise(tally.total, "picture"),
+                "filters": _filters(tally, spec.labels),
+                "model": html.escape(f"{spec.name} {spec.precision}"),
+                "backend": html.escape(", ".join(describe.values())),
+            }
+            file.write(Template(after).substitute(values))
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):  # where it could not be made, it cannot be removed either
+            temporary.unlink(missing_ok=True)
+
+
+def _with_thumbnails(
+    rows: Iterable[Row], limits: Limits, isolate: Isolation | None
+) -> Iterator[tuple[Row, bytes]]:
+    """Each row with its thumbnail, made by threads, in order, a bounded number ahead; none for a failure."""
+    iterator, threads = iter(rows), usable_cores()
+    with ExitStack() as stack:
+        make: Callable[[Encoded], bytes] = lambda source: thumbnail(source, **asdict(limits))  # noqa: E731
+        if isolate is not None:
+            from ..pipeline.workers import Workers  # what starts processes takes time to import
+
+            workers = Workers(f"{__name__}:thumbnail", asdict(limits), isolate, threads)
+            make = stack.enter_context(closing(workers)).run
+
+        def made(row: Row) -> bytes:
+            if row["error"]:
+                return b""
+            try:
+                return make(file_of(row))
+            except Exception as error:  # the file changed since it was labelled, or there is no room for it now
+                as_source_error(error)
+                return b""
+
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        while chunk := list(islice(iterator, READ_AHEAD)):
+            yield from zip(chunk, pool.map(made, chunk), strict=True)
+
+
+def thumbnail(source: Encoded, **limits: int) -> bytes:
+    """A picture, small, as a JPEG. Raises SourceError as `decode` does."""
+    image = Image.fromarray(decode(source, "rgb", Limits(**limits)))
+    scale = THUMBNAIL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
+def _card(number: int, row: Row, jpeg: bytes, labels: Sequence[str]) -> str:
+    """One picture. What it is called and what became of it are attributes of their own, for the filters."""
+    name = html.escape(row["path"])
+    short = html.escape(row["path"].rsplit("/", 1)[-1])
+    if row["error"]:
+        kind, message = (html.escape(row["error"][key]) for key in ("kind", "message"))
+        picture = '<div class="none" aria-hidden="true">?</div>'
+        tone, outcome, confidence, detail = ASIDE, f'data-error="{kind}"', -1.0, f"{kind}: {message}"
+        answer = f'<b>{kind}</b><p class="message">{message}</p>'
+    else:
+        label, reason, confidence = html.escape(row["label"]), row["reason"], row["confidence"]
+        tone, outcome = _tone(row["label"], labels), f'data-label="{label}"'
+        detail = html.escape(", ".join(f"{k} {p:.3f}" for k, p in row["probabilities"].items()))
+        data = base64.b64encode(jpeg).decode()
+        picture = (
+            f'<img src="data:image/jpeg;base64,{data}" alt="{label}" loading="lazy">'
+            if jpeg
+            else '<div class="none">gone</div>'
+        )
+        answer = f'<b>{label}</b><span>{confidence:.1%}</span><i><i style="width:{confidence:.1%}"></i></i>'
+        if reason:
+            outcome += f' data-reason="{html.escape(reason)}"'
+            answer += f"<em>{html.escape(reason)}</em>"
+    return (
+        f'<figure class="{tone}" data-n="{number}" {outcome} data-confidence="{confidence:.6f}" '
+        f'data-path="{name}" title="{name} — {detail}">{picture}'
+        f"<figcaption>{answer}<small>{short}</small></figcaption></figure>\n"
+    )
+
+
+def _tone(label: str, labels: Sequence[str]) -> str:
+    """The colour of a label of the model; another, such as of an answer that is withheld, has none."""
+    return f"tone{labels.index(label) % 6}" if label in labels else ASIDE
+
+
+def _filters(tally: Tally, labels: Sequence[str]) -> str:
+    """A button for each label, for each reason not to trust an answer, and for pictures without one."""
+    order = [label for label in labels if label in tally.labels]
+    order += [label for label in tally.labels if label not in labels]
+    buttons = [_filter("label", label, label, tally.labels[label], _tone(label, labels)) for label in order]
+    for reason, count in sorted(tally.reasons.items()):
+        buttons.append(_filter("reason", reason, f"reason: {reason}", count, ASIDE))
+    if tally.failed:
+        buttons.append(_filter("error", None, "failed", tally.failed, ASIDE))
+    return "".join(buttons)
+
+
+def _filter(key: str, value: str | None, text: str, count: int, tone: str) -> str:
+    """A button that shows the cards whose attribute `key` is `value`, or which have it at all."""
+    wanted = f'data-key="{key}"' + ("" if value is None else f' data-value="{html.escape(value)}"')
+    return f'<button class="{tone}" {wanted} aria-pressed="false">{html.escape(text)} {count:,}</button>'

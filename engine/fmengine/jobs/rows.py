@@ -1,0 +1,80 @@
+"""A result as a row: what `fmengine infer` prints and writes, one for each picture.
+
+`{"path", "label", "confidence", "probabilities", "reason", "error": null}`, or `"label": null` and
+`"error": {"kind", "message"}`. `reason` is null, or one of `Reason`. A path that is not UTF-8, or holds control
+characters, is percent-encoded and the row says `"path_encoding": "percent"`, so that a row is always one line.
+"""
+
+import os
+import unicodedata
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from ..types import Failure, Prediction
+
+Row = dict[str, Any]
+
+TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})  # Unicode's bidi controls
+
+KEYS = frozenset({"path", "label", "confidence", "probabilities", "reason", "error"})  # that every row has
+
+
+def to_row(path: str, result: Prediction | Failure) -> Row:
+    """The row of one picture."""
+    row = begun(path)
+    if isinstance(result, Prediction):
+        return row | {
+            "label": result.label,
+            "confidence": round(result.confidence, 6),
+            "probabilities": {label: round(p, 6) for label, p in result.probabilities.items()},
+            "reason": result.reason,
+            "error": None,
+        }
+    # A decoder may quote what it read, half a character included, which no UTF-8 file could hold.
+    message = result.message.encode(errors="backslashreplace").decode()
+    error = {"kind": result.kind.value, "message": message}
+    return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
+
+
+def begun(path: str) -> Row:
+    """The part of a row that names its picture."""
+    shown = printable(path)
+    return {"path": shown} | ({"path_encoding": "percent"} if shown != path else {})
+
+
+def file_of(row: Row) -> str:
+    """The path of a row's picture, as the file system knows it."""
+    path: str = row["path"]
+    return os.fsdecode(unquote_to_bytes(path)) if row.get("path_encoding") else path
+
+
+def to_text(row: Row) -> str:
+    """The row for a terminal: path, label, confidence, and the reason not to trust them where there is one."""
+    if row["error"]:
+        return f"{row['path']}  error  {row['error']['kind']}: {row['error']['message']}"
+    reason = f"  {row['reason']}" if row["reason"] else ""
+    return f"{row['path']}  {one_line(row['label'])}  {row['confidence']:.3f}{reason}"
+
+
+def printable(path: str) -> str:
+    """A path as a row gives it: percent-encoded where it could not stand in a line of UTF-8 as it is."""
+    if path.isprintable():
+        return path
+    if any(_is_unfit(character) for character in path):
+        return quote_from_bytes(os.fsencode(path), safe="/")
+    return path
+
+
+def one_line(text: str) -> str:
+    """Text of a model file, such as a label, that stays on its line: what would not is escaped as Python does."""
+    if text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if _is_unfit(c) else c for c in text)
+
+
+def _is_unfit(character: str) -> bool:
+    """Whether it would break a line or turn its direction, or is a byte that is no UTF-8 (a surrogate, Cs)."""
+    return (
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        or unicodedata.bidirectional(character) in TURNING
+    )

@@ -1,0 +1,131 @@
+"""A TensorRT engine on its GPU: loaded, checked, and enqueued on streams."""
+
+from typing import Any
+
+from ..errors import BackendError, DeviceError, NoRoomError
+from ..model.file import ModelSpec
+from .build import Profile, is_rtx, words_of
+
+OUTPUTS = ("logits", "probabilities")
+
+
+class EngineFileError(BackendError):
+    """An engine does not load, or is not what the model file says."""
+
+
+class Network:
+    """A deserialised engine. Use it within its context.
+
+    Attributes:
+        profiles: the batch sizes that it takes.
+        capturable: whether its runs may be captured into CUDA graphs.
+        activations: bytes on the GPU that each execution context needs.
+    """
+
+    def __init__(self, library: Any, logger: Any, engine: bytes, spec: ModelSpec) -> None:
+        """Load an engine.
+
+        Raises:
+            EngineFileError: with TensorRT's own words.
+        """
+        self._library, self._logger, self._spec = library, logger, spec
+        logger.words.clear()
+        try:
+            self._runtime = library.Runtime(logger)
+        except Exception as error:  # pybind's TypeError where the library cannot start
+            raise EngineFileError(f"{library.__name__} does not start: {error}. {words_of(logger)}") from error
+        self._engine = self._runtime.deserialize_cuda_engine(engine)
+        if self._engine is None:
+            raise EngineFileError(
+                f"{library.__name__} {library.__version__} does not load this engine of {len(engine):,} bytes; it "
+                f"must be built by the same version, for this GPU. {words_of(logger)}"
+            )
+        self._check()
+        # TensorRT-RTX compiles kernels while it runs, and makes graphs of its own.
+        self.capturable = not is_rtx(library)
+        shapes = [
+            self._engine.get_tensor_profile_shape("images", index)
+            for index in range(self._engine.num_optimization_profiles)
+        ]
+        self.profiles = tuple(Profile(*(int(shape[0]) for shape in shape_range)) for shape_range in shapes)
+        self.activations = int(self._engine.device_memory_size_v2)
+
+    def execution(self, profile: int, addresses: dict[str, int], stream: Any) -> "Execution":
+        """A context of its own, on one profile, that reads and writes at these addresses.
+
+        Raises:
+            NoRoomError: if there is no room for it.
+            DeviceError: if TensorRT refuses.
+        """
+        context = self._engine.create_execution_context(*self._settings())
+        if context is None:
+            raise NoRoomError(
+                f"TensorRT cannot make an execution context, which needs {self.activations:,} bytes on the GPU. "
+                f"{words_of(self._logger)}"
+            )
+        # The first profile is chosen already; choosing another is work on the stream.
+        if profile and not context.set_optimization_profile_async(profile, stream.handle):
+            raise DeviceError(f"TensorRT cannot choose profile {profile}. {words_of(self._logger)}")
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise DeviceError(f"TensorRT refuses {address:#x} for {name}. {words_of(self._logger)}")
+        return Execution(context, self._spec, self._logger)
+
+    def _settings(self) -> list[Any]:
+        """TensorRT-RTX is told to compile for each shape at once, and to capture whole graphs."""
+        if self.capturable:
+            return []
+        settings = self._engine.create_runtime_config()
+        strategies = self._library.DynamicShapesKernelSpecializationStrategy
+        settings.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        settings.cuda_graph_strategy = self._library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return [settings]
+
+    def close(self) -> None:
+        """Give everything back, after all that was made from it."""
+        self._engine = self._runtime = None
+
+    def _check(self) -> None:
+        """The engine must be what the model file says of itself."""
+        engine, trt = self._engine, self._library
+        found = {
+            name: (
+                engine.get_tensor_mode(name),
+                engine.get_tensor_dtype(name),
+                tuple(engine.get_tensor_shape(name)),
+            )
+            for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors))
+        }
+        expected: dict[str, Any] = {
+            "images": (trt.TensorIOMode.INPUT, trt.DataType.UINT8, (-1, *self._spec.input_shape(1)[1:]))
+        }
+        for name in OUTPUTS:
+            expected[name] = (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, (-1, len(self._spec.labels)))
+        if found != expected:
+            raise EngineFileError(f"the engine has the tensors {found}; expected {expected}: build it again")
+
+
+class Execution:
+    """One execution context. Its addresses never change; its batch size does unless a graph holds it."""
+
+    def __init__(self, context: Any, spec: ModelSpec, logger: Any) -> None:
+        self._context, self._spec, self._logger = context, spec, logger
+        self._batch = 0
+
+    def enqueue(self, batch: int, stream: Any) -> None:
+        """Put a run over `batch` pictures into a stream.
+
+        Raises:
+            DeviceError: if TensorRT refuses.
+        """
+        if batch != self._batch:  # naming the shape again would cost time, and a graph its context
+            self._batch = 0
+            if not self._context.set_input_shape("images", self._spec.input_shape(batch)):
+                raise DeviceError(f"TensorRT refuses a batch of {batch}. {words_of(self._logger)}")
+            self._batch = batch
+        if not self._context.execute_async_v3(stream.handle):
+            raise DeviceError(f"TensorRT cannot run a batch of {batch}. {words_of(self._logger)}")
+
+    def free(self) -> None:
+        """Give the context's memory back."""
+        self._context = None
