@@ -8,7 +8,8 @@ are in the order of `fmengine.image.preprocess`: horizontal, then vertical.
 import numpy as np
 import numpy.typing as npt
 
-from fmengine.image.preprocess import Color, Fit, Pixels
+from fmengine.image.preprocess import Pixels
+from fmengine.types import Color, Fit
 
 PRECISION_BITS = 32 - 8 - 2
 

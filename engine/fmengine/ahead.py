@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from .image.decode import Source, on_gpu
+from .image.decode import on_gpu
 from .pipeline.coalesce import Answer
-from .types import Failure, Prediction
+from .types import Failure, Prediction, Source
 
 if TYPE_CHECKING:
     from .pipeline.coalesce import Item

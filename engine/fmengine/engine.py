@@ -16,14 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .ahead import outcomes as outcomes_ahead
-from .backend.registry import (
-    Attempt,
-    Backend,
-    Options,
-    PictureBackend,
-    PictureOutputs,
-    open_backend,
-)
+from .backend.registry import Attempt, Backend, ImageBackend, Options, open_backend
 from .errors import (
     CLOSED,
     DeadlineError,
@@ -33,8 +26,6 @@ from .errors import (
     UnavailableError,
 )
 from .image.decode import (
-    Channels,
-    Source,
     as_source_error,
     check_channels,
     decode,
@@ -51,7 +42,7 @@ from .model.file import ModelFile, ModelSpec
 from .options import Isolation, Limits
 from .pipeline.coalesce import Batcher
 from .system.cores import usable_cores
-from .types import UNSURE, Failure, Prediction, Reason
+from .types import UNSURE, Channels, Failure, ImageOutputs, Prediction, Reason, Source
 
 if TYPE_CHECKING:
     from .gpu.interop import Picture
@@ -91,7 +82,7 @@ class Engine:
         """Use an open backend; `open_for_lanes` opens it once more, for several batches at once, when needed."""
         self.backend = backend
         # Asked once: to see whether an object follows a protocol takes longer than to preprocess a small face.
-        self._on_device = backend if isinstance(backend, PictureBackend) else None
+        self._on_device = backend if isinstance(backend, ImageBackend) else None
         self.model_path = model.path
         self.spec: ModelSpec = model.spec
         self.limits = limits or Limits()
@@ -175,7 +166,7 @@ class Engine:
             raise ValueError("jpeg 'gpu' decodes in this process; isolate needs jpeg 'cpu'")
         options = Options(device=device, max_batch=max_batch, threads=threads or usable_cores(), jpeg=jpeg)
         opened, file, attempts = open_backend(backend, None if model is None else str(model), options)
-        on_cpu = not isinstance(opened, PictureBackend)
+        on_cpu = not isinstance(opened, ImageBackend)
         if jpeg == "gpu" and on_cpu:
             opened.close()
             raise UnavailableError(
@@ -380,14 +371,14 @@ class Engine:
         sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in pictures]
         return list(map(Prepared, images, is_flat_input(images, sizes, spec.fit).tolist()))
 
-    def _compute(self, pictures: "Sequence[Item]", backend: Backend) -> PictureOutputs:
+    def _compute(self, pictures: "Sequence[Item]", backend: Backend) -> ImageOutputs:
         if self._on_device is not None:
             return self._on_device.run_pictures(cast("list[Picture]", pictures))
         images, flat = zip(*cast("list[Prepared]", pictures), strict=True)
         outputs = backend.run(images[0][np.newaxis] if len(images) == 1 else np.stack(images))
-        return PictureOutputs(*outputs, np.array(flat))
+        return ImageOutputs(*outputs, np.array(flat))
 
-    def _post(self, sources: list[Source], outputs: PictureOutputs) -> list[Prediction | Failure]:
+    def _post(self, sources: list[Source], outputs: ImageOutputs) -> list[Prediction | Failure]:
         labels = self.spec.labels
         threshold = self.unsure_below or self.spec.unsure_below
         answers: list[Prediction | Failure] = []

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from .image.decode import Source
-from .types import Failure, Prediction
+from .types import Failure, Prediction, Source
 
 if TYPE_CHECKING:
     from .pipeline.coalesce import Item

@@ -1,10 +1,94 @@
-"""What comes back for a picture: an answer, or the reason why there is none."""
+"""What goes through the engine: sources, images, a network's inputs and outputs, and each picture's result."""
 
+import os
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Literal, NamedTuple, NewType, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from .errors import Kind
-from .image.decode import Source
+
+Color = Literal["gray", "rgb"]
+COLORS: tuple[Color, ...] = get_args(Color)
+Fit = Literal["crop", "pad", "stretch"]
+FITS: tuple[Fit, ...] = get_args(Fit)
+Channels = Literal["rgb", "bgr"]  # the order of an array's channels
+CHANNELS: tuple[Channels, ...] = get_args(Channels)
+
+
+class DLPackArray(Protocol):
+    """An array of another library, in host or device memory, over DLPack."""
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
+class CudaArray(Protocol):
+    """An array in device memory, over Numba's protocol."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+class BinaryFile(Protocol):
+    """A file-like that is open for reading bytes, such as `io.BytesIO`."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+Encoded = str | os.PathLike[str] | bytes | bytearray | memoryview  # a path, or a file's bytes
+Source = Encoded | np.ndarray[Any, Any] | Image.Image | BinaryFile | DLPackArray | CudaArray
+
+_Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+DecodedImage = NewType("DecodedImage", _Bytes)  # uint8 `[H, W]`, or `[H, W, 3]` in RGB order; upright
+NetworkInput = NewType("NetworkInput", _Bytes)  # uint8 `[C, H, W]` of one picture
+InputBatch = NewType("InputBatch", _Bytes)  # uint8 `[N, C, H, W]`, C-contiguous
+
+
+class DeviceImage(NamedTuple):
+    """An image in device memory.
+
+    Attributes:
+        address: of its first pixel.
+        height: rows.
+        width: columns.
+        stride: bytes from one row to the next.
+        channels: bytes a pixel, 1, 3 or 4; the fourth is not read.
+        bgr: whether blue comes first.
+        owner: what must live until the pixels are read.
+    """
+
+    address: int
+    height: int
+    width: int
+    stride: int
+    channels: int
+    bgr: bool
+    owner: object
+
+
+class Outputs(NamedTuple):
+    """What a network answers, one row a picture.
+
+    Attributes:
+        logits: float32 `[N, K]`.
+        probabilities: float32 `[N, K]`, rows add up to 1.
+    """
+
+    logits: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+
+
+class ImageOutputs(NamedTuple):
+    """What a backend that preprocesses answers: `Outputs`, and whether each image was flat, bool `[N]`."""
+
+    logits: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+    flat: npt.NDArray[np.bool_]
+
 
 UNSURE = "unsure"  # the label of an answer that has a reason, where the engine has a threshold
 
@@ -30,9 +114,18 @@ class Prediction:
 
     label: str
     confidence: float
-    probabilities: dict[str, float]
+    probabilities: dict[str, float] = field(hash=False)
     source: Source = field(repr=False, compare=False)
     reason: Reason | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold: everything but the source."""
+        return {
+            "label": self.label,
+            "confidence": self.confidence,
+            "probabilities": dict(self.probabilities),
+            "reason": self.reason.value if self.reason else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +141,10 @@ class Failure:
     kind: Kind
     message: str
     source: Source = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, str]:
+        """Return what JSON can hold: everything but the source."""
+        return {"kind": self.kind.value, "message": self.message}
+
+
+Result = Prediction | Failure

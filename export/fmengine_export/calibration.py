@@ -7,10 +7,11 @@ import click
 import numpy as np
 
 from fmengine.errors import DataError, SourceError
-from fmengine.image.preprocess import Color, Fit, Pixels, preprocess
+from fmengine.image.preprocess import Pixels, preprocess
 from fmengine.jobs.rows import printable
 from fmengine.jobs.sources import walk
 from fmengine.pipeline.attempt import try_picture
+from fmengine.types import Color, Fit
 from fmengine_train.model import AlexNetConfig
 
 # Enough that no scale moves any more, few enough to calibrate in seconds.

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fmengine.image.decode import decode
-from fmengine.image.preprocess import COLORS, FITS, Color, Fit
 from fmengine.image.preprocess import preprocess as runtime
 from fmengine.options import Limits
+from fmengine.types import COLORS, FITS, Color, Fit
 from fmengine_bench.definition import coefficients, luma, preprocess, resize
 
 # Of Pillow's own: 5×7 levels to 3×4, two calls, horizontally and then vertically.

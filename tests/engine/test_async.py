@@ -17,8 +17,8 @@ from fmengine import (
     Kind,
     SourceError,
 )
-from fmengine.backend.registry import Outputs
 from fmengine.image.preprocess import Pixels
+from fmengine.types import Outputs
 
 
 def faces(count: int) -> list[np.ndarray]:

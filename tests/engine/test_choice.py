@@ -11,7 +11,8 @@ from fmengine.backend import select as choice
 from fmengine.backend.diagnose import diagnose
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.backend.openvino import OpenVinoBackend
-from fmengine.backend.registry import CPU_BACKENDS, Outputs
+from fmengine.backend.registry import CPU_BACKENDS
+from fmengine.types import Outputs
 
 pytest.importorskip("openvino", reason="with one backend there is nothing to choose")
 

@@ -20,8 +20,9 @@ from tests.jpegs import lossless, sampled
 
 import fmengine.image.decode
 from fmengine.errors import Kind, SourceError
-from fmengine.image.decode import Source, decode
+from fmengine.image.decode import decode
 from fmengine.options import Limits
+from fmengine.types import Source
 
 # Pillow warns of odd files that it reads all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")

@@ -13,7 +13,8 @@ from PIL import Image
 
 from fmengine import Engine, Isolation, Reason
 from fmengine.image.flatness import FLAT, is_flat, is_flat_input
-from fmengine.image.preprocess import FITS, preprocess
+from fmengine.image.preprocess import preprocess
+from fmengine.types import FITS
 from fmengine_train.data import Item
 from fmengine_train.prepare import sift
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from fmengine.errors import ModelError
-from fmengine.image.preprocess import COLORS, FITS
 from fmengine.model.file import (
     DEFAULT_MODEL,
     METADATA_KEY,
@@ -23,6 +22,7 @@ from fmengine.model.file import (
     seal,
     shipped,
 )
+from fmengine.types import COLORS, FITS
 
 SPEC = ModelSpec(
     name="tiny",

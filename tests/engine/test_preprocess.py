@@ -12,8 +12,6 @@ from PIL import Image
 from fmengine.errors import Kind, SourceError
 from fmengine.image.preprocess import (
     AT_ONCE,
-    COLORS,
-    FITS,
     TOGETHER,
     check_resize,
     crop_box,
@@ -21,6 +19,7 @@ from fmengine.image.preprocess import (
     preprocess,
     preprocess_batch,
 )
+from fmengine.types import COLORS, FITS
 from fmengine_bench.definition import preprocess as define
 
 # A few lines that are far longer than wide, since Pillow 13 treats tall pictures in another order.

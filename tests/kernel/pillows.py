@@ -14,7 +14,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "benchmarks")]
 
-from fmengine.image.preprocess import COLORS, FITS, preprocess  # noqa: E402 (found through the lines above)
+from fmengine.image.preprocess import preprocess  # noqa: E402
+from fmengine.types import COLORS, FITS  # noqa: E402
 from fmengine_bench import definition  # noqa: E402
 
 CASES = 400

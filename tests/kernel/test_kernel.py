@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from fmengine.errors import SourceError
 from fmengine.gpu.launch import PICTURE, Geometry, Plan
 from fmengine.image.decode import decode
-from fmengine.image.preprocess import FITS, fit_box, preprocess
+from fmengine.image.preprocess import fit_box, preprocess
 from fmengine.options import Limits
+from fmengine.types import FITS
 
 from .cases import Case, random_box, random_case, reference
 from .host import SOURCE, HostKernel, compile_kernel, pack, sanitized_environment

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fmengine.errors import DataError
-from fmengine.image.preprocess import Fit
+from fmengine.types import Fit
 from fmengine.wording import pluralise
 
 from . import data

@@ -23,9 +23,10 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from fmengine.errors import DataError, OutputError, SourceError
-from fmengine.image.preprocess import Color, Fit, Pixels, preprocess
+from fmengine.image.preprocess import Pixels, preprocess
 from fmengine.jobs.rows import printable
 from fmengine.pipeline.attempt import try_picture
+from fmengine.types import Color, Fit
 
 from .checks import check_class_names, check_classes, check_path, leave_out
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmengine.errors import DataError
-from fmengine.image.preprocess import FITS, Fit
+from fmengine.types import FITS, Fit
 
 LISTS = {"classes": "names", "widths": "whole numbers", "hidden": "whole numbers"}  # what each list holds
 

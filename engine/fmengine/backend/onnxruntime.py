@@ -7,7 +7,8 @@ from ..image.preprocess import Pixels
 from ..model.file import ModelFile, Precision
 from ..system.cores import usable_cores
 from ..system.telemetry import import_onnxruntime
-from .registry import Options, Outputs, describe_threads
+from ..types import Outputs
+from .registry import Options, describe_threads
 
 PROVIDER = "CPUExecutionProvider"
 FATAL = 4  # the severity from which on it prints: what fails is raised besides, and said by us

@@ -13,7 +13,8 @@ from ..errors import (
 from ..image.preprocess import Pixels
 from ..model.file import ModelFile, Precision
 from ..system.cores import usable_cores
-from .registry import Options, Outputs, describe_threads
+from ..types import Outputs
+from .registry import Options, describe_threads
 
 
 class OpenVinoBackend:

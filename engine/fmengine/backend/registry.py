@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import (
     BackendError,
@@ -24,12 +23,13 @@ from ..errors import (
     UnavailableError,
 )
 from ..gpu.driver import require_driver
-from ..image.decode import Channels
 from ..image.preprocess import Pixels
 from ..model.file import ModelFile, Precision, load_model_file, resolve
+from ..types import Channels, DeviceImage, ImageOutputs, Outputs
 
 if TYPE_CHECKING:
-    from ..gpu.interop import DevicePicture, Picture
+    from ..gpu.interop import Picture
+    from ..types import DeviceImage
 
 log = logging.getLogger(__name__)
 
@@ -44,26 +44,6 @@ BACKENDS = {
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 # On a CPU, where several are installed, `auto` measures; see `choice`.
 CPU_BACKENDS = ("onnxruntime", "openvino")
-
-
-class Outputs(NamedTuple):
-    """What a network answers, one row a picture.
-
-    Attributes:
-        logits: float32 `[N, K]`.
-        probabilities: float32 `[N, K]`, rows add up to 1.
-    """
-
-    logits: npt.NDArray[np.float32]
-    probabilities: npt.NDArray[np.float32]
-
-
-class PictureOutputs(NamedTuple):
-    """What comes of decoded pictures: `Outputs`, and whether each picture was flat, bool `[N]`."""
-
-    logits: npt.NDArray[np.float32]
-    probabilities: npt.NDArray[np.float32]
-    flat: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -113,7 +93,7 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class PictureBackend(Backend, Protocol):
+class ImageBackend(Backend, Protocol):
     """A backend that preprocesses too, where the network is: it is given decoded pictures of any sizes."""
 
     @property
@@ -121,15 +101,15 @@ class PictureBackend(Backend, Protocol):
         """Batches that it works on at once, for as many threads."""
         ...
 
-    def admit(self, source: object, channels: Channels) -> "DevicePicture":
+    def admit(self, source: object, channels: Channels) -> "DeviceImage":
         """Take a picture that is in its memory. Raises SourceError for one that it cannot read there."""
         ...
 
-    def decode_jpeg(self, data: bytes) -> "DevicePicture | None":
+    def decode_jpeg(self, data: bytes) -> "DeviceImage | None":
         """Decode a plain JPEG where the network is, if that was asked for and is possible."""
         ...
 
-    def run_pictures(self, pictures: "Sequence[Picture]") -> PictureOutputs:
+    def run_pictures(self, pictures: "Sequence[Picture]") -> ImageOutputs:
         """Preprocess and run. Raises SourceError if there is no room for one of them alone."""
         ...
 

@@ -8,18 +8,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..backend.registry import Outputs, PictureOutputs
 from ..errors import BackendError
 from ..image.preprocess import Pixels, preprocess
 from ..model.file import ModelSpec
 from ..trt.build import Profile
+from ..types import ImageOutputs, Outputs
 
 PICTURES = 256
 SEED = 20
 # Half precision moves a probability by up to some thousandths; a wrong layer, batch or stream by tenths.
 PROBABILITY = 0.01
 
-Run = Callable[[Pixels], Outputs | PictureOutputs]
+Run = Callable[[Pixels], Outputs | ImageOutputs]
 
 
 class GateError(BackendError):

@@ -7,16 +7,16 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ..backend.registry import Options, Outputs, PictureOutputs
+from ..backend.registry import Options
 from ..check.gate import check_kernel
 from ..errors import Kind, ModelError, NoRoomError, SourceError
-from ..image.decode import Channels
 from ..image.preprocess import Pixels
 from ..model.file import ModelFile, Precision
 from ..system.cache import Cache
+from ..types import Channels, DeviceImage, ImageOutputs, Outputs
 from .context import Context
 from .driver import describe_gpu
-from .interop import Arrivals, DevicePicture, Picture, device_picture
+from .interop import Arrivals, Picture, device_picture
 from .nvjpeg import JpegDecoder
 from .pool import Pool, make_slots
 from .preprocessor import Kernels
@@ -26,7 +26,7 @@ STREAMS = 2  # batches under way at once: the copies of one overlap the work of 
 
 
 class GpuBackend(ABC):
-    """See `fmengine.backend.registry.PictureBackend`. A subclass says which network runs.
+    """See `fmengine.backend.registry.ImageBackend`. A subclass says which network runs.
 
     Attributes:
         gpu: that it runs on.
@@ -90,25 +90,25 @@ class GpuBackend(ABC):
         with self.context.use():
             return self.pool.run(images)
 
-    def admit(self, source: object, channels: Channels) -> DevicePicture:
+    def admit(self, source: object, channels: Channels) -> DeviceImage:
         with self.context.use():
             return device_picture(source, self.context, self._arrivals, channels)
 
-    def decode_jpeg(self, data: bytes) -> DevicePicture | None:
+    def decode_jpeg(self, data: bytes) -> DeviceImage | None:
         if self._jpeg is None:
             return None
         with self.context.use():
             image = self._jpeg.decode(data)
             return None if image is None else device_picture(image, self.context, self._arrivals, "rgb")
 
-    def run_pictures(self, pictures: Sequence[Picture]) -> PictureOutputs:
+    def run_pictures(self, pictures: Sequence[Picture]) -> ImageOutputs:
         try:
             with self.context.use():
                 return self.pool.run_pictures(pictures)
         except NoRoomError as error:
             raise SourceError(Kind.TOO_LARGE, str(error)) from error
 
-    def time_stages(self, batch: Pixels | Sequence[Picture]) -> tuple[Outputs | PictureOutputs, Stages]:
+    def time_stages(self, batch: Pixels | Sequence[Picture]) -> tuple[Outputs | ImageOutputs, Stages]:
         """Run a batch of at most `max_batch` and say what each stage of it took on the GPU."""
         with self.context.use():
             stopwatch = Stopwatch(self.context.cuda)

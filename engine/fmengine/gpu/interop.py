@@ -9,42 +9,20 @@ import threading
 from typing import Any, NamedTuple
 
 from ..errors import DeviceError, FmengineError, Kind, SourceError
-from ..image.decode import Channels
 from ..image.preprocess import Pixels
+from ..types import Channels, DeviceImage
 from .context import Context
 
 CUDA_DEVICE = 2  # DLPack's kDLCUDA
 LEGACY_STREAM = 1  # handle of the default stream
 
 
-class DevicePicture(NamedTuple):
-    """A picture on the GPU.
-
-    Attributes:
-        address: of its first pixel.
-        height: rows.
-        width: columns.
-        stride: bytes from one row to the next.
-        channels: bytes a pixel, 1, 3 or 4; the fourth is not read.
-        bgr: whether blue comes first.
-        owner: what must live until the pixels are read.
-    """
-
-    address: int
-    height: int
-    width: int
-    stride: int
-    channels: int
-    bgr: bool
-    owner: object
-
-
-Picture = Pixels | DevicePicture
+Picture = Pixels | DeviceImage
 
 
 def size_of(picture: Picture) -> tuple[int, int]:
     """Width and height of a picture."""
-    if isinstance(picture, DevicePicture):
+    if isinstance(picture, DeviceImage):
         return picture.width, picture.height
     return picture.shape[1], picture.shape[0]
 
@@ -102,7 +80,7 @@ class Arrivals:
             raise _refused(f"cannot wait for stream {first:#x} of the picture: {status.name}")
 
 
-def device_picture(source: Any, context: Context, arrivals: Arrivals, channels: Channels) -> DevicePicture:
+def device_picture(source: Any, context: Context, arrivals: Arrivals, channels: Channels) -> DeviceImage:
     """Take a picture in device memory: uint8, `[H, W]` or `[H, W, C]` with C of 1, 3 or 4, pixels side by side.
 
     Call it in the thread that made the picture: libraries order by that thread's current stream.
@@ -133,7 +111,7 @@ def device_picture(source: Any, context: Context, arrivals: Arrivals, channels: 
         raise _refused(f"its library does not hand the picture over: {type(error).__name__}: {error}") from error
     height, width, count = _shape(layout)
     stride = _row_stride(layout, height, width, count)
-    return DevicePicture(layout.address, height, width, stride, count, channels == "bgr" and count > 1, owner)
+    return DeviceImage(layout.address, height, width, stride, count, channels == "bgr" and count > 1, owner)
 
 
 def _shape(layout: _Layout) -> tuple[int, int, int]:

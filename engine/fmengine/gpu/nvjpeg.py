@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 from ..errors import UnavailableError, install_hint
-from ..image.preprocess import Color
+from ..types import Color
 from .context import Context
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from ..backend.registry import Outputs, PictureOutputs
 from ..errors import CLOSED, FmengineError, NoRoomError
 from ..image.preprocess import Pixels
 from ..model.file import ModelSpec
+from ..types import ImageOutputs, Outputs
 from .context import LAST_WAIT
 from .interop import Picture
 from .preprocessor import weigh
@@ -41,20 +41,20 @@ class Pool:
         """Answer for preprocessed pictures, uint8 `[N, C, H, W]`. Raises as `run_pictures` does."""
         return Outputs(*map(np.concatenate, zip(*self._run(images), strict=True)))
 
-    def run_pictures(self, pictures: Sequence[Picture]) -> PictureOutputs:
+    def run_pictures(self, pictures: Sequence[Picture]) -> ImageOutputs:
         """Answer for pictures of any sizes.
 
         Raises:
             NoRoomError: if there is no room for one picture alone.
         """
-        answers = cast("list[PictureOutputs]", self._run(pictures))
-        return PictureOutputs(*map(np.concatenate, zip(*answers, strict=True)))
+        answers = cast("list[ImageOutputs]", self._run(pictures))
+        return ImageOutputs(*map(np.concatenate, zip(*answers, strict=True)))
 
-    def _run(self, batch: Batch) -> list[Outputs | PictureOutputs]:
+    def _run(self, batch: Batch) -> list[Outputs | ImageOutputs]:
         """Answer for a batch of any size, in parts that fit, as many under way as slots are free."""
         parts = deque(split(batch, self._most, self._spec))
         flying: deque[Slot] = deque()
-        answers: list[Outputs | PictureOutputs] = []
+        answers: list[Outputs | ImageOutputs] = []
         try:
             while parts or flying:
                 # Waiting for a slot only while holding none, two threads never wait for each other.
@@ -112,7 +112,7 @@ class Pool:
             raise FmengineError(CLOSED)
         return slot
 
-    def _collect(self, flying: deque[Slot]) -> Outputs | PictureOutputs:
+    def _collect(self, flying: deque[Slot]) -> Outputs | ImageOutputs:
         slot = flying[0]
         outputs = slot.collect()
         flying.popleft()

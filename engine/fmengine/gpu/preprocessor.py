@@ -10,10 +10,11 @@ from ..errors import Kind, SourceError
 from ..image.preprocess import Pixels, check_resize, fit_box
 from ..model.file import ModelSpec
 from ..system.cache import Cache
+from ..types import DeviceImage
 from .arena import Buffer, aligned
 from .context import Context
 from .driver import describe_gpu
-from .interop import Arrivals, DevicePicture, Picture
+from .interop import Arrivals, Picture
 from .kernels import load_cubin
 from .launch import PICTURE, Geometry, Plan
 
@@ -68,7 +69,7 @@ class Preprocessor:
         offsets, end = [], head
         for picture in pictures:
             offsets.append(end)
-            end += 0 if isinstance(picture, DevicePicture) else picture.size
+            end += 0 if isinstance(picture, DeviceImage) else picture.size
         self._upload.reserve(end)
         geometries = [self._geometry(picture, offset) for picture, offset in zip(pictures, offsets, strict=True)]
         try:
@@ -79,7 +80,7 @@ class Preprocessor:
         host = self._upload.host
         host[: plan.pictures.nbytes] = plan.pictures.view(np.uint8)
         for picture, offset in zip(pictures, offsets, strict=True):
-            if not isinstance(picture, DevicePicture):
+            if not isinstance(picture, DeviceImage):
                 host[offset : offset + picture.size].reshape(picture.shape)[...] = picture
         self._context.cuda.memcpy_htod_async(self._upload.address, host[:end], self._stream)
         return plan
@@ -87,7 +88,7 @@ class Preprocessor:
     def launch(self, pictures: Sequence[Picture], plan: Plan, images: int) -> None:
         """Preprocess a staged batch into the device address `images`."""
         stream = self._stream
-        self._alive = [picture.owner for picture in pictures if isinstance(picture, DevicePicture)]
+        self._alive = [picture.owner for picture in pictures if isinstance(picture, DeviceImage)]
         if self._alive:
             self._arrivals.before(stream.handle)
         workspace = self._scratch.address + aligned(plan.tables_size)
@@ -123,7 +124,7 @@ class Preprocessor:
     def _geometry(self, picture: Picture, offset: int) -> Geometry:
         """Where a picture lies, in bytes from the uploaded buffer's address."""
         spec = self._spec
-        if isinstance(picture, DevicePicture):
+        if isinstance(picture, DeviceImage):
             height, width, channels, bgr = picture.height, picture.width, picture.channels, picture.bgr
             offset, stride = picture.address - self._upload.address, picture.stride
         else:

@@ -21,13 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..backend.onnxruntime import OnnxRuntimeBackend
-from ..backend.registry import (
-    GPU_BACKENDS,
-    Options,
-    Outputs,
-    PictureOutputs,
-    open_backend,
-)
+from ..backend.registry import GPU_BACKENDS, Options, open_backend
 from ..check.gate import (
     GateError,
     check_engine,
@@ -41,6 +35,7 @@ from ..image.decode import decode_bytes
 from ..image.preprocess import Pixels
 from ..model.file import ModelFile, ModelSpec, load_model_file, resolve
 from ..options import Limits
+from ..types import ImageOutputs, Outputs
 from .arena import Buffer
 from .backend import GpuBackend
 from .context import Context
@@ -339,7 +334,7 @@ def _same_labels(
     assert not flipped.any(), f"{where}: {int(flipped.sum())} of {len(found)} labels flip"
 
 
-def _same_bits(answers: Sequence[Outputs | PictureOutputs]) -> str:
+def _same_bits(answers: Sequence[Outputs | ImageOutputs]) -> str:
     for outputs in answers[1:]:
         largest = float(np.abs(outputs.probabilities - answers[0].probabilities).max())
         assert np.array_equal(outputs.logits, answers[0].logits), f"answers differ, by {largest:.2g} at most"

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ..backend.registry import Outputs, PictureOutputs
 from ..check.gate import Way
 from ..image.flatness import is_flat_input
 from ..image.preprocess import Pixels
 from ..model.file import ModelSpec
 from ..trt.build import Profile
+from ..types import ImageOutputs, Outputs
 from .arena import Buffer, aligned
 from .context import Context
 from .graph import CaptureError, Graph
@@ -150,8 +150,8 @@ class Slot:
             self.wait()  # what was enqueued reads and writes the slot's buffers
             raise
 
-    def collect(self) -> Outputs | PictureOutputs:
-        """Wait for the batch that was started, and give its answers: `PictureOutputs` of decoded pictures."""
+    def collect(self) -> Outputs | ImageOutputs:
+        """Wait for the batch that was started, and give its answers: `ImageOutputs` of decoded pictures."""
         self._finished.synchronize()
         self._preprocessor.done()
         count, self._batch = self._batch, 0
@@ -163,7 +163,7 @@ class Slot:
             return outputs
         shape = self._spec.input_shape(count)
         images = self._images.host[: int(np.prod(shape))].reshape(shape)
-        return PictureOutputs(*outputs, is_flat_input(images, self._sizes, self._spec.fit))
+        return ImageOutputs(*outputs, is_flat_input(images, self._sizes, self._spec.fit))
 
     def wait(self) -> None:
         """Let nothing be in flight, whatever happened before."""
@@ -177,12 +177,12 @@ class Slot:
         self.wait()
         return read_back(self._context, self._images.address, self._spec.input_shape(len(pictures)))
 
-    def run(self, batch: Pixels | Sequence[Picture], mark: Mark = no_mark) -> Outputs | PictureOutputs:
+    def run(self, batch: Pixels | Sequence[Picture], mark: Mark = no_mark) -> Outputs | ImageOutputs:
         """`submit`, then `collect`."""
         self.submit(batch, mark)
         return self.collect()
 
-    def run_profile(self, profile: int, images: Pixels) -> Outputs | PictureOutputs:
+    def run_profile(self, profile: int, images: Pixels) -> Outputs | ImageOutputs:
         """Run preprocessed images through one profile, whichever would be chosen for them, without a graph."""
         self._bring(images, no_mark)
         self._executions[profile].enqueue(len(images), self.stream)

@@ -17,7 +17,7 @@ import threading
 import traceback
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, Literal, Protocol, TypeGuard, cast, get_args
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import simplejpeg
@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import FmengineError, Kind, SourceError
 from ..options import Limits
+from ..types import CHANNELS, Channels, Color, Encoded, Source
 from .cost import (
     MADE,
     Cost,
@@ -33,27 +34,8 @@ from .cost import (
     check_pixels,
     cost_of_jpeg,
 )
-from .preprocess import Color, Pixels
+from .preprocess import Pixels
 
-
-class DeviceMemory(Protocol):
-    """An array that another library holds: over DLPack, in a GPU's memory or the host's."""
-
-    def __dlpack__(self, *, stream: int | None = None) -> Any: ...
-    def __dlpack_device__(self) -> tuple[int, int]: ...
-
-
-class CudaArray(Protocol):
-    """An array in a GPU's memory, over Numba's protocol."""
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]: ...
-
-
-Encoded = str | os.PathLike[str] | bytes | bytearray | memoryview  # a path, or a file's bytes
-Source = Encoded | np.ndarray[Any, Any] | Image.Image | DeviceMemory | CudaArray
-Channels = Literal["rgb", "bgr"]
-CHANNELS: tuple[Channels, ...] = get_args(Channels)
 DLPACK_CPU = 1  # DLPack's kDLCPU
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .preprocess import Fit, Pixels, pad_box
+from ..types import Fit
+from .preprocess import Pixels, pad_box
 
 FLAT = (
     2.0  # levels of standard deviation, of each channel: JPEG's noise on one colour has less, every face has more

@@ -15,17 +15,15 @@ Training, every runtime and every exported model use this definition.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from ..errors import Kind, SourceError
+from ..types import COLORS, FITS, Color, Fit
 
 Pixels = npt.NDArray[np.uint8]
-Color = Literal["gray", "rgb"]
-Fit = Literal["crop", "pad", "stretch"]
 
 TOGETHER = 200_000  # bytes that are resized in one go: more leave a core's cache, and are fresh memory each time
 AT_ONCE = 4_000_000  # bytes of one picture that Pillow is given in one go
@@ -33,9 +31,6 @@ AT_ONCE = 4_000_000  # bytes of one picture that Pillow is given in one go
 # A strip of a million rows may be small, and each row becomes as wide as the input, or as the padded picture.
 MOST_BETWEEN = 2**25  # pixels between the two passes
 MOST_PADDED = 2**27  # pixels with the borders
-
-COLORS: tuple[Color, ...] = ("gray", "rgb")
-FITS: tuple[Fit, ...] = ("crop", "pad", "stretch")
 
 
 def preprocess(pixels: Pixels, height: int, width: int, color: Color = "gray", fit: Fit = "crop") -> Pixels:

@@ -15,11 +15,12 @@ from string import Template
 from PIL import Image
 
 from ..errors import OutputError
-from ..image.decode import Encoded, as_source_error, decode
+from ..image.decode import as_source_error, decode
 from ..model.file import ModelSpec
 from ..options import Isolation, Limits
 from ..system.cores import usable_cores
 from ..system.files import temporary_of
+from ..types import Encoded
 from ..wording import pluralise
 from .rows import Row, file_of, printable
 from .tally import Tally

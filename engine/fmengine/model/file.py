@@ -21,8 +21,8 @@ from typing import Any, Literal, get_args
 
 from ..errors import ModelError, SourceError
 from ..image.decode import read_file
-from ..image.preprocess import COLORS, FITS, Color, Fit
 from ..options import Limits
+from ..types import COLORS, FITS, Color, Fit
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..errors import SourceError
-from ..image.decode import Source, as_source_error, decode
-from ..image.preprocess import Color, Pixels
+from ..image.decode import as_source_error, decode
+from ..image.preprocess import Pixels
 from ..options import Limits
+from ..types import Color, Source
 
 T = TypeVar("T")
 

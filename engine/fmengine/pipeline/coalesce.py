@@ -13,8 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import CLOSED, BusyError, FmengineError, SourceError
-from ..image.decode import Channels, Source
-from ..types import Failure, Prediction
+from ..types import Channels, Failure, Prediction, Source
 
 if TYPE_CHECKING:
     from ..gpu.interop import Picture

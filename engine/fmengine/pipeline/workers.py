@@ -33,19 +33,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import Kind, SourceError, UnavailableError
-from ..image.decode import (
-    Encoded,
-    as_source_error,
-    bytes_of,
-    decode,
-    path_of,
-    raise_pillows_limit,
-    read_error,
-)
+from ..image.decode import as_source_error, bytes_of, decode, path_of, raise_pillows_limit, read_error
 from ..image.flatness import Prepared, is_flat_input
-from ..image.preprocess import Color, Fit, preprocess
+from ..image.preprocess import preprocess
 from ..model.file import ModelSpec
 from ..options import Isolation, Limits
+from ..types import Color, Encoded, Fit
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.backend.registry import Options, Outputs
+from fmengine.backend.registry import Options
 from fmengine.check.gate import (
     GateError,
     Passed,
@@ -18,6 +18,7 @@ from fmengine.check.gate import (
 from fmengine.image.preprocess import Pixels
 from fmengine.model.file import ModelSpec, load_model_file, resolve
 from fmengine.trt.build import Profile
+from fmengine.types import Outputs
 
 pytestmark = pytest.mark.timeout(120)
 FILE = load_model_file(resolve(None, ("fp16",)))
