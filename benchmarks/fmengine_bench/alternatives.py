@@ -20,14 +20,13 @@ import onnxruntime
 from PIL import Image
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.backend.registry import Options
 from fmengine.cli import main
 from fmengine.errors import DataError
 from fmengine.image.decode import decode_bytes, may_be_turned
 from fmengine.image.preprocess import Pixels, preprocess, preprocess_batch
 from fmengine.jobs.sources import walk
 from fmengine.model.file import load_model_file, resolve
-from fmengine.options import Limits
+from fmengine.options import BackendOptions, Limits
 
 from .timing import Call, random_pixels, time_in_turn
 
@@ -90,7 +89,7 @@ def networks() -> dict[str, Call]:
     """A batch through the shipped network on one thread."""
     file = load_model_file(resolve(None, ("int8",)))
     images = random_pixels(*file.spec.input_shape(BATCH))
-    backend = OnnxRuntimeBackend.open(file, Options(threads=1))
+    backend = OnnxRuntimeBackend.open(file, BackendOptions(threads=1))
     calls: dict[str, Call] = {"ONNX Runtime, run": lambda: backend.run(images)}
     for name, arena in (("its IO binding", True), ("run, without its memory arena", False)):
         settings = onnxruntime.SessionOptions()
@@ -100,7 +99,7 @@ def networks() -> dict[str, Call]:
     if find_spec("openvino"):
         from fmengine.backend.openvino import OpenVinoBackend
 
-        other = OpenVinoBackend.open(file, Options(threads=1))
+        other = OpenVinoBackend.open(file, BackendOptions(threads=1))
         calls["OpenVINO"] = lambda: other.run(images)
     return calls
 

@@ -21,10 +21,10 @@ import torch
 from matplotlib.figure import Figure
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.backend.registry import Options
 from fmengine.cli import main
 from fmengine.engine import Engine
 from fmengine.model.file import ModelFile, ModelSpec
+from fmengine.options import BackendOptions
 from fmengine.system.files import check_target, write_file
 from fmengine_export.export import make_spec
 from fmengine_export.fold import fold
@@ -95,7 +95,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
 
         return call
 
-    plain = OnnxRuntimeBackend.open(file, Options(threads=threads))
+    plain = OnnxRuntimeBackend.open(file, BackendOptions(threads=threads))
     libraries: dict[str, Callable[[int], Call]] = {"pytorch": pytorch, "onnxruntime": _runner(plain, spec)}
     try:
         import openvino

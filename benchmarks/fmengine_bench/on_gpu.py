@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median
 
-from fmengine.backend.registry import Options
 from fmengine.engine import Engine
 from fmengine.errors import BackendError
 from fmengine.gpu.backend import GpuBackend
 from fmengine.gpu.onnxruntime import OnnxRuntimeCudaBackend
 from fmengine.image.preprocess import Pixels
 from fmengine.model.file import load_model_file
+from fmengine.options import BackendOptions
 
 from .timing import TURN, Call, Figure, figure, latencies, random_pixels
 
@@ -95,7 +95,7 @@ def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Ite
         title = f"{kind.name}, graphs" if graphs else kind.name
         try:
             for streams in STREAMS:
-                options = Options(own.context.index, engine.max_batch, streams=streams, graphs=graphs)
+                options = BackendOptions(own.context.index, engine.max_batch, streams=streams, graphs=graphs)
                 backend = stack.enter_context(closing(kind.open(file, options)))
                 name = f"{title}, {streams} stream{'s' if streams > 1 else ''}"
                 if backend.lanes == streams:

@@ -1,23 +1,23 @@
 """Where the time goes: each stage of a picture's way, one after the other and overlapped.
 
-The engine's own methods are timed and nothing stands in for them: a stage that is slow there is slow here.
+The engine itself is observed and nothing stands in for it: a stage that is slow there is slow here.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from fmengine.engine import Engine
 from fmengine.gpu.backend import GpuBackend
+from fmengine.image.decode import decode
+from fmengine.pipeline.stages import STAGES
 
 from .timing import Figure, Summary, figure, summary
 
-STAGES = ("read", "decode", "preprocess", "compute", "post")
 AGREE = 0.05  # the stages add up to the whole within this share of it, as far as the interval can tell
 
 
@@ -26,10 +26,10 @@ class Serial:
     """One picture at a time, from its file to its answer, in milliseconds.
 
     Attributes:
-        stages: by name. On a GPU `compute` holds host-to-device, preprocessing, network and device-to-host, which
+        stages: by name. On a GPU `infer` holds host-to-device, preprocessing, network and device-to-host, which
             `device` splits by the stream's events.
         device: those parts, on a GPU.
-        whole: `Engine.predict`, called in turn with the stages.
+        whole: `Engine.predict` without an observer, called in turn with the stages.
         share: of the whole's mean that the stages' means add up to, in each round.
     """
 
@@ -51,7 +51,7 @@ class Overlapped:
         pictures: that were answered.
         wall: seconds of the whole.
         busy: seconds of all threads together, by stage.
-        hidden: share of `busy` during which some thread was in `compute`, by stage; a stage without work has none.
+        hidden: share of `busy` during which some thread was in `infer`, by stage; a stage without work has none.
     """
 
     pictures: int
@@ -73,9 +73,10 @@ def serial(engine: Engine, paths: Sequence[str], seconds: float, least: int = 10
         began = time.perf_counter()
         engine.predict(path)
         wholes.append(1e3 * (time.perf_counter() - began))
-        marks = _marks(engine, path)
-        for stage, since, until in zip(STAGES, marks, marks[1:], strict=False):
-            taken[stage].append(1e3 * (until - since))
+        with _observing(engine) as spans:
+            engine.predict(path)
+        for stage in STAGES:
+            taken[stage].append(1e3 * sum(until - since for since, until in spans[stage]))
         for part, milliseconds in _on_device(engine, path).items():
             device.setdefault(part, []).append(milliseconds)
     in_rounds = partial(np.array_split, indices_or_sections=rounds)
@@ -90,28 +91,10 @@ def serial(engine: Engine, paths: Sequence[str], seconds: float, least: int = 10
     )
 
 
-def _marks(engine: Engine, path: str) -> list[float]:
-    """The clock before each stage and after the last."""
-    clock = time.perf_counter
-    marks = [clock()]
-    data = engine._read(path)
-    marks.append(clock())
-    pixels = engine._decode(data, "rgb")
-    marks.append(clock())
-    # A GPU's backend preprocesses too.
-    picture = pixels if engine._on_device is not None else engine._preprocess([pixels])[0]
-    marks.append(clock())
-    outputs = engine._compute([picture], engine.backend)
-    marks.append(clock())
-    engine._post([path], outputs)
-    marks.append(clock())
-    return marks
-
-
 def _on_device(engine: Engine, path: str) -> dict[str, float]:
     if not isinstance(engine.backend, GpuBackend):
         return {}
-    _, stages = engine.backend.time_stages([engine._decode(engine._read(path), "rgb")])
+    _, stages = engine.backend.time_stages([decode(path, engine.spec.color, engine.limits)])
     return {
         "host-to-device": stages.upload,
         "preprocess": stages.preprocess,
@@ -124,16 +107,16 @@ def overlapped(engine: Engine, paths: Sequence[str], rounds: int = 5) -> Overlap
     """Note when which thread is in which stage while `predict_many` runs."""
     walls: list[float] = []
     busy: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    hidden: dict[str, list[float]] = {stage: [] for stage in STAGES if stage != "compute"}
+    hidden: dict[str, list[float]] = {stage: [] for stage in STAGES if stage != "infer"}
     for _ in range(rounds):
-        with _noting_spans(engine) as spans:
+        with _observing(engine) as spans:
             began = time.perf_counter()
             pictures = sum(1 for _ in engine.predict_many(paths))
             walls.append(time.perf_counter() - began)
-        computing = _union(spans["compute"])
+        computing = _union(spans["infer"])
         for stage in STAGES:
             busy[stage].append(sum(until - since for since, until in spans[stage]))
-            if stage in hidden and busy[stage][-1] > 0:  # a GPU preprocesses within compute
+            if stage in hidden and busy[stage][-1] > 0:  # a GPU preprocesses within infer
                 covered = sum(_within(span, computing) for span in spans[stage])
                 hidden[stage].append(covered / busy[stage][-1])
     return Overlapped(
@@ -145,27 +128,11 @@ def overlapped(engine: Engine, paths: Sequence[str], rounds: int = 5) -> Overlap
 
 
 @contextmanager
-def _noting_spans(engine: Engine) -> Iterator[dict[str, list[tuple[float, float]]]]:
-    """Have the engine's stages note from when to when they run."""
+def _observing(engine: Engine) -> Iterator[dict[str, list[tuple[float, float]]]]:
+    """Record from when to when each of the engine's stages runs."""
     spans: dict[str, list[tuple[float, float]]] = {stage: [] for stage in STAGES}
-
-    def noting(stage: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return method(*arguments)
-            finally:
-                spans[stage].append((began, time.perf_counter()))
-
-        return call
-
-    for stage in STAGES:
-        setattr(engine, f"_{stage}", noting(stage, getattr(engine, f"_{stage}")))
-    try:
+    with engine.observe(lambda stage, begin, end: spans[stage].append((begin, end))):
         yield spans
-    finally:
-        for stage in STAGES:
-            delattr(engine, f"_{stage}")  # what the class has shows again
 
 
 def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.backend.registry import ImageBackend, Options
+from fmengine.backend.registry import ImageBackend
 from fmengine.check.compare import HALF, SAME, compare
 from fmengine.engine import Engine
 from fmengine.image.preprocess import Pixels
 from fmengine.model.file import load_model_file
+from fmengine.options import BackendOptions
 from fmengine.types import Failure
 
 from .definition import preprocess as define
@@ -66,7 +67,7 @@ def judge(engine: Engine, paths: Sequence[str]) -> Verdict:
     alone = np.array([[engine.predict(path).probabilities[label] for label in labels] for path, _ in good])
     inputs = [engine.prepare(path) for path, _ in good]
     model = load_model_file(engine.model_path)
-    reference = OnnxRuntimeBackend.open(model, Options(threads=1))
+    reference = OnnxRuntimeBackend.open(model, BackendOptions(threads=1))
     expected = np.concatenate([reference.run(images[np.newaxis]).probabilities for images in inputs])
     reference.close()
     on_gpu = isinstance(engine.backend, ImageBackend)

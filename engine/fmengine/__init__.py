@@ -9,7 +9,9 @@
 from .engine import Engine
 from .errors import (
     BusyError,
+    ClosedError,
     DeadlineError,
+    DeviceError,
     FmengineError,
     Kind,
     ModelError,
@@ -19,11 +21,13 @@ from .errors import (
 from .model.file import ModelSpec
 from .options import Isolation, Limits
 from .system.telemetry import switch_off
-from .types import Failure, Prediction, Reason
+from .types import Failure, Outputs, Prediction, Reason
 
 __all__ = [
     "BusyError",
+    "ClosedError",
     "DeadlineError",
+    "DeviceError",
     "Engine",
     "Failure",
     "FmengineError",
@@ -32,6 +36,7 @@ __all__ = [
     "Limits",
     "ModelError",
     "ModelSpec",
+    "Outputs",
     "Prediction",
     "Reason",
     "SourceError",

@@ -1,57 +1,33 @@
 """The engine: pictures in, labels with calibrated confidences out."""
 
-import math
-import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, cast
+from typing import Literal, Self
 
 import numpy as np
 from PIL import Image
 
-from .ahead import outcomes as outcomes_ahead
-from .backend.registry import Attempt, Backend, ImageBackend, Options, open_backend
-from .errors import (
-    CLOSED,
-    DeadlineError,
-    FmengineError,
-    Kind,
-    SourceError,
-    UnavailableError,
-)
-from .image.decode import (
-    as_source_error,
-    check_channels,
-    decode,
-    is_encoded,
-    is_plain_jpeg,
-    may_be_turned,
-    on_gpu,
-    read_file,
-)
-from .image.flatness import Prepared, is_flat_input
-from .image.preprocess import Pixels, preprocess_batch
-from .lanes import Lanes
+from .backend.registry import Attempt, Backend, ImageBackend, open_backend
+from .errors import ClosedError, DeadlineError, SourceError, UnavailableError
+from .image.decode import as_source_error, check_channels, is_encoded, on_gpu
 from .model.file import ModelFile, ModelSpec
-from .options import Isolation, Limits
-from .pipeline.coalesce import Batcher
+from .options import BackendOptions, EngineOptions, Isolation, Limits
+from .pipeline.batch import Batch
+from .pipeline.coalesce import Coalescer
+from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
+from .pipeline.stages import Observe, Stages
+from .system import fork
 from .system.cores import usable_cores
-from .types import UNSURE, Channels, Failure, ImageOutputs, Prediction, Reason, Source
+from .types import Channels, Failure, NetworkInput, Prediction, Result, Source
 
-if TYPE_CHECKING:
-    from .gpu.interop import Picture
-    from .pipeline.coalesce import Item
-    from .pipeline.workers import InputWorkers
+SCALED = 2  # sides of the network's input that a JPEG keeps at least where it is decoded smaller
 
-SCALED = 2  # sides of the network's input that a JPEG keeps at least where it is decoded scaled
-MAX_HELD = 8 * 1024 * 1024  # bytes of a decoded picture that waits for a GPU
-SMALL = 256  # rows and columns at most of one that is preprocessed on the CPU together with others
+OpenAgain = Callable[[int], Backend]  # for so many batches at once
 
 
 class Engine:
@@ -67,44 +43,27 @@ class Engine:
         self,
         backend: Backend,
         model: ModelFile,
+        options: EngineOptions,
         *,
-        max_batch: int = 64,
-        workers: int = 0,
-        limits: Limits | None = None,
-        isolate: Isolation | None = None,
-        unsure_below: float = 0.0,
-        queue_delay: float = 0.002,
-        queue_size: int = 256,
-        scaled_jpeg: bool = False,
-        attempts: Iterable[Attempt] = (),
-        open_for_lanes: Callable[[], Backend] | None = None,
+        attempts: Sequence[Attempt] = (),
+        open_again: OpenAgain | None = None,
     ) -> None:
-        """Use an open backend; `open_for_lanes` opens it once more, for several batches at once, when needed."""
-        self.backend = backend
-        # Asked once: to see whether an object follows a protocol takes longer than to preprocess a small face.
-        self._on_device = backend if isinstance(backend, ImageBackend) else None
-        self.model_path = model.path
-        self.spec: ModelSpec = model.spec
-        self.limits = limits or Limits()
-        self.max_batch = max_batch
-        self.unsure_below = unsure_below
-        self._least = SCALED * max(self.spec.height, self.spec.width) if scaled_jpeg else 0
-        self.attempts = tuple(attempts)
-        self._workers = workers or usable_cores()
-        self._isolated: InputWorkers | None = None
-        if isolate is not None:
-            from .pipeline import (
-                workers as isolation,  # what starts processes takes time to import, and needs Linux
-            )
-
-            arguments = self.spec, self.limits, isolate
-            self._isolated = isolation.InputWorkers(*arguments, least=self._least, count=self._workers)
-        self._queue_delay, self._queue_size = queue_delay, queue_size
-        self._batcher: Batcher | None = None
-        self._open_for_lanes = open_for_lanes
-        self._backend_of_lanes: Backend | None = None
+        """Use an open backend; `open_again` opens it once more, for several batches at once, when needed."""
+        spec, device = model.spec, backend if isinstance(backend, ImageBackend) else None
+        self.backend, self.spec, self.attempts = backend, spec, tuple(attempts)
+        self.model_path, self.limits, self.max_batch = model.path, options.limits, options.max_batch
+        recommended = options.unsure_below == "recommended"
+        self.unsure_below = spec.unsure_below if recommended else float(options.unsure_below)
+        self._options, self._device = options, device
+        self._threads = options.workers or (usable_cores() if device else options.threads or usable_cores())
+        self._stages = _make_stages(backend, spec, options, self.unsure_below, self._threads)
+        self._open_again = open_again
+        self._backend_of_many: Backend | None = None
+        self._coalescer: Coalescer | None = None
+        self._executors: weakref.WeakSet[Executor] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = False
+        fork.register(self)
 
     @classmethod
     def load(
@@ -141,9 +100,9 @@ class Engine:
                 are not concerned.
             unsure_below: the label is `unsure` where the confidence is less, or where the picture is flat;
                 `recommended` takes the threshold that the model file names. With 0 the label is always the
-                network's, and `Prediction.reason` alone tells of such pictures.
+                network's, and `Prediction.reason` alone informs of such pictures.
             queue_delay: seconds that `apredict` waits at most for other pictures to share a batch with.
-            queue_size: pictures that `apredict` has under way at most.
+            queue_size: pictures that `apredict` has in flight at most.
             jpeg: where JPEG files are decoded. A GPU's pixels may differ from the CPU's by some levels.
             scaled_jpeg: decode large JPEG files smaller by a factor of 2 to 8, never to less than twice the
                 network's input: photographs take half the time, and pixels differ by some levels.
@@ -151,66 +110,56 @@ class Engine:
         Raises:
             ModelError: for a model file that cannot be used.
             UnavailableError: if this machine lacks what was asked for.
+            ValueError: for a setting that cannot be.
         """
-        if max_batch < 1 or threads < 0 or workers < 0:
-            raise ValueError(
-                f"max_batch {max_batch}, threads {threads}, workers {workers}: expected 1, 0, 0 or more"
-            )
-        if queue_delay < 0 or queue_size < 1:
-            raise ValueError(f"queue_delay {queue_delay}, queue_size {queue_size}: expected 0, 1 or more")
-        if unsure_below != "recommended" and not 0 <= unsure_below <= 1:
-            raise ValueError(f"unsure_below {unsure_below}; expected a confidence from 0 to 1, or 'recommended'")
-        if jpeg not in ("cpu", "gpu"):
-            raise ValueError(f"jpeg {jpeg!r}; expected 'cpu' or 'gpu'")
-        if jpeg == "gpu" and isolate is not None:
-            raise ValueError("jpeg 'gpu' decodes in this process; isolate needs jpeg 'cpu'")
-        options = Options(device=device, max_batch=max_batch, threads=threads or usable_cores(), jpeg=jpeg)
-        opened, file, attempts = open_backend(backend, None if model is None else str(model), options)
-        on_cpu = not isinstance(opened, ImageBackend)
-        if jpeg == "gpu" and on_cpu:
+        options = EngineOptions(
+            device=device,
+            max_batch=max_batch,
+            threads=threads,
+            workers=workers,
+            limits=limits or Limits(),
+            isolate=isolate,
+            unsure_below=unsure_below,
+            queue_delay=queue_delay,
+            queue_size=queue_size,
+            jpeg=jpeg,
+            scaled_jpeg=scaled_jpeg,
+        )
+        threads = threads or usable_cores()
+        settings = BackendOptions(device=device, max_batch=max_batch, threads=threads, jpeg=jpeg)
+        opened, file, attempts = open_backend(backend, None if model is None else str(model), settings)
+        if isinstance(opened, ImageBackend):
+            return cls(opened, file, options, attempts=attempts)
+        if jpeg == "gpu":
             opened.close()
             raise UnavailableError(
                 f"{opened.name} decodes no JPEG on a GPU: leave jpeg at 'cpu', or see fmengine doctor"
             )
-        workers = workers or (options.threads if on_cpu else 0)
-        again = partial(type(opened).open, file, replace(options, streams=workers))
-        return cls(
-            opened,
-            file,
-            max_batch=max_batch,
-            workers=workers,
-            open_for_lanes=again if on_cpu and workers > 1 else None,
-            limits=limits,
-            isolate=isolate,
-            unsure_below=file.spec.unsure_below if unsure_below == "recommended" else unsure_below,
-            queue_delay=queue_delay,
-            queue_size=queue_size,
-            scaled_jpeg=scaled_jpeg,
-            attempts=attempts,
-        )
+
+        def open_again(streams: int) -> Backend:
+            return type(opened).open(file, replace(settings, streams=streams))
+
+        return cls(opened, file, options, attempts=attempts, open_again=open_again)
 
     def predict(self, source: Source, *, channels: Channels = "rgb") -> Prediction:
         """Answer for one picture.
 
         Args:
-            source: a path, an encoded picture, a uint8 array (`[H, W]`, or `[H, W, C]` in RGB order) or
-                a PIL image.
+            source: a path, an encoded picture, a file open for reading bytes, a uint8 array (`[H, W]`, or
+                `[H, W, C]` in RGB order), a PIL image, or an array in device memory.
             channels: `bgr` for arrays in BGR order, as cameras read with OpenCV give them.
 
         Raises:
             SourceError: if the picture cannot be read, with the kind of what went wrong.
             ValueError: for other `channels`.
+            DeviceError: if a GPU fails, or has no room.
+            ClosedError: after `close`.
         """
         check_channels(channels)
-        try:
-            (answer,) = self._answer([source], [self._picture(source, channels)])
-        except FmengineError:
-            raise
-        except Exception as error:
-            raise as_source_error(error) from error
-        if isinstance(answer, Failure):
-            raise SourceError(answer.kind, answer.message)
-        return answer
+        result = self._predict(source, channels)
+        if isinstance(result, Failure):
+            raise SourceError(result.kind, result.message)
+        return result
 
     async def apredict(
         self, source: Source, *, channels: Channels = "rgb", timeout: float | None = None
@@ -223,8 +172,8 @@ class Engine:
             timeout: seconds until the answer is of no use any more; a picture whose time is up is not worked on.
 
         Raises:
-            SourceError: as for `predict`.
-            BusyError: at once, if `queue_size` pictures are under way.
+            SourceError: as for `predict`, and what else it raises.
+            BusyError: at once, if `queue_size` pictures are in flight.
             DeadlineError: if the time is up.
         """
         check_channels(channels)
@@ -232,10 +181,10 @@ class Engine:
 
         if timeout is not None and timeout <= 0:
             raise DeadlineError(f"a timeout of {timeout} s leaves no time; expected more than 0")
-        here = self._on_device is not None and on_gpu(source)
-        asked = asyncio.wrap_future(self._batches_of_callers().submit(source, channels, here))
+        inline = self._device is not None and on_gpu(source)
+        future = asyncio.wrap_future(self._start_coalescer().submit(source, channels, inline=inline))
         try:
-            return await asyncio.wait_for(asked, timeout)
+            return await asyncio.wait_for(future, timeout)
         except TimeoutError:
             raise DeadlineError(
                 f"no answer within {timeout} s; give it more, or ask for less at once: a smaller queue_size"
@@ -248,25 +197,31 @@ class Engine:
         batch_size: int | None = None,
         in_flight: int | None = None,
         channels: Channels = "rgb",
-    ) -> Iterator[Prediction | Failure]:
+        feed: Feed = "auto",
+    ) -> Iterator[Result]:
         """Answer for any number of pictures, in order, in constant memory.
 
         Threads decode some pictures while the network runs on others. A picture that cannot be read gives a
         `Failure` in its place; nothing else is lost. Where `sources` itself raises, what came before it is
-        answered first.
+        answered first. A source may change as soon as the next one is asked for, but for what is in device memory.
 
         Args:
-            sources: as for `predict`; may be endless.
+            sources: as for `predict`; may be endless. A list or tuple is read ahead in this thread; anything else
+                is advanced by a thread of its own, so that no answer waits for a source that does not come.
             batch_size: pictures a run of the network, at most `max_batch`, which is the default.
-            in_flight: pictures under way at most: read, and not answered yet. By default as many as keep every
+            in_flight: pictures in flight at most: read, and not answered yet. By default as many as keep every
                 thread busy, some batches each.
             channels: as for `predict`.
+            feed: `caller` advances the sources in this thread whatever they are; answers may wait for them then.
 
         Raises:
             TypeError: for one picture in place of many.
+            ValueError: for a `batch_size`, `in_flight`, `channels` or `feed` that cannot be.
         """
-        chunks = self.predict_chunks(sources, batch_size=batch_size, in_flight=in_flight, channels=channels)
-        return (outcome for chunk in chunks for outcome in chunk)
+        chunks = self.predict_chunks(
+            sources, batch_size=batch_size, in_flight=in_flight, channels=channels, feed=feed
+        )
+        return (result for chunk in chunks for result in chunk)
 
     def predict_chunks(
         self,
@@ -275,7 +230,8 @@ class Engine:
         batch_size: int | None = None,
         in_flight: int | None = None,
         channels: Channels = "rgb",
-    ) -> Iterator[list[Prediction | Failure]]:
+        feed: Feed = "auto",
+    ) -> Iterator[list[Result]]:
         """As `predict_many`, in lists of those answers that are known: to store many at once costs less.
 
         A list never waits for more answers than its first.
@@ -286,25 +242,14 @@ class Engine:
             raise ValueError(f"batch_size {size}; expected 1 to max_batch, {self.max_batch}")
         if in_flight is not None and in_flight < 1:
             raise ValueError(f"in_flight {in_flight}; expected 1 or more")
+        if feed not in FEEDS:
+            raise ValueError(f"feed {feed!r}; expected 'auto' or 'caller'")
         _check_many(sources)
-        size = min(size, in_flight or size)
         self._check_open()
-        ended: list[Exception] = []
-        until_error = _until_error(sources, ended)
-        if self._on_device is None:
-            return _then_raise(self._through_lanes(until_error, size, in_flight, channels), ended)
-        ahead = outcomes_ahead(
-            until_error,
-            partial(self._picture_or_fail, channels=channels),
-            self._answer_or_fail,
-            workers=self._workers,
-            lanes=self._on_device.lanes,
-            size=size,
-            in_flight=in_flight,
-        )
-        return _then_raise(ahead, ended)
+        executor = self._make_executor(sources, min(size, in_flight or size), in_flight)
+        return executor.map(sources, channels, feed)
 
-    def prepare(self, source: Source, *, channels: Channels = "rgb") -> Pixels:
+    def preprocess(self, source: Source, *, channels: Channels = "rgb") -> NetworkInput:
         """Decode and preprocess one picture to the network's input, uint8 `[C, H, W]`.
 
         Raises:
@@ -313,26 +258,46 @@ class Engine:
         """
         check_channels(channels)
         try:
-            return self._prepared(source, channels).image
-        except FmengineError:
-            raise
+            return self._stages.preprocess(source, channels)
         except Exception as error:
             raise as_source_error(error) from error
+
+    prepare = preprocess
+
+    @contextmanager
+    def observe(self, observer: Observe) -> Iterator[None]:
+        """Call `observer(stage, begin, end)` after each stage of each picture or batch, as long as it is open.
+
+        Stages are `read`, `decode`, `preprocess`, `infer` and `post`; times are seconds of `time.perf_counter`. It
+        is called in whichever thread ran the stage, by one observer at a time.
+        """
+        self._stages.observe(observer)
+        try:
+            yield
+        finally:
+            self._stages.observe(None)
 
     def close(self) -> None:
         """Give the backend's resources back. Closing twice is no error."""
         with self._lock:
-            batcher = self._batcher
-        if batcher is not None:
-            batcher.close()  # what is under way is answered, and needs the backend
+            coalescer = self._coalescer
+        if coalescer is not None:
+            coalescer.close()  # what is in flight is answered, and needs the backend
         with self._lock:
             closed, self._closed = self._closed, True
-        if not closed:
-            self.backend.close()
-            if self._isolated is not None:
-                self._isolated.close()
-            if self._backend_of_lanes is not None:
-                self._backend_of_lanes.close()
+        if closed:
+            return
+        for executor in list(self._executors):
+            executor.close()
+        self.backend.close()
+        if self._stages.workers is not None:
+            self._stages.workers.close()
+        if self._backend_of_many is not None:
+            self._backend_of_many.close()
+
+    def reset_after_fork(self) -> None:
+        """Begin anew in a forked child, with threads of its own; a GPU says that it does not survive it."""
+        self._lock, self._coalescer, self._executors = threading.Lock(), None, weakref.WeakSet()
 
     def __enter__(self) -> Self:
         return self
@@ -342,183 +307,94 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _batches_of_callers(self) -> Batcher:
-        """The batcher, which starts its threads when it is first needed."""
-        with self._lock:
-            self._check_open()
-            if self._batcher is None:
-                self._batcher = Batcher(
-                    self._picture_or_fail,
-                    self._answer_or_fail,
-                    max_batch=self.max_batch,
-                    workers=self._workers,
-                    delay=self._queue_delay,
-                    size=self._queue_size,
-                )
-            return self._batcher
+    async def __aenter__(self) -> Self:
+        return self
 
-    # The stages of a picture's way, each one method: `fmengine bench` times them.
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import asyncio
 
-    def _read(self, source: Source) -> Source:
-        return read_file(source, self.limits) if isinstance(source, str | os.PathLike) else source
+        await asyncio.to_thread(self.close)  # which waits for what is in flight
 
-    def _decode(self, source: Source, channels: Channels) -> Pixels:
-        return decode(source, self.spec.color, self.limits, channels, self._least)
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"Engine({self.spec.name}.{self.spec.precision} on {self.backend.name}{state})"
 
-    def _preprocess(self, pictures: list[Pixels]) -> list[Prepared]:
-        spec = self.spec
-        images = preprocess_batch(pictures, spec.height, spec.width, spec.color, spec.fit)
-        sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in pictures]
-        return list(map(Prepared, images, is_flat_input(images, sizes, spec.fit).tolist()))
-
-    def _compute(self, pictures: "Sequence[Item]", backend: Backend) -> ImageOutputs:
-        if self._on_device is not None:
-            return self._on_device.run_pictures(cast("list[Picture]", pictures))
-        images, flat = zip(*cast("list[Prepared]", pictures), strict=True)
-        outputs = backend.run(images[0][np.newaxis] if len(images) == 1 else np.stack(images))
-        return ImageOutputs(*outputs, np.array(flat))
-
-    def _post(self, sources: list[Source], outputs: ImageOutputs) -> list[Prediction | Failure]:
-        labels = self.spec.labels
-        threshold = self.unsure_below or self.spec.unsure_below
-        answers: list[Prediction | Failure] = []
-        rows = outputs.probabilities.tolist(), outputs.flat.tolist()
-        for source, row, flat in zip(sources, *rows, strict=True):
-            probabilities = dict(zip(labels, row, strict=True))
-            if not math.isfinite(sum(row)):
-                answers.append(_not_finite(source, probabilities))
-                continue
-            confidence = max(row)
-            reason = Reason.FLAT if flat else Reason.UNSURE if confidence < threshold else None
-            label = UNSURE if reason and self.unsure_below else labels[row.index(confidence)]
-            answers.append(Prediction(label, confidence, probabilities, source, reason))
-        return answers
-
-    def _answer(
-        self,
-        sources: list[Source],
-        pictures: "Sequence[Item]",
-        backend: Backend | None = None,
-    ) -> list[Prediction | Failure]:
+    def _predict(self, source: Source, channels: Channels) -> Result:
+        """Answer for one picture in this thread: all threads of the network work on it together."""
         self._check_open()
-        return self._post(sources, self._compute(pictures, backend or self.backend))
+        task = self._stages.admit(source, channels, copy=False)
+        self._stages.run([task], Batch(self.spec, 1), self.backend)
+        assert isinstance(task.result, Prediction | Failure)
+        return task.result
 
-    def _through_lanes(
-        self, sources: Iterator[Source], size: int, in_flight: int | None, channels: Channels
-    ) -> Iterator[list[Prediction | Failure]]:
-        """Where the CPU computes: each thread decodes and runs the network on its own batch."""
-        first = list(islice(sources, 2))
-        if len(first) < 2:  # one picture: all threads work on it together
-            yield from ([self._one_or_failure(source, channels)] for source in first)
-            return
-        backend = self._for_lanes()
-        lanes = Lanes(
-            partial(self._inputs_or_failures, channels=channels),
-            partial(self._answers_or_failures, backend=backend),
-            count=self._workers,
-            size=size,
-            in_flight=in_flight,
-        )
-        with closing(lanes):
-            yield from lanes.outcomes(chain(first, sources))
+    def _make_executor(self, sources: Iterable[Source], batch_size: int, in_flight: int | None) -> Executor:
+        """Choose the body that suits a job."""
+        threads = self._threads + (self._device.lanes if self._device else 0)
+        if isinstance(sources, list | tuple):
+            threads = min(threads, len(sources))
+        executor: Executor
+        if threads <= 1:  # of one picture: all threads of the network work on it together
+            size = in_flight or batch_size
+            executor = InlineExecutor(self._stages, self.backend, batch_size=batch_size, max_in_flight=size)
+        else:
+            executor = ThreadExecutor(
+                self._stages,
+                self._open_for_many(),
+                threads=threads,
+                batch_size=batch_size,
+                max_in_flight=in_flight or WINDOW * batch_size * threads,
+            )
+        self._executors.add(executor)
+        return executor
 
-    def _for_lanes(self) -> Backend:
-        """The backend that runs several batches at once, each on its share of the cores."""
-        if self._open_for_lanes is None:
+    def _open_for_many(self) -> Backend:
+        """Open the backend that runs several batches at once, each on its share of the cores."""
+        if self._open_again is None:
             return self.backend
         with self._lock:
             self._check_open()
-            if self._backend_of_lanes is None:
-                self._backend_of_lanes = self._open_for_lanes()
-            return self._backend_of_lanes
+            if self._backend_of_many is None:
+                self._backend_of_many = self._open_again(self._threads)
+            return self._backend_of_many
 
-    def _one_or_failure(self, source: Source, channels: Channels) -> Prediction | Failure:
-        try:
-            return self.predict(source, channels=channels)
-        except SourceError as error:
-            return _failed(error, source)
-
-    def _prepared(self, source: Source, channels: Channels) -> Prepared:
-        if self._isolated is not None and is_encoded(source):
-            return self._isolated.prepare(source)
-        return self._preprocess([self._decode(self._read(source), channels)])[0]
-
-    def _picture(self, source: Source, channels: Channels) -> "Item":
-        """What the backend is given: a picture, or the network's input where it does not preprocess."""
-        if self._on_device is None:
-            return self._prepared(source, channels)
-        if on_gpu(source):
-            return self._on_device.admit(source, channels)
-        if self._isolated is not None and is_encoded(source):
-            return _as_picture(self._isolated.prepare(source).image)
-        source = self._read(source)
-        if isinstance(source, bytes) and is_plain_jpeg(source, self.limits) and not may_be_turned(source):
-            picture = self._on_device.decode_jpeg(source)
-            if picture is not None:
-                return picture
-        return self._decode(source, channels)
-
-    def _picture_or_fail(self, source: Source, channels: Channels) -> "Item | Failure":
-        try:
-            picture = self._picture(source, channels)
-            if isinstance(picture, np.ndarray) and picture.nbytes > MAX_HELD:
-                # A batch of photographs must not fill the memory before it is uploaded.
-                return _as_picture(self._preprocess([picture])[0].image)
-            return picture
-        except Exception as error:
-            return _failed(error, source)
-
-    def _inputs_or_failures(self, sources: list[Source], channels: Channels) -> "list[Item | Failure]":
-        """The network's input of each source: on the CPU, small pictures are preprocessed together."""
-        if self._isolated is not None:  # whose workers preprocess too
-            return [self._picture_or_fail(source, channels) for source in sources]
-        small: dict[int, Pixels] = {}
-        found: dict[int, Item | Failure] = {}
-        for index, source in enumerate(sources):
-            try:
-                pixels = self._decode(self._read(source), channels)
-                if max(pixels.shape[:2]) > SMALL:  # a batch of photographs must not fill the memory
-                    found[index] = self._preprocess([pixels])[0]
-                else:
-                    small[index] = pixels
-            except Exception as error:
-                found[index] = _failed(error, source)
-        try:
-            made = self._preprocess(list(small.values())) if small else ()
-            found |= dict(zip(small, made, strict=True))
-        except Exception:  # which of them it is shows when each is alone
-            found |= {index: self._picture_or_fail(sources[index], channels) for index in small}
-        return [found[index] for index in range(len(sources))]
-
-    def _answer_or_fail(self, good: "list[tuple[Source, Item]]") -> list[Prediction | Failure]:
-        sources, pictures = (list(column) for column in zip(*good, strict=True))
-        return self._answers_or_failures(sources, pictures)
-
-    def _answers_or_failures(
-        self,
-        sources: list[Source],
-        pictures: "Sequence[Item]",
-        backend: Backend | None = None,
-    ) -> list[Prediction | Failure]:
-        """A batch's answers; one by one where the backend fails for one of its pictures."""
-        try:
-            return self._answer(sources, pictures, backend)
-        except Exception as error:
-            if len(sources) == 1:
-                return [_failed(error, sources[0])]
-            if isinstance(error, FmengineError) and not isinstance(error, SourceError):
-                raise
-        pairs = zip(sources, pictures, strict=True)
-        return [self._answers_or_failures([source], [picture], backend)[0] for source, picture in pairs]
+    def _start_coalescer(self) -> Coalescer:
+        """Make the coalescer, whose threads start when it is first needed."""
+        with self._lock:
+            self._check_open()
+            if self._coalescer is None:
+                self._coalescer = Coalescer(
+                    self._stages,
+                    self.backend,
+                    max_batch=self.max_batch,
+                    threads=self._threads,
+                    delay=self._options.queue_delay,
+                    size=self._options.queue_size,
+                )
+            return self._coalescer
 
     def _check_open(self) -> None:
         if self._closed:
-            raise FmengineError(CLOSED)
+            raise ClosedError
+
+
+def _make_stages(
+    backend: Backend, spec: ModelSpec, options: EngineOptions, unsure_below: float, count: int
+) -> Stages:
+    """Set up the stages, with `count` worker processes where decoding is isolated."""
+    min_side = SCALED * max(spec.height, spec.width) if options.scaled_jpeg else 0
+    workers = None
+    if options.isolate is not None:
+        from .pipeline.workers import InputWorkers  # what starts processes takes time to import, and needs Linux
+
+        workers = InputWorkers(spec, options.limits, options.isolate, least=min_side, count=count)
+    return Stages(spec, options.limits, backend, min_side=min_side, unsure_below=unsure_below, workers=workers)
 
 
 def _check_many(sources: object) -> None:
     """Refuse one picture: text and arrays can be iterated too, and each letter or row would be a picture."""
-    one = is_encoded(sources) or isinstance(sources, np.ndarray | Image.Image)
+    one = is_encoded(sources) or isinstance(sources, np.ndarray | Image.Image) or hasattr(sources, "read")
     if one or hasattr(sources, "__dlpack_device__") or hasattr(sources, "__cuda_array_interface__"):
         raise TypeError(
             f"sources is one {type(sources).__name__}; expected an iterable of pictures, such as a list of them, "
@@ -526,39 +402,3 @@ def _check_many(sources: object) -> None:
         )
     if not isinstance(sources, Iterable) and not hasattr(sources, "__getitem__"):
         raise TypeError(f"sources is a {type(sources).__name__}; expected an iterable of pictures")
-
-
-def _failed(error: Exception, source: Source) -> Failure:
-    """The outcome of a picture for whatever was raised on its way; an error that is no picture's is raised."""
-    error = as_source_error(error)
-    return Failure(error.kind, error.message, source)
-
-
-def _not_finite(source: Source, probabilities: dict[str, float]) -> Failure:
-    found = ", ".join(f"{p} for {label}" for label, p in probabilities.items())
-    return Failure(
-        Kind.NOT_FINITE,
-        f"the model answers {found}; expected probabilities: export it again, or in a higher precision",
-        source,
-    )
-
-
-def _as_picture(made: Pixels) -> Pixels:
-    """The network's input `[C, H, W]` as a picture `[H, W, C]`, of which a GPU makes the same bits."""
-    return np.ascontiguousarray(made.transpose(1, 2, 0))
-
-
-def _until_error(sources: Iterable[Source], ended: list[Exception]) -> Iterator[Source]:
-    """The sources, and what ended them if it was an error: what came before it is answered first."""
-    try:
-        yield from sources
-    except Exception as error:
-        ended.append(error)
-
-
-def _then_raise(
-    outcomes: Iterator[list[Prediction | Failure]], ended: list[Exception]
-) -> Iterator[list[Prediction | Failure]]:
-    yield from outcomes
-    if ended:
-        raise ended[0]

@@ -6,8 +6,6 @@ Every error that fmengine raises on purpose is an `FmengineError`; anything else
 from enum import StrEnum
 from typing import Any
 
-CLOSED = "this engine is closed; load another with Engine.load()"
-
 
 def install_hint(extras: str) -> str:
     """How to add extras. Nothing of ours is on the package index, where `fmengine` is somebody else's."""
@@ -54,6 +52,13 @@ class DeviceError(BackendError):
 
 class NoRoomError(DeviceError):
     """A GPU, or the host, has no room for a buffer. A smaller batch may fit."""
+
+
+class ClosedError(FmengineError):
+    """An engine, or what it gave out, is used after `close`."""
+
+    def __init__(self, message: str = "this engine is closed; load another with Engine.load()") -> None:
+        super().__init__(message)
 
 
 class BusyError(FmengineError):

@@ -1,7 +1,8 @@
-"""What a picture may cost: before it is decoded, and, where decoding is isolated, while it is."""
+"""Every setting of the engine, checked once: what a picture may cost, what a backend and an engine are given."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 LEAST_ROW = 16  # pixels that a row costs a decoder at least: a million rows of one pixel are no small picture
 
@@ -50,3 +51,65 @@ class Isolation:
     def __post_init__(self) -> None:
         if not (0 < self.seconds < math.inf and self.memory >= 1):
             raise ValueError(f"seconds {self.seconds}, memory {self.memory}: expected more than 0, and an end")
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """What a backend is opened with.
+
+    Attributes:
+        device: index of the GPU; CPU backends take no notice.
+        max_batch: the largest batch that will be asked for.
+        threads: of the network on a CPU; 0 for all cores.
+        streams: batches in flight at once: on a GPU, so that one's copies overlap another's work; on a CPU each
+            has its share of the threads. 0 for one on a CPU and `gpu.backend.STREAMS` on a GPU.
+        jpeg: where JPEG files are decoded, `cpu` or `gpu`.
+        graphs: whether a GPU's network is launched as a CUDA graph where its batch size allows it.
+    """
+
+    device: int = 0
+    max_batch: int = 64
+    threads: int = 0
+    streams: int = 0
+    jpeg: Literal["cpu", "gpu"] = "cpu"
+    graphs: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an engine is loaded with; `Engine.load` says what each is.
+
+    Raises:
+        ValueError: for a value, or two together, that cannot be.
+    """
+
+    device: int = 0
+    max_batch: int = 64
+    threads: int = 0
+    workers: int = 0
+    limits: Limits = Limits()
+    isolate: Isolation | None = None
+    unsure_below: float | Literal["recommended"] = 0.0
+    queue_delay: float = 0.002
+    queue_size: int = 256
+    jpeg: Literal["cpu", "gpu"] = "cpu"
+    scaled_jpeg: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1 or self.threads < 0 or self.workers < 0:
+            raise ValueError(
+                f"max_batch {self.max_batch}, threads {self.threads}, workers {self.workers}: expected 1, 0, 0 or "
+                "more"
+            )
+        if self.queue_delay < 0 or self.queue_size < 1:
+            raise ValueError(
+                f"queue_delay {self.queue_delay}, queue_size {self.queue_size}: expected 0, 1 or more"
+            )
+        if self.unsure_below != "recommended" and not 0 <= self.unsure_below <= 1:
+            raise ValueError(
+                f"unsure_below {self.unsure_below}; expected a confidence from 0 to 1, or 'recommended'"
+            )
+        if self.jpeg not in ("cpu", "gpu"):
+            raise ValueError(f"jpeg {self.jpeg!r}; expected 'cpu' or 'gpu'")
+        if self.jpeg == "gpu" and self.isolate is not None:
+            raise ValueError("jpeg 'gpu' decodes in this process; isolate needs jpeg 'cpu'")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.backend.registry import Options
 from fmengine.errors import FmengineError, ModelError
 from fmengine.image.preprocess import Pixels
 from fmengine.model.file import ModelSpec, Precision, load_model_file
+from fmengine.options import BackendOptions
 from fmengine.system.files import write_file
 from fmengine_train.checkpoint import weights_sha256
 from fmengine_train.model import AlexNet
@@ -117,7 +117,7 @@ def export(
 def _check(path: Path, pictures: Pixels, expected: "np.ndarray[Any, Any]", precision: Precision) -> None:
     """Read the file back, run it, and hold its answers against PyTorch's."""
     file = load_model_file(path)
-    backend = OnnxRuntimeBackend.open(file, Options())
+    backend = OnnxRuntimeBackend.open(file, BackendOptions())
     outputs = backend.run(pictures)
     backend.close()
     off = float(np.abs(outputs.logits - expected).max() / max(1e-6, np.abs(expected).max()))

@@ -8,9 +8,10 @@ import pytest
 from fmengine import Engine, ModelError, UnavailableError
 from fmengine.backend import registry as backends
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.backend.registry import Attempt, Options, open_backend
+from fmengine.backend.registry import Attempt, open_backend
 from fmengine.gpu.driver import require_driver
 from fmengine.model.file import load_model_file
+from fmengine.options import BackendOptions
 
 
 class Broken(OnnxRuntimeBackend):
@@ -87,7 +88,7 @@ def test_a_model_that_takes_no_such_batch_is_refused(monkeypatch):
 
 
 def test_a_backend_says_what_it_runs_on():
-    backend, file, _ = open_backend("onnxruntime", None, Options(threads=1))
+    backend, file, _ = open_backend("onnxruntime", None, BackendOptions(threads=1))
     described = backend.describe()
     assert described["backend"] == "onnxruntime"
     assert described["library"].startswith("onnxruntime ")

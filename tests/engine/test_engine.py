@@ -22,8 +22,8 @@ from fmengine import (
     Prediction,
     SourceError,
 )
-from fmengine.lanes import WINDOW
 from fmengine.model.file import load_model_file, shipped_folder
+from fmengine.pipeline.executor import WINDOW
 from fmengine.system.cores import usable_cores
 from fmengine_bench.evaluate import evaluate
 
@@ -84,7 +84,7 @@ def test_failures_stand_in_their_place_and_nothing_else_is_lost(engine, files, t
 
 def test_a_strip_that_no_square_can_hold_is_a_failure(monkeypatch):
     with Engine.load(max_batch=1) as engine:
-        monkeypatch.setattr(engine, "spec", replace(engine.spec, fit="pad"))
+        monkeypatch.setattr(engine._stages, "spec", replace(engine.spec, fit="pad"))
         strip = np.zeros((1, 60_000), np.uint8)
         (result,) = engine.predict_many([strip])
     assert isinstance(result, Failure)
@@ -93,7 +93,7 @@ def test_a_strip_that_no_square_can_hold_is_a_failure(monkeypatch):
 
 def test_such_a_strip_costs_nobody_elses_answer(monkeypatch, portrait):
     with Engine.load(max_batch=16, threads=1) as engine:
-        monkeypatch.setattr(engine, "spec", replace(engine.spec, fit="pad"))
+        monkeypatch.setattr(engine._stages, "spec", replace(engine.spec, fit="pad"))
         good = engine.predict(portrait)
         results = list(engine.predict_many([portrait, np.zeros((1, 60_000), np.uint8), portrait]))
     assert [results[0], results[2]] == [good, good]
@@ -104,16 +104,16 @@ def test_such_a_strip_costs_nobody_elses_answer(monkeypatch, portrait):
 def test_one_that_cannot_be_preprocessed_costs_its_own_place(monkeypatch, portrait):
     """Small pictures are preprocessed together: where that fails, each is tried alone."""
     with Engine.load(max_batch=16, threads=1) as engine:
-        whole = engine._preprocess
+        whole = engine._stages._preprocess
         faces = [np.full((90, 90), level, np.uint8) for level in (10, 66, 200)]
         good = [engine.predict(face) for face in faces]
 
-        def no_room(pictures):
-            if any((picture == 66).all() for picture in pictures):
+        def no_room(tasks, images, batch):
+            if any((image == 66).all() for image in images):
                 raise MemoryError("no room")
-            return whole(pictures)
+            return whole(tasks, images, batch)
 
-        monkeypatch.setattr(engine, "_preprocess", no_room)
+        monkeypatch.setattr(engine._stages, "_preprocess", no_room)
         results = list(engine.predict_many(faces))
     assert [results[0].probabilities, results[2].probabilities] == [good[0].probabilities, good[2].probabilities]
     assert (results[1].kind, results[1].source is faces[1]) == (Kind.OUT_OF_MEMORY, True)

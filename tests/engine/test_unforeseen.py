@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-import fmengine.image.decode
+import fmengine.pipeline.stages
 from fmengine import Engine, Failure, Isolation, Kind, SourceError
 from fmengine.model.file import seal
 
@@ -157,14 +157,14 @@ def test_whatever_decoding_raises_is_that_pictures_failure(
     portrait: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = b"what breaks the decoder"
-    decode = fmengine.image.decode.decode_bytes
+    decode = fmengine.pipeline.stages.decode_bytes
 
     def breaks(data: bytes, *rest: object) -> object:
         if data == bad:
             raise error
         return decode(data, *rest)
 
-    monkeypatch.setattr(fmengine.image.decode, "decode_bytes", breaks)
+    monkeypatch.setattr(fmengine.pipeline.stages, "decode_bytes", breaks)
     caplog.set_level(logging.DEBUG, "fmengine")
     with Engine.load() as engine:
         expected = engine.predict(portrait)

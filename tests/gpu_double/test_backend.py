@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fmengine import Engine, Failure, FmengineError, Isolation, SourceError
-from fmengine.backend.registry import Options
 from fmengine.cli.infer import infer
 from fmengine.errors import BackendError, DeviceError, ModelError, UnavailableError
 from fmengine.model.file import load_model_file
+from fmengine.options import BackendOptions
 from fmengine_bench import bench, on_gpu
 from fmengine_bench.bench_text import as_text
 from fmengine_bench.limits import Best, Peak
@@ -42,7 +42,7 @@ def load(**options) -> Engine:
 
 @contextmanager
 def backend(file=FILE, **options):
-    opened = TensorRtBackend.open(file, Options(**({"max_batch": 16} | options)))
+    opened = TensorRtBackend.open(file, BackendOptions(**({"max_batch": 16} | options)))
     try:
         yield opened
     finally:
@@ -269,7 +269,7 @@ def test_a_closed_engine_says_so():
 
 
 def test_closing_waits_for_what_runs():
-    opened = TensorRtBackend.open(FILE, Options(max_batch=16))
+    opened = TensorRtBackend.open(FILE, BackendOptions(max_batch=16))
     outcomes = []
 
     def work() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from .. import __version__
 from ..errors import FmengineError
 from ..gpu.driver import version_in
-from .registry import BACKENDS, Options, open_backend
+from ..options import BackendOptions
+from .registry import BACKENDS, open_backend
 
 LIBRARIES = (
     "numpy",
@@ -65,7 +66,7 @@ def diagnose(device: int = 0, model: str | None = None) -> list[Diagnosis]:
     diagnoses: list[Diagnosis] = []
     for name in BACKENDS:
         try:
-            backend, file, _ = open_backend(name, model, Options(device=device))
+            backend, file, _ = open_backend(name, model, BackendOptions(device=device))
         except FmengineError as error:
             diagnoses.append(Diagnosis(name, False, str(error), False))
             continue
@@ -73,7 +74,7 @@ def diagnose(device: int = 0, model: str | None = None) -> list[Diagnosis]:
         backend.close()
         diagnoses.append(Diagnosis(name, True, f"{detail}, {file.path.name}", False))
     with suppress(FmengineError):
-        backend, _, attempts = open_backend("auto", model, Options(device=device))
+        backend, _, attempts = open_backend("auto", model, BackendOptions(device=device))
         backend.close()
         reasons = dict(attempts)
         return [_with_choice(diagnosis, backend.name, reasons) for diagnosis in diagnoses]

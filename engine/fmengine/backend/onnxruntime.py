@@ -1,14 +1,19 @@
 """ONNX Runtime on the CPU: the embedded default, on any machine."""
 
-from typing import ClassVar, Self
+import threading
+from typing import Any, ClassVar, Self
 
-from ..errors import ModelError, UnavailableError, install_hint
-from ..image.preprocess import Pixels
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ClosedError, ModelError, UnavailableError, install_hint
 from ..model.file import ModelFile, Precision
+from ..options import BackendOptions
+from ..system import fork
 from ..system.cores import usable_cores
 from ..system.telemetry import import_onnxruntime
 from ..types import Outputs
-from .registry import Options, describe_threads
+from .registry import describe_threads
 
 PROVIDER = "CPUExecutionProvider"
 FATAL = 4  # the severity from which on it prints: what fails is raised besides, and said by us
@@ -21,47 +26,68 @@ class OnnxRuntimeBackend:
     # FP16 last: there is no half precision on a CPU, ONNX Runtime inserts Casts and computes in FP32.
     precisions: ClassVar[tuple[Precision, ...]] = ("int8", "fp32", "fp16")
 
-    def __init__(self, model: ModelFile, options: Options) -> None:
+    def __init__(self, model: ModelFile, options: BackendOptions) -> None:
         try:
-            onnxruntime = import_onnxruntime()
+            self._library = import_onnxruntime()
         except ImportError as error:
             raise UnavailableError(
                 f"ONNX Runtime cannot be imported ({error}); install it with: {install_hint('cpu')}"
             ) from error
-        settings = onnxruntime.SessionOptions()
+        self._model = model
         self._streams = options.streams or 1
         self._threads = max(1, (options.threads or usable_cores()) // self._streams)
-        settings.intra_op_num_threads = self._threads
-        settings.log_severity_level = FATAL
-        try:
-            # From the bytes that were checked, so that the file cannot change in between, and external
-            # data (weights in other files) cannot be reached.
-            self._session = onnxruntime.InferenceSession(model.data, settings, providers=[PROVIDER])
-        except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            raise ModelError(f"ONNX Runtime refuses {model.path}: {error}") from error
-        if (active := self._session.get_providers()) != [PROVIDER]:
-            raise UnavailableError(f"ONNX Runtime runs on {active} instead of {PROVIDER}")
+        self._closed = False
+        self._lock = threading.Lock()
+        self._session: Any = self._make_session()
         check_signature(model, self._session)
-        self._version = onnxruntime.__version__
+        fork.register(self)
 
     @classmethod
-    def open(cls, model: ModelFile, options: Options) -> Self:
+    def open(cls, model: ModelFile, options: BackendOptions) -> Self:
         return cls(model, options)
 
-    def run(self, images: Pixels) -> Outputs:
-        logits, probabilities = self._session.run(["logits", "probabilities"], {"images": images})
+    def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        session = self._session or self._reopen()
+        logits, probabilities = session.run(["logits", "probabilities"], {"images": images})
         return Outputs(logits, probabilities)
+
+    def reset_after_fork(self) -> None:
+        """Leave the session to the parent, whose threads compute for it; `run` makes another."""
+        fork.leak(self._session)
+        self._session, self._lock = None, threading.Lock()
 
     def describe(self) -> dict[str, str]:
         return {
             "backend": self.name,
-            "library": f"onnxruntime {self._version}",
+            "library": f"onnxruntime {self._library.__version__}",
             "device": "cpu",
             "threads": describe_threads(self._threads, self._streams),
         }
 
     def close(self) -> None:
-        del self._session
+        self._closed, self._session = True, None
+
+    def _make_session(self) -> Any:
+        settings = self._library.SessionOptions()
+        settings.intra_op_num_threads = self._threads
+        settings.log_severity_level = FATAL
+        try:
+            # From the bytes that were checked, so that the file cannot change in between, and external
+            # data (weights in other files) cannot be reached.
+            session = self._library.InferenceSession(self._model.data, settings, providers=[PROVIDER])
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            raise ModelError(f"ONNX Runtime refuses {self._model.path}: {error}") from error
+        if (active := session.get_providers()) != [PROVIDER]:
+            raise UnavailableError(f"ONNX Runtime runs on {active} instead of {PROVIDER}")
+        return session
+
+    def _reopen(self) -> Any:
+        """Make the session of a forked child."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError
+            self._session = self._session or self._make_session()
+            return self._session
 
 
 def check_signature(model: ModelFile, session: "onnxruntime.InferenceSession") -> None:  # type: ignore[name-defined]  # noqa: F821

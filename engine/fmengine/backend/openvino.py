@@ -3,18 +3,21 @@
 import threading
 from typing import Any, ClassVar, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from ..errors import (
-    CLOSED,
-    FmengineError,
+    ClosedError,
     ModelError,
     UnavailableError,
     install_hint,
 )
-from ..image.preprocess import Pixels
 from ..model.file import ModelFile, Precision
+from ..options import BackendOptions
+from ..system import fork
 from ..system.cores import usable_cores
 from ..types import Outputs
-from .registry import Options, describe_threads
+from .registry import describe_threads
 
 
 class OpenVinoBackend:
@@ -23,15 +26,59 @@ class OpenVinoBackend:
     name: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[Precision, ...]] = ("int8", "fp32", "fp16")
 
-    def __init__(self, model: ModelFile, options: Options) -> None:
+    def __init__(self, model: ModelFile, options: BackendOptions) -> None:
         try:
             import openvino
         except Exception as error:  # what it imports may raise anything, as where there is no home folder
             raise UnavailableError(
                 f"OpenVINO cannot be imported ({error}); install it with: {install_hint('openvino')}"
             ) from error
+        self._library, self._model = openvino, model
         self._streams = options.streams or 1
         self._threads = options.threads or usable_cores()
+        self._closed = False
+        self._begin(self._compile())
+        fork.register(self)
+
+    @classmethod
+    def open(cls, model: ModelFile, options: BackendOptions) -> Self:
+        return cls(model, options)
+
+    def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        network = self._network or self._reopen()
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = network.create_infer_request()
+        results = request.infer({"images": images}, share_inputs=True)
+        outputs = Outputs(results["logits"], results["probabilities"])
+        self._idle.append(request)
+        return outputs
+
+    def reset_after_fork(self) -> None:
+        """Leave the network to the parent, whose threads compute for it; `run` compiles another."""
+        fork.leak(self._network)
+        fork.leak(self._idle)
+        self._begin(None)
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "backend": self.name,
+            "library": f"openvino {self._library.__version__.split('-')[0]}",
+            "device": "cpu",
+            "threads": describe_threads(max(1, self._threads // self._streams), self._streams),
+        }
+
+    def close(self) -> None:
+        self._closed, self._network = True, None
+        self._idle.clear()
+
+    def _begin(self, network: Any) -> None:
+        self._network = network
+        self._idle: list[Any] = []  # requests: each holds the tensors of one call at a time
+        self._lock = threading.Lock()
+
+    def _compile(self) -> Any:
         # The default precision is bf16 on some processors, whose answers differ.
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -40,35 +87,16 @@ class OpenVinoBackend:
             "INFERENCE_NUM_THREADS": self._threads,
         }
         try:
-            core = openvino.Core()
+            core = self._library.Core()
             # From the bytes that were checked, so that the file cannot change in between.
-            self._network = core.compile_model(core.read_model(model.data), "CPU", settings)
+            return core.compile_model(core.read_model(self._model.data), "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeError for everything
-            raise ModelError(f"OpenVINO refuses {model.path}: {error}") from error
-        self._version = openvino.__version__.split("-")[0]
-        self._requests = threading.local()  # a request holds the tensors of one call at a time
-        self._closed = False
+            raise ModelError(f"OpenVINO refuses {self._model.path}: {error}") from error
 
-    @classmethod
-    def open(cls, model: ModelFile, options: Options) -> Self:
-        return cls(model, options)
-
-    def run(self, images: Pixels) -> Outputs:
-        if self._closed:
-            raise FmengineError(CLOSED)
-        if not hasattr(self._requests, "one"):
-            self._requests.one = self._network.create_infer_request()
-        results = self._requests.one.infer({"images": images}, share_inputs=True)
-        return Outputs(results["logits"], results["probabilities"])
-
-    def describe(self) -> dict[str, str]:
-        return {
-            "backend": self.name,
-            "library": f"openvino {self._version}",
-            "device": "cpu",
-            "threads": describe_threads(max(1, self._threads // self._streams), self._streams),
-        }
-
-    def close(self) -> None:
-        self._closed = True
-        del self._network
+    def _reopen(self) -> Any:
+        """Compile the network of a forked child."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError
+            self._network = self._network or self._compile()
+            return self._network

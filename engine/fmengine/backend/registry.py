@@ -6,12 +6,11 @@ providers name what a library was compiled with, not what runs.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from ..errors import (
 from ..gpu.driver import require_driver
 from ..image.preprocess import Pixels
 from ..model.file import ModelFile, Precision, load_model_file, resolve
+from ..options import BackendOptions
 from ..types import Channels, DeviceImage, ImageOutputs, Outputs
 
 if TYPE_CHECKING:
@@ -46,28 +46,6 @@ GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 CPU_BACKENDS = ("onnxruntime", "openvino")
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a backend is opened with.
-
-    Attributes:
-        device: index of the GPU; CPU backends take no notice.
-        max_batch: the largest batch that will be asked for.
-        threads: of the network on a CPU; 0 for all cores.
-        streams: batches under way at once: on a GPU, so that one's copies overlap another's work; on a CPU each
-            has its share of the threads. 0 for one on a CPU and `gpu.backend.STREAMS` on a GPU.
-        jpeg: where JPEG files are decoded, `cpu` or `gpu`.
-        graphs: whether a GPU's network is launched as a CUDA graph where its batch size allows it.
-    """
-
-    device: int = 0
-    max_batch: int = 64
-    threads: int = 0
-    streams: int = 0
-    jpeg: Literal["cpu", "gpu"] = "cpu"
-    graphs: bool = True
-
-
 class Backend(Protocol):
     """The bare network. `run` may be called from several threads at once."""
 
@@ -75,7 +53,7 @@ class Backend(Protocol):
     precisions: ClassVar[tuple[Precision, ...]]  # that it can run, best first
 
     @classmethod
-    def open(cls, model: ModelFile, options: Options) -> Self:
+    def open(cls, model: ModelFile, options: BackendOptions) -> Self:
         """Make the network ready. Raises UnavailableError if this machine lacks something."""
         ...
 
@@ -121,7 +99,9 @@ class Attempt(NamedTuple):
     reason: str
 
 
-def open_backend(name: str, model: str | None, options: Options) -> tuple[Backend, ModelFile, Sequence[Attempt]]:
+def open_backend(
+    name: str, model: str | None, options: BackendOptions
+) -> tuple[Backend, ModelFile, Sequence[Attempt]]:
     """Open the backend asked for, or with `auto` the first that works; of several on a CPU, the fastest.
 
     Args:
@@ -198,7 +178,7 @@ def _find(name: str, model: str | None, load: Callable[[Path], ModelFile]) -> Mo
     return load(resolve(model, _class_of(name).precisions))
 
 
-def open_file(name: str, file: ModelFile, options: Options) -> Backend:
+def open_file(name: str, file: ModelFile, options: BackendOptions) -> Backend:
     """Open one of `BACKENDS` with a model file, and warm it up.
 
     Raises:

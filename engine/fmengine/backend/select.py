@@ -23,9 +23,10 @@ from ..check.compare import SAME, Agreement, compare
 from ..check.gate import gate_images
 from ..errors import BackendError, FmengineError
 from ..model.file import ModelFile
+from ..options import BackendOptions
 from ..system.cache import Cache, CacheError
 from ..system.cores import usable_cores
-from .registry import CPU_BACKENDS, Backend, Options, open_backend, open_file
+from .registry import CPU_BACKENDS, Backend, open_backend, open_file
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def check_answers(backend: Backend, model: ModelFile) -> None:
 def _compare_on(backend: Backend, model: ModelFile) -> Agreement | None:
     """On the pictures that a GPU's engine must pass too; None where the default backend does not run the model."""
     try:
-        default = open_file(DEFAULT, model, Options())
+        default = open_file(DEFAULT, model, BackendOptions())
     except FmengineError as error:
         log.info("%s cannot be compared with %s: %s", backend.name, DEFAULT, error)
         return None
@@ -128,7 +129,7 @@ def measure() -> dict[str, float]:
     try:
         for name in CPU_BACKENDS:
             try:
-                opened[name], file, _ = open_backend(name, None, Options(max_batch=BATCH))
+                opened[name], file, _ = open_backend(name, None, BackendOptions(max_batch=BATCH))
             except FmengineError as error:
                 log.info("%s is not measured: %s", name, error)
         if not opened:

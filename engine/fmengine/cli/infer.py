@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,9 +16,10 @@ from ..engine import Engine
 from ..image.decode import raise_pillows_limit
 from ..jobs.journal import OutputFile, Target, claim, files_of, open_output
 from ..jobs.rows import Row, to_row, to_text
-from ..jobs.sources import first_or_error, gather, without
+from ..jobs.sources import STDIN, first_or_error, gather, without
 from ..jobs.tally import Tally
 from ..options import Isolation, Limits
+from ..pipeline.executor import Feed
 from ..system.files import check_target, temporary_of
 from ..system.lock import hold, lock_of
 from ..types import Failure
@@ -159,7 +161,8 @@ def infer(
             identity = _identity(engine) | {"jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
             opened = open_output(target, engine.spec.labels, identity, retry_failed=retry_failed)
             file = stack.enter_context(opened)
-        rows = _rows(engine, file.unfinished(paths) if file else paths, in_flight)
+        feed: Feed = "auto" if STDIN in sources else "caller"
+        rows = _rows(engine, iter(file.unfinished(paths) if file else paths), in_flight, feed)
         tally, kept = _consume(rows, file, as_json=as_json, keep=report is not None)
         if report is not None:
             from ..jobs.report import write_report  # a few milliseconds that most runs need not pay
@@ -253,8 +256,16 @@ def _written(output: Path | None, report: Path | None) -> list[Path]:
     return own if output is None else own + files_of(output)
 
 
-def _rows(engine: Engine, paths: Iterable[str], in_flight: int | None) -> Generator[list[Row], None, None]:
-    for results in engine.predict_chunks(paths, in_flight=in_flight):
+def _rows(
+    engine: Engine, paths: Iterable[str], in_flight: int | None, feed: Feed
+) -> Generator[list[Row], None, None]:
+    """Label pictures. A listing is read in this thread, for it keeps nobody waiting; a list on stdin is not."""
+    first = list(islice(paths, 2)) if feed == "caller" else []
+    if len(first) == 2:
+        paths = chain(first, paths)
+    elif feed == "caller":
+        paths = first  # of one picture, which all threads work on together
+    for results in engine.predict_chunks(paths, in_flight=in_flight, feed=feed):
         for failure in results:
             if isinstance(failure, Failure):
                 logger.info(failure.message, extra={"fields": {"path": failure.source, "kind": failure.kind}})

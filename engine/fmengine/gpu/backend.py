@@ -7,11 +7,11 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ..backend.registry import Options
 from ..check.gate import check_kernel
 from ..errors import Kind, ModelError, NoRoomError, SourceError
 from ..image.preprocess import Pixels
 from ..model.file import ModelFile, Precision
+from ..options import BackendOptions
 from ..system.cache import Cache
 from ..types import Channels, DeviceImage, ImageOutputs, Outputs
 from .context import Context
@@ -36,7 +36,7 @@ class GpuBackend(ABC):
     name: ClassVar[str]
     precisions: ClassVar[tuple[Precision, ...]]
 
-    def __init__(self, model: ModelFile, options: Options) -> None:
+    def __init__(self, model: ModelFile, options: BackendOptions) -> None:
         self.spec = model.spec
         self.gpu = describe_gpu(options.device)
         self.context = Context(options.device)
@@ -70,7 +70,7 @@ class GpuBackend(ABC):
             raise
 
     @classmethod
-    def open(cls, model: ModelFile, options: Options) -> Self:
+    def open(cls, model: ModelFile, options: BackendOptions) -> Self:
         return cls(model, options)
 
     @property
@@ -130,7 +130,7 @@ class GpuBackend(ABC):
         self._close()
 
     @abstractmethod
-    def _network(self, model: ModelFile, options: Options) -> Networkable:
+    def _network(self, model: ModelFile, options: BackendOptions) -> Networkable:
         """The network, loaded onto the GPU."""
 
     def _approve_kernel(self, slot: Slot, kernels: Kernels) -> None:

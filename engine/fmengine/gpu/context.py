@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import (
-    CLOSED,
+    ClosedError,
     DeviceError,
-    FmengineError,
     NoRoomError,
     UnavailableError,
     install_hint,
@@ -131,7 +130,7 @@ class Context:
                 "`spawn`"
             )
         if self._closed:
-            raise FmengineError(CLOSED)
+            raise ClosedError
         if self._failure:
             raise DeviceError(self._failure)
 

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..backend.onnxruntime import FATAL, check_signature
-from ..backend.registry import Options
 from ..errors import (
     DeviceError,
     NoRoomError,
@@ -14,6 +13,7 @@ from ..errors import (
     install_hint,
 )
 from ..model.file import ModelFile, Precision
+from ..options import BackendOptions
 from ..system.telemetry import import_onnxruntime
 from ..trt.build import Profile
 from .backend import GpuBackend
@@ -29,7 +29,7 @@ class OnnxRuntimeCudaBackend(GpuBackend):
     name: ClassVar[str] = "onnxruntime-cuda"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32")
 
-    def __init__(self, model: ModelFile, options: Options) -> None:
+    def __init__(self, model: ModelFile, options: BackendOptions) -> None:
         try:
             onnxruntime = import_onnxruntime()
         except ImportError as error:
@@ -47,7 +47,7 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         onnxruntime.set_default_logger_severity(FATAL)
         super().__init__(model, options)
 
-    def _network(self, model: ModelFile, options: Options) -> "CudaNetwork":
+    def _network(self, model: ModelFile, options: BackendOptions) -> "CudaNetwork":
         return CudaNetwork(self._library, model, options)
 
     def _library_version(self) -> str:
@@ -57,7 +57,7 @@ class OnnxRuntimeCudaBackend(GpuBackend):
 class CudaNetwork:
     """The model file, and a session of it for each stream."""
 
-    def __init__(self, library: Any, model: ModelFile, options: Options) -> None:
+    def __init__(self, library: Any, model: ModelFile, options: BackendOptions) -> None:
         self._library, self._model, self._device = library, model, options.device
         # ONNX Runtime allocates memory while it runs, which a capture forbids.
         self.capturable = False

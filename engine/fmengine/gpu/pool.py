@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from ..errors import CLOSED, FmengineError, NoRoomError
+from ..errors import ClosedError, NoRoomError
 from ..image.preprocess import Pixels
 from ..model.file import ModelSpec
 from ..types import ImageOutputs, Outputs
@@ -109,7 +109,7 @@ class Pool:
             return None
         if slot is None:
             self._free.put(None)
-            raise FmengineError(CLOSED)
+            raise ClosedError
         return slot
 
     def _collect(self, flying: deque[Slot]) -> Outputs | ImageOutputs:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..backend.onnxruntime import OnnxRuntimeBackend
-from ..backend.registry import GPU_BACKENDS, Options, open_backend
+from ..backend.registry import GPU_BACKENDS, open_backend
 from ..check.gate import (
     GateError,
     check_engine,
@@ -34,7 +34,7 @@ from ..errors import BackendError, DeviceError
 from ..image.decode import decode_bytes
 from ..image.preprocess import Pixels
 from ..model.file import ModelFile, ModelSpec, load_model_file, resolve
-from ..options import Limits
+from ..options import BackendOptions, Limits
 from ..types import ImageOutputs, Outputs
 from .arena import Buffer
 from .backend import GpuBackend
@@ -149,7 +149,7 @@ class _Chosen:
         self, *, streams: int = 2, graphs: bool = True, jpeg: Literal["cpu", "gpu"] = "cpu"
     ) -> Iterator[tuple[GpuBackend, ModelFile]]:
         """The first that this machine has. Raises NotRun if it has none."""
-        options = Options(device=self.device, max_batch=MOST, streams=streams, graphs=graphs, jpeg=jpeg)
+        options = BackendOptions(device=self.device, max_batch=MOST, streams=streams, graphs=graphs, jpeg=jpeg)
         reasons = []
         for name in self.names:
             try:
@@ -224,7 +224,7 @@ def _toolkit() -> str:
 
 def _parity(chosen: _Chosen) -> str:
     with chosen.open() as (backend, file):
-        reference = OnnxRuntimeBackend.open(file, Options())
+        reference = OnnxRuntimeBackend.open(file, BackendOptions())
 
         def check(slot: Slot) -> str:
             passed = check_engine(ways_through(slot), reference.run, file.spec)

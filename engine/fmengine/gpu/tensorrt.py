@@ -10,9 +10,9 @@ import logging
 from typing import ClassVar
 
 from ..backend.onnxruntime import OnnxRuntimeBackend
-from ..backend.registry import Options
 from ..check.gate import Passed, check_engine
 from ..model.file import ModelFile, Precision
+from ..options import BackendOptions
 from ..system.cache import Cache
 from ..trt.build import (
     BuildOptions,
@@ -37,7 +37,7 @@ class TensorRtBackend(GpuBackend):
     library: ClassVar[Library] = "tensorrt"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16",)
 
-    def __init__(self, model: ModelFile, options: Options) -> None:
+    def __init__(self, model: ModelFile, options: BackendOptions) -> None:
         self._library = load_library(self.library)
         self._model = model
         super().__init__(model, options)
@@ -46,10 +46,10 @@ class TensorRtBackend(GpuBackend):
         worst = max(passed.largest for passed in self.passed)
         return super().describe() | {"gate": f"probabilities within {worst:.2g} of the CPU's, every way"}
 
-    def _build_options(self, options: Options) -> BuildOptions:
+    def _build_options(self, options: BackendOptions) -> BuildOptions:
         return BuildOptions.for_batch(options.max_batch)
 
-    def _network(self, model: ModelFile, options: Options) -> Network:
+    def _network(self, model: ModelFile, options: BackendOptions) -> Network:
         """The engine from the cache, or built; built again where TensorRT does not take what lies there."""
         cache, build = Cache(), self._build_options(options)
         key = engine_key(self._library, model, build, self.gpu)
@@ -79,7 +79,7 @@ class TensorRtBackend(GpuBackend):
         cache = Cache()
         record = cache.load("gate", self._gate_key)
         if record is None:
-            reference = OnnxRuntimeBackend.open(self._model, Options())
+            reference = OnnxRuntimeBackend.open(self._model, BackendOptions())
             try:
                 passed = check_engine(ways_through(slot), reference.run, self.spec)
             finally:
@@ -98,6 +98,6 @@ class TensorRtRtxBackend(TensorRtBackend):
     name: ClassVar[str] = "tensorrt-rtx"
     library: ClassVar[Library] = "tensorrt_rtx"
 
-    def _build_options(self, options: Options) -> BuildOptions:
+    def _build_options(self, options: BackendOptions) -> BuildOptions:
         capability = ".".join(map(str, self.gpu.compute_capability))
         return BuildOptions.for_batch(options.max_batch, compute_capabilities=(capability,))

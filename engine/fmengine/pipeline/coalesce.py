@@ -1,151 +1,165 @@
 """Single pictures from many callers, answered in batches: what `Engine.apredict` stands on.
 
-Threads decode what is submitted; one more gathers what is decoded, runs the network on it, and hands the answers
-out. A batch waits for pictures that are being decoded, but never longer than the delay, and a lone picture does
-not wait at all.
+Threads prepare what is submitted; one more gathers what is prepared, runs the network on it, and sets the results.
+A batch waits for pictures that are being prepared, but never longer than the delay, and a lone picture does not
+wait at all.
 """
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ..errors import CLOSED, BusyError, FmengineError, SourceError
+from ..backend.registry import Backend
+from ..errors import BusyError, ClosedError, SourceError
 from ..types import Channels, Failure, Prediction, Source
-
-if TYPE_CHECKING:
-    from ..gpu.interop import Picture
-    from ..image.flatness import Prepared
-
-    Item = Picture | Prepared  # what the backend is given
-
-Decode = Callable[[Source, Channels], "Item | Failure"]
-Answer = Callable[["list[tuple[Source, Item]]"], list[Prediction | Failure]]
+from .batch import Batch, Task
+from .stages import Stages
 
 
-class Ready(NamedTuple):
-    """A decoded picture, and who waits for its answer."""
+class Request(NamedTuple):
+    """A prepared picture in a batch of its own, and the future of whoever waits for its result."""
 
-    source: Source
-    picture: "Item"
-    asked: "Future[Prediction]"
+    batch: Batch
+    future: "Future[Prediction]"
 
 
-class Batcher:
+class Coalescer:
     """A bounded queue in front of the network.
 
     Args:
-        decode: what is submitted, in a thread of its own.
-        answer: a batch, in one thread.
+        stages: of a picture's way.
+        backend: that runs the network.
         max_batch: pictures of the largest batch.
-        workers: threads that decode.
-        delay: seconds that a batch waits at most for pictures that are under way.
-        size: pictures that are under way at most.
+        threads: that prepare.
+        delay: seconds that a batch waits at most for pictures that are in flight.
+        size: pictures that are in flight at most.
     """
 
     def __init__(
-        self, decode: Decode, answer: Answer, *, max_batch: int, workers: int, delay: float, size: int
+        self, stages: Stages, backend: Backend, *, max_batch: int, threads: int, delay: float, size: int
     ) -> None:
-        self._decode, self._answer = decode, answer
+        self._stages, self._backend = stages, backend
         self._max_batch, self._delay, self._size = max_batch, delay, size
-        self._decoding = ThreadPoolExecutor(workers, thread_name_prefix="fmengine-decode")
-        self._ready: SimpleQueue[Ready | None] = SimpleQueue()
+        self._preparing = ThreadPoolExecutor(threads, thread_name_prefix="fmengine-prepare")
+        self._prepared: SimpleQueue[Request | None] = SimpleQueue()  # None: the last one was before it
         self._lock = threading.Lock()
-        self._under_way = 0
+        self._in_flight = 0
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="fmengine-batch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="fmengine-coalesce", daemon=True)
         self._thread.start()
 
-    def submit(self, source: Source, channels: Channels, here: bool = False) -> "Future[Prediction]":
-        """Ask for one picture's answer. To cancel the future is to give the picture up.
+    def submit(self, source: Source, channels: Channels, *, inline: bool = False) -> "Future[Prediction]":
+        """Request one picture's result. To cancel the future is to give the picture up.
 
         Args:
             source: the picture.
             channels: their order in an array.
-            here: decode in this thread, as what lies on a GPU must be: it is ordered by the thread that made it.
+            inline: prepare in this thread, as what is in device memory must be: the work that writes it is ordered
+                by the thread that made it.
 
         Raises:
-            BusyError: if as many pictures are under way as may be.
+            BusyError: if as many pictures are in flight as may be.
+            ClosedError: after `close`.
         """
         with self._lock:
             if self._closed:
-                raise FmengineError(CLOSED)
-            if self._under_way >= self._size:
+                raise ClosedError
+            if self._in_flight >= self._size:
                 raise BusyError(
                     f"{self._size} pictures are under way already, as many as the queue takes: ask again later, "
                     "or load the engine with a larger queue_size"
                 )
-            self._under_way += 1
-            asked: Future[Prediction] = Future()
-            asked.add_done_callback(self._done)
-            if not here:
-                self._decoding.submit(self._prepare, source, channels, asked)
-        if here:
-            self._prepare(source, channels, asked)
-        return asked
+            self._in_flight += 1
+            future: Future[Prediction] = Future()
+            future.add_done_callback(self._leave)
+            if not inline:
+                self._preparing.submit(self._prepare, source, channels, future)
+        if inline:
+            self._prepare(source, channels, future)
+        return future
 
     def close(self) -> None:
-        """Answer what is under way, and stop. Closing twice is no error."""
+        """Answer what is in flight, and stop. Closing twice is no error."""
         with self._lock:
             closed, self._closed = self._closed, True
-        self._decoding.shutdown()
+        self._preparing.shutdown()
         if not closed:
-            self._ready.put(None)
+            self._prepared.put(None)
         self._thread.join()
 
-    def _done(self, asked: "Future[Prediction]") -> None:
+    def _leave(self, future: "Future[Prediction]") -> None:
         with self._lock:
-            self._under_way -= 1
+            self._in_flight -= 1
 
-    def _prepare(self, source: Source, channels: Channels, asked: "Future[Prediction]") -> None:
-        if asked.cancelled():  # its deadline passed while it waited
+    def _prepare(self, source: Source, channels: Channels, future: "Future[Prediction]") -> None:
+        if future.cancelled():  # its deadline passed while it waited
             return
         try:
-            picture = self._decode(source, channels)
-        except Exception as error:
-            _settle(asked, error)
+            task, batch = self._stages.admit(source, channels, copy=False), Batch(self._stages.spec, 1)
+            self._stages.prepare([task], batch)
+        except BaseException as error:
+            _set_error(future, error)
+            return
+        if batch.tasks:
+            self._prepared.put(Request(batch, future))
         else:
-            if isinstance(picture, Failure):
-                _settle(asked, SourceError(picture.kind, picture.message))
-            else:
-                self._ready.put(Ready(source, picture, asked))
+            _set_result(future, task)
 
     def _run(self) -> None:
-        while (first := self._ready.get()) is not None:
-            batch, last = self._gather(first)
-            wanted = [ready for ready in batch if ready.asked.set_running_or_notify_cancel()]
+        batch = Batch(self._stages.spec, self._max_batch)
+        while (first := self._prepared.get()) is not None:
+            requests, is_last = self._gather(first)
+            wanted = [request for request in requests if request.future.set_running_or_notify_cancel()]
+            for request in wanted:
+                batch.add_rows(request.batch)
+            tasks = list(batch.tasks)
             try:
-                answers = self._answer([(ready.source, ready.picture) for ready in wanted]) if wanted else []
-            except Exception as error:
-                for ready in wanted:
-                    ready.asked.set_exception(error)
-            else:
-                for ready, answer in zip(wanted, answers, strict=True):
-                    if isinstance(answer, Failure):
-                        ready.asked.set_exception(SourceError(answer.kind, answer.message))
-                    else:
-                        ready.asked.set_result(answer)
-            if last:
+                self._stages.answer(batch, self._backend)
+            except Exception as error:  # that is no picture's
+                for task in tasks:
+                    task.result = task.result or error
+            batch.clear()
+            for request, task in zip(wanted, tasks, strict=True):
+                _settle(request.future, task)
+            if is_last:
                 return
 
-    def _gather(self, first: Ready) -> tuple[list[Ready], bool]:
-        """A batch, and whether it is the last one."""
-        batch, until = [first], time.monotonic() + self._delay
-        while len(batch) < self._max_batch:
-            # Nobody else is under way: there is nothing to wait for.
-            patience = until - time.monotonic() if self._under_way > len(batch) else 0.0
+    def _gather(self, first: Request) -> tuple[list[Request], bool]:
+        """Gather a batch; also return whether it is the last one."""
+        requests, until = [first], time.monotonic() + self._delay
+        while len(requests) < self._max_batch:
+            # Where nobody else is in flight there is nothing to wait for.
+            wait = until - time.monotonic() if self._in_flight > len(requests) else 0.0
             try:
-                ready = self._ready.get(timeout=patience) if patience > 0 else self._ready.get_nowait()
+                request = self._prepared.get(timeout=wait) if wait > 0 else self._prepared.get_nowait()
             except Empty:
                 break
-            if ready is None:
-                return batch, True
-            batch.append(ready)
-        return batch, False
+            if request is None:
+                return requests, True
+            requests.append(request)
+        return requests, False
 
 
-def _settle(asked: "Future[Prediction]", error: Exception) -> None:
-    if asked.set_running_or_notify_cancel():
-        asked.set_exception(error)
+def _set_error(future: "Future[Prediction]", error: BaseException) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
+
+
+def _set_result(future: "Future[Prediction]", task: Task) -> None:
+    if future.set_running_or_notify_cancel():
+        _settle(future, task)
+
+
+def _settle(future: "Future[Prediction]", task: Task) -> None:
+    """Set a running future to a task's result."""
+    match task.result:
+        case Prediction() as prediction:
+            future.set_result(prediction)
+        case Failure() as failure:
+            future.set_exception(SourceError(failure.kind, failure.message))
+        case BaseException() as error:
+            future.set_exception(error)
+        case None:
+            future.set_exception(ClosedError())

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -38,6 +39,7 @@ from ..image.flatness import Prepared, is_flat_input
 from ..image.preprocess import preprocess
 from ..model.file import ModelSpec
 from ..options import Isolation, Limits
+from ..system import fork
 from ..types import Color, Encoded, Fit
 
 log = logging.getLogger(__name__)
@@ -72,8 +74,9 @@ class Workers:
 
     def __init__(self, task: str, settings: dict[str, Any], isolation: Isolation, count: int) -> None:
         self._arguments = (task, settings, isolation)
-        self._places = threading.BoundedSemaphore(count)
-        self._idle: list[_Worker] = []  # last in, first out: a worker that is not needed stays asleep
+        self._count = count
+        self._begin()
+        fork.register(self)
 
     def run(self, source: Encoded) -> bytes:
         """Do the task.
@@ -83,11 +86,11 @@ class Workers:
             UnavailableError: if no worker can be started.
         """
         request = _request(source)
-        with self._places:
+        with self._slots:
             try:
                 worker = self._idle.pop()
             except IndexError:
-                worker = _Worker(*self._arguments)
+                worker = self._start()
             try:
                 answer = self._ask_twice(worker, request)
             except _DiedError as death:
@@ -101,6 +104,22 @@ class Workers:
         while self._idle:
             self._idle.pop().end()
 
+    def reset_after_fork(self) -> None:
+        """Leave the workers to the parent: two processes that read one socket get each other's pictures."""
+        for worker in self._all:
+            worker.let_go()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._slots = threading.BoundedSemaphore(self._count)
+        self._idle: list[_Worker] = []  # last in, first out: a worker that is not needed stays asleep
+        self._all: weakref.WeakSet[_Worker] = weakref.WeakSet()
+
+    def _start(self) -> "_Worker":
+        worker = _Worker(*self._arguments)
+        self._all.add(worker)
+        return worker
+
     def _ask_twice(self, worker: "_Worker", request: tuple[bytes, bytes]) -> bytes | SourceError:
         """Ask a worker, and a fresh one where the first had seen other pictures and died."""
         if worker.answered:
@@ -108,7 +127,7 @@ class Workers:
                 return self._ask(worker, request)
             except _DiedError as death:
                 log.info("a worker ended (%s); the picture is tried once more in a fresh one", death)
-            worker = _Worker(*self._arguments)
+            worker = self._start()
         return self._ask(worker, request)
 
     def _ask(self, worker: "_Worker", request: tuple[bytes, bytes]) -> bytes | SourceError:
@@ -198,6 +217,10 @@ class _Worker:
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
+
+    def let_go(self) -> None:
+        """Close this process's copy of our end: the worker goes on for the process that started it."""
+        self._socket.close()
 
     def _cause(self) -> tuple[Kind, str]:
         with suppress(subprocess.TimeoutExpired):

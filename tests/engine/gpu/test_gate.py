@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.backend.registry import Options
 from fmengine.check.gate import (
     GateError,
     Passed,
@@ -17,6 +16,7 @@ from fmengine.check.gate import (
 )
 from fmengine.image.preprocess import Pixels
 from fmengine.model.file import ModelSpec, load_model_file, resolve
+from fmengine.options import BackendOptions
 from fmengine.trt.build import Profile
 from fmengine.types import Outputs
 
@@ -29,7 +29,7 @@ Run = Callable[[Pixels], Outputs]
 
 @pytest.fixture(scope="module")
 def cpu() -> Run:
-    backend = OnnxRuntimeBackend.open(FILE, Options())
+    backend = OnnxRuntimeBackend.open(FILE, BackendOptions())
     images = gate_images(SPEC)
     answers = backend.run(images)
     known = {image.tobytes(): row for row, image in enumerate(images)}

@@ -1,0 +1,120 @@
+"""A batch: the memory that pictures share on their way through the network, one row each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..model.file import ModelSpec
+from ..types import DecodedImage, DeviceImage, InputBatch, Result, Source
+
+MAX_IMAGE_BYTES = 32 * 1024 * 1024  # of decoded images that wait for a GPU: photographs must not fill the memory
+ALIGNMENT = 64  # bytes, a cache line
+
+Content = str | bytes | DecodedImage | DeviceImage | None
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One picture on its way.
+
+    Attributes:
+        source: what was given, for the result.
+        content: what there is of it: a path, encoded bytes, or an image. Nobody else changes it.
+        result: None until it is known; an error that is no picture's is raised by whoever takes the result.
+    """
+
+    source: Source
+    content: Content
+    result: Result | BaseException | None = None
+
+
+class Batch:
+    """A fixed number of rows at fixed addresses, in one block of memory.
+
+    Attributes:
+        capacity: rows.
+        tasks: of the rows that are in use, in order.
+        inputs: of a network on the CPU, uint8 `[capacity, C, H, W]`.
+        images: of a backend that preprocesses itself, one a row; empty otherwise.
+        flat: whether each picture shows nothing, bool `[capacity]`.
+        probabilities: the answers, float32 `[capacity, K]`.
+    """
+
+    __slots__ = ("_image_bytes", "capacity", "flat", "images", "inputs", "probabilities", "tasks")
+
+    def __init__(self, spec: ModelSpec, capacity: int, memory: Any = None) -> None:
+        """Lay out a batch.
+
+        Args:
+            spec: of the model.
+            capacity: rows.
+            memory: a writable buffer of at least `Batch.size_of(spec, capacity)` bytes, such as shared memory;
+                None for the heap.
+        """
+        sizes = _sizes(spec, capacity)
+        if memory is None:
+            memory = np.empty(sum(map(_aligned, sizes)), np.uint8)
+        starts = [0, _aligned(sizes[0]), _aligned(sizes[0]) + _aligned(sizes[1])]
+        regions = [np.frombuffer(memory, np.uint8, n, at) for n, at in zip(sizes, starts, strict=True)]
+        self.capacity = capacity
+        self.inputs = InputBatch(regions[0].reshape(spec.input_shape(capacity)))
+        self.probabilities: npt.NDArray[np.float32] = regions[1].view(np.float32).reshape(capacity, -1)
+        self.flat: npt.NDArray[np.bool_] = regions[2].view(np.bool_)
+        self.tasks: list[Task] = []
+        self.images: list[DecodedImage | DeviceImage] = []
+        self._image_bytes = 0
+
+    @staticmethod
+    def size_of(spec: ModelSpec, capacity: int) -> int:
+        """Compute the bytes of memory that a batch takes."""
+        return sum(map(_aligned, _sizes(spec, capacity)))
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def room(self) -> int:
+        """Rows that are free; none where the images that wait take as much memory as they may."""
+        return 0 if self._image_bytes >= MAX_IMAGE_BYTES else self.capacity - len(self.tasks)
+
+    def add_image(self, task: Task, image: DecodedImage | DeviceImage) -> None:
+        """Take the next row for an image that the backend is to preprocess."""
+        self.tasks.append(task)
+        self.images.append(image)
+        self._image_bytes += 0 if isinstance(image, DeviceImage) else image.nbytes
+
+    def add_rows(self, other: "Batch") -> None:
+        """Copy the rows of another batch, which must fit, behind those that are in use."""
+        begin, end, count = len(self), len(self) + len(other), len(other)
+        if other.images:
+            for task, image in zip(other.tasks, other.images, strict=True):
+                self.add_image(task, image)
+            return
+        self.inputs[begin:end] = other.inputs[:count]
+        self.flat[begin:end] = other.flat[:count]
+        self.tasks += other.tasks
+
+    def select(self, row: int) -> "Batch":
+        """Make a batch of one row, over the same memory."""
+        one = object.__new__(Batch)
+        one.capacity, one.tasks, one._image_bytes = 1, self.tasks[row : row + 1], 0
+        one.images = self.images[row : row + 1]
+        one.inputs = InputBatch(self.inputs[row : row + 1])
+        one.flat, one.probabilities = self.flat[row : row + 1], self.probabilities[row : row + 1]
+        return one
+
+    def clear(self) -> None:
+        """Free every row."""
+        self.tasks, self.images, self._image_bytes = [], [], 0
+
+
+def _sizes(spec: ModelSpec, capacity: int) -> tuple[int, int, int]:
+    """Bytes of inputs, probabilities and flags."""
+    _, channels, height, width = spec.input_shape(1)
+    return capacity * channels * height * width, 4 * capacity * len(spec.labels), capacity
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
