@@ -17,7 +17,6 @@ from .errors import ClosedError, DeadlineError, SourceError, UnavailableError
 from .image.decode import as_source_error, check_channels, is_encoded, on_gpu
 from .model.file import ModelFile, ModelSpec
 from .options import BackendOptions, EngineOptions, Isolation, Limits
-from .pipeline.batch import Batch
 from .pipeline.coalesce import Coalescer
 from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
 from .pipeline.stages import Observe, Stages
@@ -325,7 +324,7 @@ class Engine:
         """Answer for one picture in this thread: all threads of the network work on it together."""
         self._check_open()
         task = self._stages.admit(source, channels, copy=False)
-        self._stages.run([task], Batch(self.spec, 1), self.backend)
+        self._stages.run_alone(task, self.backend)
         assert isinstance(task.result, Prediction | Failure)
         return task.result
 

@@ -84,6 +84,7 @@ class Stages:
         # Asked once: whether an object follows a protocol takes longer to see than a small face to preprocess.
         self.device = backend if isinstance(backend, ImageBackend) else None
         self._min_side, self._unsure_below = min_side, unsure_below
+        self._spare: list[Batch] = []  # of one row: to lay one out takes longer than to read a small file
         self.observe(None)
 
     def observe(self, observer: Observe | None) -> None:
@@ -123,6 +124,15 @@ class Stages:
             self.answer(batch, backend)
         finally:
             batch.clear()
+
+    def run_alone(self, task: Task, backend: Backend) -> None:
+        """Give one task its result."""
+        try:
+            batch = self._spare.pop()
+        except IndexError:
+            batch = Batch(self.spec, 1)
+        self.run([task], batch, backend)
+        self._spare.append(batch)
 
     def prepare(self, tasks: Sequence[Task], batch: Batch) -> None:
         """Read, decode and preprocess: each task takes a row of the batch, or gets its `Failure`.
