@@ -1,7 +1,5 @@
 """`fmengine bench`, `fmengine bench compare` and `fmengine bench install`."""
 
-import json
-import logging
 import os
 import sys
 import tempfile
@@ -10,7 +8,7 @@ from pathlib import Path
 import click
 
 from fmengine.backend.registry import BACKENDS
-from fmengine.cli.console import say
+from fmengine.cli.console import inform, print_data, to_json, warn
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.sources import walk
@@ -88,7 +86,7 @@ def bench(
     from .bench_text import as_text
 
     for warning in warnings_of(load):
-        say(f"warning: {warning}", level=logging.WARNING)
+        warn(f"warning: {warning}")
     effort = Effort(seconds, least, rounds, deadline, threads or usable_cores())
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -98,9 +96,9 @@ def bench(
     ):
         targets = {} if pictures is None else _targets(files, pictures, engine.spec.labels)
         paths = files or drawn_pictures(Path(folder))
-        report = run(engine, paths, effort, peers, targets, lambda text: say(f"… {text}"), load)
-    document = json.dumps(report.as_document(), indent=2)
-    click.echo(document if as_json else as_text(report))
+        report = run(engine, paths, effort, peers, targets, lambda text: inform(f"… {text}"), load)
+    document = to_json(report.as_document(), indent=2)
+    print_data(document if as_json else as_text(report))
     if output is not None:
         write_file(output, document + "\n")
     if page is not None:
@@ -133,14 +131,14 @@ def compare(before: Path, after: Path) -> None:
 
     old, new = load(before), load(after)
     for difference in differences(old, new):
-        say(f"note: not the same machine or settings: {difference}", level=logging.WARNING)
+        warn(f"note: not the same machine or settings: {difference}")
     for name, report in (("before", old), ("after", new)):
         for warning in report["warnings"]:
-            say(f"note: {name}: {warning}", level=logging.WARNING)
+            warn(f"note: {name}: {warning}")
     changes = compare_reports(old, new)
-    click.echo(as_text(changes))
+    print_data(as_text(changes))
     worse = [change for change in changes if change.worse]
-    say(f"{len(worse)} of {len(changes)} figures are worse beyond noise")
+    inform(f"{len(worse)} of {len(changes)} figures are worse beyond noise")
     if worse:
         sys.exit(CHECK_FAILED)
 
@@ -153,4 +151,4 @@ def install(names: tuple[str, ...]) -> None:
 
     for peer in {PEERS[name].environment: PEERS[name] for name in names}.values():  # some share one
         install(peer)
-        say(f"{peer.name}: {folder_of(peer)}")
+        inform(f"{peer.name}: {folder_of(peer)}")

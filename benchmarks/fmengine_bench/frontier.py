@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.backend.registry import Options
 from fmengine.cli import main
+from fmengine.cli.console import inform, print_data, warn
 from fmengine.engine import Engine
 from fmengine.model.file import ModelFile, ModelSpec
 from fmengine.system.files import check_target, write_file
@@ -100,7 +101,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     try:
         import openvino
     except ImportError:
-        click.echo("note: OpenVINO is not installed, so it is not measured: pip install openvino", err=True)
+        warn("note: OpenVINO is not installed, so it is not measured: pip install openvino")
         return libraries
     core = openvino.Core()
     network = core.compile_model(
@@ -137,7 +138,7 @@ def measure(models: list[Path], data: list[tuple[Path, float]], part: str, threa
         taken = time_in_turn(contenders)
         medians |= {(name, batch): statistics.median(figures) for name, figures in taken.items()}
         for library in libraries:
-            click.echo(f"full AlexNet, {library}, batch {batch}: {medians[library, batch]:.3f} ms", err=True)
+            inform(f"full AlexNet, {library}, batch {batch}: {medians[library, batch]:.3f} ms")
             for path in models:
                 ratios = (theirs / ours for theirs, ours in zip(taken[library], taken[path.name], strict=True))
                 times[path.name][f"{library} {batch}"] = statistics.median(ratios)
@@ -235,7 +236,7 @@ def frontier(
     for path in forms:
         check_target(path, [path.suffix], overwrite=overwrite)
     points = measure(list(models), everything, part, threads)
-    click.echo(as_text(points))
+    print_data(as_text(points))
     for path, form in forms.items():
         write_file(path, form(points))
 

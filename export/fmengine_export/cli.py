@@ -1,10 +1,10 @@
 """`fmengine export`."""
 
-import os
 from pathlib import Path
 
 import click
 
+from fmengine.cli.console import print_path
 from fmengine.errors import ModelError, OutputError
 from fmengine.jobs.rows import printable
 from fmengine.model.file import PRECISIONS, Precision, load_model_file, resolve
@@ -99,7 +99,7 @@ def export(
     if spec_file is not None:
         from .describe import describe_file
 
-        _echo(describe_file(Path(source), spec_file, folder, overwrite))
+        print_path(describe_file(Path(source), spec_file, folder, overwrite))
     elif form == "onnx":
         _export_onnx(Path(source), folder, name, _chosen(precisions), calibration, overwrite)
     else:
@@ -115,7 +115,7 @@ def export(
         model = load_model_file(resolve(source, ("fp16",)))
         target = tensorrt.engine_target(form, model.spec.name, options, folder, device, overwrite)
         tensorrt.export_engine(form, model, options, target, device)
-        _echo(target)
+        print_path(target)
 
 
 def _export_onnx(
@@ -144,15 +144,11 @@ def _export_onnx(
     written = []
     try:
         for path in export_files(model, document, name, folder, precisions, pictures):
-            _echo(path)
+            print_path(path)
             written.append(str(path))
     except OSError as error:
         raise OutputError(f"cannot write into {folder}: {error.strerror}") from error
     return written
-
-
-def _echo(path: Path) -> None:
-    click.echo(os.fsencode(path))  # bytes: a name need not be UTF-8
 
 
 def _family(checkpoint: Path) -> str:

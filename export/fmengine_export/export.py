@@ -13,7 +13,7 @@ from fmengine.backend.registry import Options
 from fmengine.errors import FmengineError, ModelError
 from fmengine.image.preprocess import Pixels
 from fmengine.model.file import ModelSpec, Precision, load_model_file
-from fmengine.system.files import write_file
+from fmengine.system.files import open_atomic, temporary_of
 from fmengine_train.checkpoint import weights_sha256
 from fmengine_train.model import AlexNet
 
@@ -104,18 +104,15 @@ def export(
         else:
             data = build_float(network, spec)
         path = path_of(folder, name, precision)
-        partial = path.with_suffix(".partial")
-        try:
-            write_file(partial, data)
-            _check(partial, pictures, expected, precision)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with open_atomic(path) as file:
+            file.write(data)
+            file.flush()
+            _check(temporary_of(path), pictures, expected, precision)
         yield path
 
 
 def _check(path: Path, pictures: Pixels, expected: "np.ndarray[Any, Any]", precision: Precision) -> None:
-    """Read the file back, run it, and hold its answers against PyTorch's."""
+    """Read the file back, run it, and compare its answers with PyTorch's."""
     file = load_model_file(path)
     backend = OnnxRuntimeBackend.open(file, Options())
     outputs = backend.run(pictures)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fmengine.errors import FmengineError, Kind
 from fmengine.jobs import sources
-from fmengine.jobs.rows import file_of, printable, to_row, to_text
+from fmengine.jobs.rows import decode_path, printable, to_row, to_text
 from fmengine.jobs.sources import expand, skip_finished, tidy, walk
 from fmengine.types import Failure, Prediction
 
@@ -309,7 +309,7 @@ names = st.text(min_size=1) | st.binary(min_size=1).map(os.fsdecode)
 @given(name=names)
 def test_any_name_is_one_line_of_utf8_and_comes_back(name):
     row = to_row(name, Failure(Kind.EMPTY, "", name))
-    assert file_of(row) == name
+    assert decode_path(row) == name
     assert len(row["path"].encode().decode().splitlines()) == 1
 
 

@@ -7,7 +7,6 @@ Representations for Age, Gender and Identity Recognition in Organizing Photo Alb
 
 import json
 import math
-import os
 from pathlib import Path
 
 import click
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fmengine.cli import main
+from fmengine.cli.console import print_path
 from fmengine.errors import DataError, ModelError, OutputError
 from fmengine.system.files import check_target
 from fmengine.wording import pluralise
@@ -51,7 +51,7 @@ def faceres(model: Path, pictures: tuple[Path, ...], run: Path, overwrite: bool)
     tensors = read(model)
     fill(network, tensors, sample(pictures, network, run))
     save_model(target, network, {"labels": [], "fit": "crop"})
-    click.echo(os.fsencode(target))
+    print_path(target)
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
+from fmengine.cli.console import inform, print_path, track, warn
 from fmengine.errors import DataError, SourceError
 from fmengine.image.decode import read_file
 from fmengine.image.flatness import is_flat
@@ -77,10 +77,10 @@ def prepare(
         write_dropped(dropped, folder)
     for (split, label), count in sorted(Counter((item.split, str(item.label)) for item, _ in written).items()):
         agree = f", {clean[split, label]} of them as the voters say" if ballots else ""
-        click.echo(f"{split}/{label}: {pluralise(count, 'picture')}{agree}", err=True)
+        inform(f"{split}/{label}: {pluralise(count, 'picture')}{agree}")
     for reason, count in Counter(_kind(drop.reason) for drop in dropped).most_common():
-        click.echo(f"dropped {count}: {reason}", err=True)
-    click.echo(os.fsencode(output))  # bytes: a name need not be UTF-8
+        inform(f"dropped {count}: {reason}")
+    print_path(output)
 
 
 def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
@@ -124,7 +124,7 @@ def _digest(pixels: Pixels) -> str:
 def write(kept: list[Item], folder: Path) -> tuple[list[tuple[Item, Path]], list[Dropped]]:
     """Write `SPLIT/LABEL/…`; gives the pictures with their new files, and those that can no longer be read."""
     written, lost = [], []
-    for item in tqdm(kept, "writing", unit=" pictures", disable=None):
+    for item in track(kept, len(kept), "pictures", caption="writing"):
         try:
             data = item.picture if isinstance(item.picture, np.ndarray) else read_file(item.picture, Limits())
         except SourceError as error:
@@ -172,7 +172,7 @@ def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], cla
         first = f"the first: {printable(missing[0])}"
         if len(missing) == len(wanted):
             raise DataError(f"{text}, and none that is; {first}; expected names below a source")
-        click.echo(f"note: {text}; {first}", err=True)
+        warn(f"note: {text}; {first}")
 
 
 def _file_name(item: Item) -> str:

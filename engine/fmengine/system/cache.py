@@ -11,13 +11,13 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import BackendError, FmengineError
+from .files import open_atomic
 
 Key = Mapping[str, str]
 
@@ -91,7 +91,8 @@ class Cache:
 
     def _keep(self, folder: int, name: str, content: bytes) -> None:
         try:
-            _replace(folder, name, content)
+            with open_atomic(Path(name), folder=folder, private=True) as file:
+                file.write(content)
         except OSError as error:
             log.warning(
                 "cannot keep %s (%s bytes): %s; it will be built again. Make room, or set FMENGINE_CACHE",
@@ -152,17 +153,14 @@ def read_file(path: Path, key: Key | None = None) -> bytes:
         raise StaleError(f"{path} is refused: {error}") from error
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_private_file(path: Path, data: bytes) -> None:
     """Write a built file outside the cache: whole or not at all, and nobody but its owner may read or write it.
 
     Raises:
         OSError: if it cannot be written.
     """
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _replace(folder, path.name, data)
-    finally:
-        os.close(folder)
+    with open_atomic(path, private=True) as file:
+        file.write(data)
 
 
 def pack(key: Key, data: bytes) -> bytes:
@@ -217,23 +215,6 @@ def _read_private(name: str, path: Path, folder: int | None = None) -> bytes:
             return file.read()
     finally:
         os.close(descriptor)
-
-
-def _replace(folder: int, name: str, data: bytes) -> None:
-    """Write a file that is whole or not there; the name in between is nobody else's."""
-    temporary = f".{name}.{secrets.token_hex(8)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
-        raise
 
 
 def _check_owner(status: os.stat_result, path: Path) -> None:
