@@ -1,4 +1,4 @@
-"""Whole jobs by an outside clock: from the start of a process to the file of answers, ours and peers' in turn.
+"""Time whole jobs by an outside clock: from a process's start to the file of answers, ours and peers' in turn.
 
     python -m fmengine_bench.jobs faces/ --against torch,fer,face-api
 
@@ -27,7 +27,7 @@ from .timing import figure
 
 
 def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...], device: str) -> list[str]:
-    """The command of a whole job."""
+    """Return the command of a whole job."""
     if name == OURS:
         job = ["infer", "--batch", str(folder), "--output", str(output), "--overwrite", *options]
         return [sys.executable, "-m", "fmengine", *job]
@@ -41,7 +41,7 @@ def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...], 
 
 
 def device_name(context: click.Context, option: click.Parameter, value: str) -> str:
-    """A device as PyTorch names it."""
+    """Check a device, as PyTorch names it."""
     if not re.fullmatch(r"cpu|cuda:\d+", value):
         raise click.BadParameter(f"{value!r}; expected cpu, or cuda:N, such as cuda:0")
     return value

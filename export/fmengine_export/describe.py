@@ -1,4 +1,4 @@
-"""Metadata for an ONNX model that was made elsewhere."""
+"""Add metadata to an ONNX model that was made elsewhere."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The three files of one family: which spec each carries, and the check that each runs."""
+"""Write the three files of one family: the spec that each carries, and the check that each passes."""
 
 import math
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ CHECK_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0
 
 
 def path_of(folder: Path, name: str, precision: Precision) -> Path:
-    """Where a file of a family is written."""
+    """Return where a file of a family is written."""
     return folder / f"{name}.{precision}.onnx"
 
 
@@ -38,7 +38,7 @@ class CheckError(FmengineError):
 
 
 def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Precision) -> ModelSpec:
-    """What the model file says of itself, from the checkpoint's document."""
+    """Make the metadata of a model file from the checkpoint's document."""
     config = model.config
     return ModelSpec(
         name=name,
@@ -62,7 +62,7 @@ def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Pr
 
 
 def _figure(value: float) -> float | None:
-    """A score for JSON, which has no number for NaN."""
+    """Return a score for JSON, which has no number for NaN."""
     return value if math.isfinite(value) else None
 
 

@@ -277,7 +277,7 @@ def survives(number: int, action) -> bool:
 
 def finish(path: Path, given: list[str], *, retry: bool) -> None:
     with opened(path, resume=True, retry=retry) as file:
-        for name in file.unfinished(given):
+        for name in file.select_unfinished(given):
             file.write([answer(name)])
 
 

@@ -1,12 +1,13 @@
 """`fmengine train`."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fmengine.cli.console import inform, print_path, warn
+from fmengine.cli.console import inform, print_json, print_path, warn
 from fmengine.errors import DataError
 from fmengine.types import Fit
 from fmengine.wording import pluralise
@@ -78,12 +79,14 @@ from .votes import learn, read_votes
 @click.option("--seed", type=int)
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the run folder's checkpoint; start if there is none.")
+@click.option("--json", "as_json", is_flag=True, help="The model's file and its validation scores as JSON.")
 def train(
     data_paths: tuple[Path, ...],
     folder: Path,
     recipe_file: Path | None,
     device: str,
     resume: bool,
+    as_json: bool,
     initial: Path | None,
     teachers: tuple[Path, ...],
     transfer: tuple[Path, ...],
@@ -133,12 +136,16 @@ def train(
         )
         count = pluralise(scores.count, "picture")
         report(f"validation accuracy {scores.accuracy:.2%} of {count}; recall {recalls}")
-        if world.first:
+        if not world.first:
+            return
+        if as_json:
+            print_json({"model": str(folder / MODEL), "labels": dataset.labels, "validation": asdict(scores)})
+        else:
             print_path(folder / MODEL)
 
 
 def _open(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Notice before a picture is read what would be in the way after it."""
+    """Check the run folder and its checkpoint before a picture is read."""
     open_run(folder, resume=resume)
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():

@@ -1,4 +1,4 @@
-"""What the steps of `make model` take: `python -m fmengine_train.times METRICS...`, each a run's metrics.csv."""
+"""Print the time of each step of `make model`: `python -m fmengine_train.times METRICS...`, each a metrics.csv."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`fmengine doctor`: what this machine has, what works, what would be chosen."""
+"""`fmengine doctor`: show what this machine has, what works, what would be chosen."""
 
 import sys
 from pathlib import Path
@@ -93,7 +93,7 @@ def _show(document: dict[str, Any], diagnoses: list[Diagnosis]) -> None:
 
 
 def _cache_problems() -> list[str]:
-    """What keeps fmengine from remembering what it builds and measures."""
+    """List what keeps fmengine from remembering what it builds and measures."""
     try:
         Cache().load("doctor", {})  # opens the folder
     except CacheError as error:

@@ -1,4 +1,4 @@
-"""Results as a Parquet file: columns that data frames and query engines read.
+"""Write results as a Parquet file: columns that data frames and query engines read.
 
 A Parquet file can be read only once its last bytes are written, and nothing can be appended to it. So the rows
 grow in a journal beside it, `x.parquet.rows.jsonl`, with all that `Journal` promises of one. At the end they

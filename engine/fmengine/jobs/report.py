@@ -1,4 +1,4 @@
-"""The contact sheet: one self-contained HTML file with every picture, its label and its confidence."""
+"""Write the contact sheet: one self-contained HTML file with every picture, its label and its confidence."""
 
 import base64
 import html

@@ -1,8 +1,8 @@
-"""A result as a row: what `fmengine infer` prints and writes, one for each picture.
+"""Make rows of results: what `fmengine infer` prints and writes, one for each picture.
 
 `{"path", "label", "confidence", "probabilities", "reason", "error": null}`, or `"label": null` and
 `"error": {"kind", "message"}`. `reason` is null, or one of `Reason`. A path that is not UTF-8, or holds control
-characters, is percent-encoded and the row says `"path_encoding": "percent"`, so that a row is always one line.
+characters, is percent-encoded and the row holds `"path_encoding": "percent"`, so that a row is always one line.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Files that a command writes: checked before the work begins, and replaced as a whole when it is done."""
+"""Write files: checked before the work begins, and replaced as a whole when it is done."""
 
 import os
 import secrets
