@@ -1,7 +1,7 @@
 """The command line. Each command is one file, imported only when it is called.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 all well, 1 a check failed, 2 usage,
-3 some inputs failed, 4 the machine lacks what was asked for, 130 interrupted.
+3 some inputs failed, 4 the machine lacks something, 130 interrupted.
 """
 
 import sys

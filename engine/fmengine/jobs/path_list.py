@@ -24,7 +24,7 @@ class PathReader(Iterator[str]):
         self._separator = b""  # until the first line is there
         self._text = b""  # that is no whole path yet
         self._decoder: codecs.IncrementalDecoder | None = None  # of UTF-16
-        self._begun = self._ended = False
+        self._knows_encoding = self._ended = False
         self._paths: deque[str] = deque()
 
     def fileno(self) -> int:
@@ -54,11 +54,11 @@ class PathReader(Iterator[str]):
 
         Bytes that are no UTF-16 stay as they are: names are bytes.
         """
-        if not self._begun:
+        if not self._knows_encoding:
             part, self._text = self._text + part, b""
             if not self._ended and any(mark.startswith(part) and mark != part for mark in MARKS):
                 return part  # perhaps a mark, of which the rest is to come
-            self._begun = True
+            self._knows_encoding = True
             for mark, encoding in MARKS.items():
                 if part.startswith(mark):
                     part = part[len(mark) :]
@@ -68,7 +68,7 @@ class PathReader(Iterator[str]):
 
     def _take_names(self) -> list[bytes]:
         """Take the whole names from the text."""
-        if not self._begun:
+        if not self._knows_encoding:
             return []
         if not self._separator:
             if not (self._ended or b"\n" in self._text or b"\0" in self._text):
