@@ -21,6 +21,7 @@ from PIL import Image
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.cli import main
+from fmengine.cli.console import print_data
 from fmengine.errors import DataError
 from fmengine.image.decode import decode_bytes, may_be_turned
 from fmengine.image.preprocess import Pixels, preprocess, preprocess_batch
@@ -126,9 +127,9 @@ def _distance(found: Pixels, right: Pixels) -> int:
 
 
 def _table(title: str, calls: dict[str, Call], pictures: int, notes: dict[str, str]) -> None:
-    click.echo(title)
+    print_data(title)
     for name, taken in time_in_turn(calls).items():
-        click.echo(f"  {name:<42}{1e3 * float(np.median(taken)) / pictures:9.1f}   {notes.get(name, '')}")
+        print_data(f"  {name:<42}{1e3 * float(np.median(taken)) / pictures:9.1f}   {notes.get(name, '')}")
 
 
 @click.command()

@@ -1,16 +1,15 @@
 """`fmengine bench`, `fmengine bench compare` and `fmengine bench install`."""
 
-import json
-import logging
 import os
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from fmengine.backend.registry import BACKENDS
-from fmengine.cli.console import say
+from fmengine.cli.console import inform, print_data, print_json, to_json, warn
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.sources import walk
@@ -39,7 +38,9 @@ CHECK_FAILED = 1
 @click.option(
     "--seconds", type=click.FloatRange(0.01), default=3.0, show_default=True, help="Of each measurement."
 )
-@click.option("--least", type=click.IntRange(10), default=1000, show_default=True, help="Calls of each latency.")
+@click.option(
+    "--least", "min_calls", type=click.IntRange(10), default=1000, show_default=True, help="Calls of each latency."
+)
 @click.option("--rounds", type=click.IntRange(2), default=5, show_default=True, help="Of turns.")
 @click.option("--deadline", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Of the server, ms.")
 @click.option(
@@ -59,7 +60,7 @@ def bench(
     max_batch: int,
     against: str,
     seconds: float,
-    least: int,
+    min_calls: int,
     rounds: int,
     deadline: float,
     output: Path | None,
@@ -88,8 +89,8 @@ def bench(
     from .bench_text import as_text
 
     for warning in warnings_of(load):
-        say(f"warning: {warning}", level=logging.WARNING)
-    effort = Effort(seconds, least, rounds, deadline, threads or usable_cores())
+        warn(f"warning: {warning}")
+    effort = Effort(seconds, min_calls, rounds, deadline, threads or usable_cores())
     with (
         tempfile.TemporaryDirectory() as folder,
         Engine.load(
@@ -98,9 +99,9 @@ def bench(
     ):
         targets = {} if pictures is None else _targets(files, pictures, engine.spec.labels)
         paths = files or drawn_pictures(Path(folder))
-        report = run(engine, paths, effort, peers, targets, lambda text: say(f"… {text}"), load)
-    document = json.dumps(report.as_document(), indent=2)
-    click.echo(document if as_json else as_text(report))
+        report = run(engine, paths, effort, peers, targets, lambda text: inform(f"… {text}"), load)
+    document = to_json(report.as_document(), indent=2)
+    print_data(document if as_json else as_text(report))
     if output is not None:
         write_file(output, document + "\n")
     if page is not None:
@@ -110,7 +111,7 @@ def bench(
 
 
 def _pictures(root: Path, limit: int) -> list[str]:
-    """Pictures spread over a folder."""
+    """List pictures spread over a folder."""
     files = list(walk(str(root)))
     if not files:
         raise DataError(f"no files in {root}; expected pictures")
@@ -118,7 +119,7 @@ def _pictures(root: Path, limit: int) -> list[str]:
 
 
 def _targets(files: list[str], root: Path, labels: tuple[str, ...]) -> dict[str, str]:
-    """The label of each picture in a folder that bears a label's name."""
+    """Find the label of each picture in a folder that bears a label's name."""
     folders = {path: Path(path).relative_to(root).parts[0] for path in files}
     return {path: folder for path, folder in folders.items() if folder in labels}
 
@@ -126,21 +127,25 @@ def _targets(files: list[str], root: Path, labels: tuple[str, ...]) -> dict[str,
 @bench.command()
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
-def compare(before: Path, after: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The changes as JSON.")
+def compare(before: Path, after: Path, as_json: bool) -> None:
     """Show what changed from report BEFORE to AFTER; exits with 1 where it is worse beyond noise."""
     from .compare import as_text, differences, load
     from .compare import compare as compare_reports
 
     old, new = load(before), load(after)
     for difference in differences(old, new):
-        say(f"note: not the same machine or settings: {difference}", level=logging.WARNING)
+        warn(f"note: not the same machine or settings: {difference}")
     for name, report in (("before", old), ("after", new)):
         for warning in report["warnings"]:
-            say(f"note: {name}: {warning}", level=logging.WARNING)
+            warn(f"note: {name}: {warning}")
     changes = compare_reports(old, new)
-    click.echo(as_text(changes))
+    if as_json:
+        print_json([asdict(change) for change in changes])
+    else:
+        print_data(as_text(changes))
     worse = [change for change in changes if change.worse]
-    say(f"{len(worse)} of {len(changes)} figures are worse beyond noise")
+    inform(f"{len(worse)} of {len(changes)} figures are worse beyond noise")
     if worse:
         sys.exit(CHECK_FAILED)
 
@@ -153,4 +158,4 @@ def install(names: tuple[str, ...]) -> None:
 
     for peer in {PEERS[name].environment: PEERS[name] for name in names}.values():  # some share one
         install(peer)
-        say(f"{peer.name}: {folder_of(peer)}")
+        inform(f"{peer.name}: {folder_of(peer)}")

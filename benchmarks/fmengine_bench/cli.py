@@ -3,12 +3,11 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from fmengine.backend.registry import BACKENDS
-from fmengine.cli.console import emit, to_json
+from fmengine.cli.console import print_data, print_json, warn
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.rows import printable
@@ -73,7 +72,7 @@ def evaluate(
             if svg is not None:
                 write_file(svg, pages.plots(evaluations[0]))
     if as_json:
-        _emit_json(
+        print_json(
             [
                 {
                     "data": e.data,
@@ -86,10 +85,10 @@ def evaluate(
             ]
         )
     else:
-        click.echo("\n".join(map(as_text, evaluations)))
+        print_data("\n".join(map(as_text, evaluations)))
     failures = [failure for e in evaluations for failure in e.failures]
     for path, failure in failures:
-        click.echo(f"left out {printable(path)}: {failure.message}", err=True)
+        warn(f"left out {printable(path)}: {failure.message}")
     if failures:
         sys.exit(SOME_FAILED)
 
@@ -127,13 +126,9 @@ def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: in
     engines = [Engine.load(path) for path in models]
     report = run_parity(model, document, engines, files)
     if as_json:
-        _emit_json(dataclasses.asdict(report) | {"passed": report.passed})
+        print_json(dataclasses.asdict(report) | {"passed": report.passed})
     else:
-        click.echo(as_text(report))
-        click.echo("parity holds" if report.passed else "parity is broken")
+        print_data(as_text(report))
+        print_data("parity holds" if report.passed else "parity is broken")
     if not report.passed:
         sys.exit(CHECK_FAILED)
-
-
-def _emit_json(document: Any) -> None:
-    emit(to_json(document, indent=2))

@@ -1,4 +1,4 @@
-"""What changed between two reports of `fmengine bench`, and whether it is more than noise."""
+"""Compare two reports of `fmengine bench`: what changed, and whether it is more than noise."""
 
 import json
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Every figure in both; it changed where the intervals lie apart, and the values by more than `NOISE`."""
+    """Compare every figure in both; it changed where intervals lie apart, and values by more than `NOISE`."""
     changes = []
     theirs = dict(_figures(after))
     for name, old in _figures(before):
@@ -57,7 +57,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Why the two may not be comparable at all."""
+    """List why the two may not be comparable at all."""
     return [
         f"{key}: {before['about'].get(key)} before, {after['about'].get(key)} after"
         for key in SAME_MACHINE
@@ -110,6 +110,7 @@ def _change(name: str, old: Known, new: Known) -> Change:
 
 
 def as_text(changes: list[Change]) -> str:
+    """Format changes as a table for a terminal."""
     lines = [f"{'':<70}{'before':>12}{'after':>12}{'change':>9}"]
     for c in changes:
         mark = "  WORSE" if c.worse else "  better" if c.better else ""

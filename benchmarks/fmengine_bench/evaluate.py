@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.rows import printable
@@ -36,8 +36,8 @@ def evaluate(
     results = engine.predict_many(path for path, _ in files)
     rows, targets, failures = [], [], []
     name = printable(str(root))
-    bar = tqdm(zip(files, results, strict=True), name, len(files), unit=" pictures", disable=None)
-    for (path, target), result in bar:
+    scored = track(zip(files, results, strict=True), len(files), "pictures", caption=name)
+    for (path, target), result in scored:
         if isinstance(result, Failure):
             failures.append((path, result))
         else:

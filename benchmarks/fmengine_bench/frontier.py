@@ -1,4 +1,4 @@
-"""Accuracy against cost: model files beside the full AlexNet, timed in turn in one run.
+"""Measure accuracy against cost: model files beside the full AlexNet, timed in turn in one run.
 
     python -m fmengine_bench.frontier models/*.int8.onnx --data faces/val --part select --output frontier
 
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.cli import main
+from fmengine.cli.console import inform, print_data, warn
 from fmengine.engine import Engine
 from fmengine.model.file import ModelFile, ModelSpec
 from fmengine.options import BackendOptions
@@ -40,7 +41,7 @@ BATCHES = (1, 32)
 
 @dataclass(frozen=True)
 class Point:
-    """One model file: what it costs and how often it is right.
+    """Holds what one model file costs and how often it is right.
 
     Attributes:
         name: of the file.
@@ -67,20 +68,20 @@ class Point:
 
 
 def untrained_alexnet() -> AlexNet:
-    """The full AlexNet with random weights."""
+    """Make the full AlexNet with random weights."""
     torch.manual_seed(0)
     return AlexNet(ARCHITECTURES["alexnet"]).eval()
 
 
 def as_file(model: AlexNet) -> ModelFile:
-    """An untrained network as an FP32 model file, 228 MB for the full AlexNet."""
+    """Make an FP32 model file of an untrained network, 228 MB for the full AlexNet."""
     untrained = {"labels": ("happy", "sad"), "fit": "crop", "temperature": 1.0, "unsure_below": 0.5}
     spec = make_spec(model, untrained | {"training_data": "none", "validation": {}}, "alexnet", "fp32")
     return ModelFile(Path("alexnet.fp32.onnx"), build_float(fold(model), spec), spec)
 
 
 def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
-    """The full AlexNet in FP32, by library: gives for a batch size what runs one batch."""
+    """Open the full AlexNet in FP32, by library: gives for a batch size what runs one batch."""
     torch.set_num_threads(threads)
     model = untrained_alexnet()
     file = as_file(model)
@@ -100,7 +101,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     try:
         import openvino
     except ImportError:
-        click.echo("note: OpenVINO is not installed, so it is not measured: pip install openvino", err=True)
+        warn("note: OpenVINO is not installed, so it is not measured: pip install openvino")
         return libraries
     core = openvino.Core()
     network = core.compile_model(
@@ -137,7 +138,7 @@ def measure(models: list[Path], data: list[tuple[Path, float]], part: str, threa
         taken = time_in_turn(contenders)
         medians |= {(name, batch): statistics.median(figures) for name, figures in taken.items()}
         for library in libraries:
-            click.echo(f"full AlexNet, {library}, batch {batch}: {medians[library, batch]:.3f} ms", err=True)
+            inform(f"full AlexNet, {library}, batch {batch}: {medians[library, batch]:.3f} ms")
             for path in models:
                 ratios = (theirs / ours for theirs, ours in zip(taken[library], taken[path.name], strict=True))
                 times[path.name][f"{library} {batch}"] = statistics.median(ratios)
@@ -157,7 +158,7 @@ def measure(models: list[Path], data: list[tuple[Path, float]], part: str, threa
 
 
 def as_text(points: list[Point]) -> str:
-    """The figures as a table for a terminal."""
+    """Format the figures as a table for a terminal."""
     columns = list(points[0].times)
     heads = "".join(f"{f'ms, {batch}':>8}" for batch in BATCHES) + "".join(f"{c:>16}" for c in columns)
     lines = [f"{'':32}{'accuracy':>9}{'MB':>6}{heads}"]
@@ -170,7 +171,7 @@ def as_text(points: list[Point]) -> str:
 
 
 def as_csv(points: list[Point]) -> str:
-    """A row a point."""
+    """Format a row for each point."""
     rows = [
         {k: v for k, v in asdict(p).items() if not isinstance(v, dict)}
         | {f"milliseconds {batch}": round(value, 4) for batch, value in p.milliseconds.items()}
@@ -185,7 +186,7 @@ def as_csv(points: list[Point]) -> str:
 
 
 def as_svg(points: list[Point]) -> str:
-    """Accuracy against milliseconds, a plot for each batch size."""
+    """Plot accuracy against milliseconds, a plot for each batch size."""
     mpl.rcParams["svg.fonttype"] = "none"
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     subplots = figure.subplots(1, len(BATCHES), sharey=True, squeeze=False)
@@ -235,7 +236,7 @@ def frontier(
     for path in forms:
         check_target(path, [path.suffix], overwrite=overwrite)
     points = measure(list(models), everything, part, threads)
-    click.echo(as_text(points))
+    print_data(as_text(points))
     for path, form in forms.items():
         write_file(path, form(points))
 

@@ -1,4 +1,4 @@
-"""Whole jobs by an outside clock: from the start of a process to the file of answers, ours and peers' in turn.
+"""Time whole jobs by an outside clock: from a process's start to the file of answers, ours and peers' in turn.
 
     python -m fmengine_bench.jobs faces/ --against torch,fer,face-api
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from fmengine.cli import main
+from fmengine.cli.console import inform, print_data
 from fmengine.errors import DataError, UnavailableError
 from fmengine.jobs.sources import walk
 from fmengine.system.cores import usable_cores
@@ -26,7 +27,7 @@ from .timing import figure
 
 
 def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...], device: str) -> list[str]:
-    """The command of a whole job."""
+    """Return the command of a whole job."""
     if name == OURS:
         job = ["infer", "--batch", str(folder), "--output", str(output), "--overwrite", *options]
         return [sys.executable, "-m", "fmengine", *job]
@@ -40,7 +41,7 @@ def command_of(name: str, folder: Path, output: Path, options: tuple[str, ...], 
 
 
 def device_name(context: click.Context, option: click.Parameter, value: str) -> str:
-    """A device as PyTorch names it."""
+    """Check a device, as PyTorch names it."""
     if not re.fullmatch(r"cpu|cuda:\d+", value):
         raise click.BadParameter(f"{value!r}; expected cpu, or cuda:N, such as cuda:0")
     return value
@@ -80,12 +81,12 @@ def jobs(folder: Path, against: str, rounds: int, device: str, options: tuple[st
                 if rows != pictures:
                     raise UnavailableError(f"{name} wrote {rows} rows of {pictures}: {done.stderr.strip()[-500:]}")
                 output.unlink()
-                click.echo(f"… round {number + 1}, {name}: {taken[name][-1]:.2f} s", err=True)
-    click.echo(f"{pictures} pictures, process start to file, {usable_cores()} threads, {rounds} rounds")
+                inform(f"… round {number + 1}, {name}: {taken[name][-1]:.2f} s")
+    print_data(f"{pictures} pictures, process start to file, {usable_cores()} threads, {rounds} rounds")
     for name in names:
         seconds = figure(taken[name])
         times = figure([theirs / ours for theirs, ours in zip(taken[name], taken[OURS], strict=True)])
-        click.echo(
+        print_data(
             f"{name:<16}{seconds.median:9.2f} s{pictures / seconds.median:12,.0f} pictures/s"
             f"{times.median:9.1f} ×  [{times.low:.1f}, {times.high:.1f}]"
         )

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
+from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, SourceError
 from fmengine.image.preprocess import Pixels
@@ -243,7 +243,7 @@ def _prepare(
 ) -> tuple[list[Pixels], npt.NDArray[np.int64] | None, list[str]]:
     """The network's inputs by each engine, and last by the definition; targets; what cannot be read."""
     inputs, targets, unreadable = [], [], []
-    for path, target in tqdm(files, "preprocessing by the definition", unit=" pictures", disable=None):
+    for path, target in track(files, len(files), "pictures", caption="preprocessing by the definition"):
         made = try_picture(path, engines[0].spec.color, partial(_inputs_of, path, engines))
         if isinstance(made, SourceError):
             unreadable.append(f"{printable(path)}: {made.message}")

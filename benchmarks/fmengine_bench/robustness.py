@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
+from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import SourceError
 from fmengine.image.preprocess import Pixels
@@ -47,8 +47,9 @@ def robustness(engine: Engine, files: list[tuple[str, int]]) -> Robustness:
 
 def _accuracy(engine: Engine, files: list[tuple[str, int]], name: str, severity: int) -> float:
     targets: list[int] = []
-    bar = tqdm(_corrupted(engine, files, targets, name, severity), f"{name} {severity}", len(files), disable=None)
-    results = list(engine.predict_many(bar))
+    pictures = _corrupted(engine, files, targets, name, severity)
+    caption = f"{name} {severity}"
+    results = list(engine.predict_many(track(pictures, len(files), "pictures", caption=caption)))
     labels = engine.spec.labels
     right = [
         isinstance(result, Prediction) and result.label == labels[target]

@@ -3,9 +3,9 @@
 from functools import partial
 from pathlib import Path
 
-import click
 import numpy as np
 
+from fmengine.cli.console import warn
 from fmengine.errors import DataError, SourceError
 from fmengine.image.preprocess import Pixels, preprocess
 from fmengine.jobs.rows import printable
@@ -38,7 +38,7 @@ def read_pictures(folders: tuple[Path, ...], config: AlexNetConfig, fit: Fit) ->
     for path in paths[::step]:
         made = try_picture(path, color, make)
         if isinstance(made, SourceError):
-            click.echo(f"note: {printable(path)}: {made.message}", err=True)
+            warn(f"note: {printable(path)}: {made.message}")
         else:
             pictures.append(made)
     if not pictures:

@@ -1,10 +1,11 @@
 """`fmengine export`."""
 
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
+from fmengine.cli.console import print_json, print_path
 from fmengine.errors import ModelError, OutputError
 from fmengine.jobs.rows import printable
 from fmengine.model.file import PRECISIONS, Precision, load_model_file, resolve
@@ -67,6 +68,7 @@ from . import tensorrt
     help="Add the metadata in this JSON file to CHECKPOINT, an ONNX model made elsewhere.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--json", "as_json", is_flag=True, help="The paths of the files as JSON.")
 def export(
     source: str,
     folder: Path,
@@ -79,6 +81,7 @@ def export(
     device: int,
     spec_file: Path | None,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Turn CHECKPOINT (the run folder or model.safetensors of `fmengine train`) into model files.
 
@@ -96,12 +99,37 @@ def export(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    written: list[str] = []
+    for path in _write_files(
+        source, folder, name, precisions, calibration, form, max_batch, capabilities, device, spec_file, overwrite
+    ):
+        written.append(str(path))
+        if not as_json:
+            print_path(path)
+    if as_json:
+        print_json({"files": written})
+
+
+def _write_files(
+    source: str,
+    folder: Path,
+    name: str | None,
+    precisions: str,
+    calibration: tuple[Path, ...],
+    form: str,
+    max_batch: int,
+    capabilities: str,
+    device: int,
+    spec_file: Path | None,
+    overwrite: bool,
+) -> Iterator[Path]:
+    """Write what the options of `export` describe; yields each file once it is there."""
     if spec_file is not None:
         from .describe import describe_file
 
-        _echo(describe_file(Path(source), spec_file, folder, overwrite))
+        yield describe_file(Path(source), spec_file, folder, overwrite)
     elif form == "onnx":
-        _export_onnx(Path(source), folder, name, _chosen(precisions), calibration, overwrite)
+        yield from _export_onnx(Path(source), folder, name, _choose_precisions(precisions), calibration, overwrite)
     else:
         load_library(tensorrt.FORMS[form])  # noticed before a checkpoint is exported
         wanted = {part.strip() for part in capabilities.split(",") if part.strip()}
@@ -111,11 +139,13 @@ def export(
         if _is_checkpoint(source):
             name = name or _family(Path(source))
             tensorrt.engine_target(form, name, options, folder, device, overwrite)
-            (source,) = _export_onnx(Path(source), folder, name, ("fp16",), (), overwrite)
+            for path in _export_onnx(Path(source), folder, name, ("fp16",), (), overwrite):
+                source = str(path)
+                yield path
         model = load_model_file(resolve(source, ("fp16",)))
         target = tensorrt.engine_target(form, model.spec.name, options, folder, device, overwrite)
         tensorrt.export_engine(form, model, options, target, device)
-        _echo(target)
+        yield target
 
 
 def _export_onnx(
@@ -125,7 +155,7 @@ def _export_onnx(
     precisions: tuple[Precision, ...],
     calibration: tuple[Path, ...],
     overwrite: bool,
-) -> list[str]:
+) -> Iterator[Path]:
     from fmengine_train.checkpoint import load_model
 
     from .calibration import read_pictures
@@ -141,22 +171,14 @@ def _export_onnx(
         check_target(path_of(folder, name, precision), [".onnx"], overwrite=overwrite)
     model, document = load_model(checkpoint)
     pictures = read_pictures(calibration, model.config, document["fit"]) if calibration else None
-    written = []
     try:
-        for path in export_files(model, document, name, folder, precisions, pictures):
-            _echo(path)
-            written.append(str(path))
+        yield from export_files(model, document, name, folder, precisions, pictures)
     except OSError as error:
         raise OutputError(f"cannot write into {folder}: {error.strerror}") from error
-    return written
-
-
-def _echo(path: Path) -> None:
-    click.echo(os.fsencode(path))  # bytes: a name need not be UTF-8
 
 
 def _family(checkpoint: Path) -> str:
-    """The family's name where none is given: the recipe's model."""
+    """Return the family's name where none is given: the recipe's model."""
     from fmengine_train.checkpoint import model_in, read_document
 
     document = read_document(model_in(checkpoint))
@@ -171,7 +193,7 @@ def _is_checkpoint(source: str) -> bool:
     return path.suffix == ".safetensors" or path.is_dir()
 
 
-def _chosen(precisions: str) -> tuple[Precision, ...]:
+def _choose_precisions(precisions: str) -> tuple[Precision, ...]:
     wanted = {part.strip() for part in precisions.split(",") if part.strip()}
     if unknown := sorted(wanted - set(PRECISIONS)):
         raise click.BadParameter(f"unknown {', '.join(unknown)}; available are {', '.join(PRECISIONS)}")

@@ -1,11 +1,11 @@
-"""Metadata for an ONNX model that was made elsewhere."""
+"""Add metadata to an ONNX model that was made elsewhere."""
 
 import json
 from pathlib import Path
 
-import click
 import onnx
 
+from fmengine.cli.console import warn
 from fmengine.errors import ModelError
 from fmengine.model.file import FORMAT_VERSION, ModelSpec
 from fmengine.system.files import check_target, write_file
@@ -32,7 +32,7 @@ def describe_file(model_file: Path, spec_file: Path, folder: Path, overwrite: bo
     spec = _read_spec(spec_file)
     check_labels(spec.labels)
     for note in label_notes(spec.labels):
-        click.echo(f"note: {note}", err=True)
+        warn(f"note: {note}")
     target = path_of(folder, spec.name, spec.precision)
     check_target(target, [target.suffix], overwrite=overwrite)
     try:

@@ -1,4 +1,4 @@
-"""The three files of one family: which spec each carries, and the check that each runs."""
+"""Write the three files of one family: the spec that each carries, and the check that each passes."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from fmengine.errors import FmengineError, ModelError
 from fmengine.image.preprocess import Pixels
 from fmengine.model.file import ModelSpec, Precision, load_model_file
 from fmengine.options import BackendOptions
-from fmengine.system.files import write_file
+from fmengine.system.files import open_atomic, temporary_of
 from fmengine_train.checkpoint import weights_sha256
 from fmengine_train.model import AlexNet
 
@@ -27,7 +27,7 @@ CHECK_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0
 
 
 def path_of(folder: Path, name: str, precision: Precision) -> Path:
-    """Where a file of a family is written."""
+    """Return where a file of a family is written."""
     return folder / f"{name}.{precision}.onnx"
 
 
@@ -38,7 +38,7 @@ class CheckError(FmengineError):
 
 
 def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Precision) -> ModelSpec:
-    """What the model file says of itself, from the checkpoint's document."""
+    """Make the metadata of a model file from the checkpoint's document."""
     config = model.config
     return ModelSpec(
         name=name,
@@ -62,7 +62,7 @@ def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Pr
 
 
 def _figure(value: float) -> float | None:
-    """A score for JSON, which has no number for NaN."""
+    """Return a score for JSON, which has no number for NaN."""
     return value if math.isfinite(value) else None
 
 
@@ -104,18 +104,15 @@ def export(
         else:
             data = build_float(network, spec)
         path = path_of(folder, name, precision)
-        partial = path.with_suffix(".partial")
-        try:
-            write_file(partial, data)
-            _check(partial, pictures, expected, precision)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with open_atomic(path) as file:
+            file.write(data)
+            file.flush()
+            _check(temporary_of(path), pictures, expected, precision)
         yield path
 
 
 def _check(path: Path, pictures: Pixels, expected: "np.ndarray[Any, Any]", precision: Precision) -> None:
-    """Read the file back, run it, and hold its answers against PyTorch's."""
+    """Read the file back, run it, and compare its answers with PyTorch's."""
     file = load_model_file(path)
     backend = OnnxRuntimeBackend.open(file, BackendOptions())
     outputs = backend.run(pictures)

@@ -1,15 +1,13 @@
 """From an FP16 model file to a TensorRT engine in a file of its own."""
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from tqdm import tqdm
-
+from fmengine.cli.console import Progress
 from fmengine.errors import OutputError
 from fmengine.gpu.driver import describe_gpu, on_gpu
 from fmengine.model.file import ModelFile
-from fmengine.system.cache import Cache, pack, write_file
+from fmengine.system.cache import Cache, pack, write_private_file
 from fmengine.system.files import check_target
 from fmengine.trt.build import (
     BuildOptions,
@@ -54,20 +52,19 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, target: Pa
     """
     library = load_library(FORMS[form])
     gpu = describe_gpu(device) if form == "tensorrt" else None
-    bar = tqdm(desc=f"building {target.name}", unit=" steps", disable=None, file=sys.stderr)
     outermost: list[str] = []
 
-    def progress(phase: str, done: int, total: int) -> None:
+    def show(phase: str, done: int, total: int) -> None:
         if not outermost:
             outermost.append(phase)
         if phase in outermost:  # what is nested in it would make the bar jump
-            bar.total, bar.n = total, done
-            bar.refresh()
+            bar.move_to(done, total)
 
     timings = timings_on(library, gpu, Cache()) if gpu else None
+    bar = Progress(None, "steps", caption=f"building {target.name}")
     with bar, on_gpu(device) if form == "tensorrt" else nullcontext():
-        engine = build_engine(library, model, options, progress=progress, timings=timings)
+        engine = build_engine(library, model, options, progress=show, timings=timings)
     try:
-        write_file(target, pack(engine_key(library, model, options, gpu), engine))
+        write_private_file(target, pack(engine_key(library, model, options, gpu), engine))
     except OSError as error:
         raise OutputError(f"cannot write {target} ({len(engine):,} bytes): {error.strerror}") from error

@@ -643,6 +643,15 @@ def test_compare_notes_what_speaks_against_it(before: dict[str, Any], tmp_path: 
     assert "note: before" not in told
 
 
+def test_changes_as_json(before: dict[str, Any], tmp_path: Path) -> None:
+    comparison = compared(before, before, tmp_path)
+    files = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    changes = json.loads(CliRunner().invoke(bench, ["compare", *files, "--json"]).stdout)
+    assert [change["name"] for change in changes] == list(comparison.marks)
+    assert not any(change["worse"] or change["better"] for change in changes)
+    assert all(change["before"] == change["after"] for change in changes)
+
+
 def test_compare_says_what_it_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"schema": "another"}')

@@ -570,6 +570,12 @@ def test_a_bar_where_somebody_sees_it_and_nothing_else_is_written(faces):
 
     count = len(list(faces.iterdir()))
     assert re.search(rf"\b{count} pictures \[00:", seen("infer", "faces", "--output", "x.jsonl"))
+    files = [str(path) for path in faces.glob("*.*")]
+    assert f" {len(files)}/{len(files)} [00:" in seen("infer", *files), "the total is known where all are files"
+    run("infer", *files[:2], "--output", "y.jsonl")
+    resumed = seen("infer", *files, "--output", "y.jsonl", "--resume")
+    assert f" 2/{len(files)} [00:" in resumed
+    assert f" {len(files)}/{len(files)} [00:" in resumed
     assert "pictures [" in seen("infer", "faces")
     assert "pictures [" not in seen("infer", "faces", rows_too=True)
     assert "pictures [" not in seen("--log-json", "infer", "faces")

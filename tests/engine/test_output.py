@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from fmengine.errors import Kind, OutputError, SourceError
 from fmengine.jobs.formats import COLUMNS, Csv, Jsonl
-from fmengine.jobs.journal import OutputFile, claim, open_output, state_of
+from fmengine.jobs.journal import Journal
+from fmengine.jobs.output import claim, open_output
 from fmengine.jobs.rows import Row, to_row
+from fmengine.jobs.state import state_of
 from fmengine.types import Failure, Prediction, Reason
 
 LABELS = ("happy", "sad")
@@ -46,7 +48,7 @@ ROWS = [
 
 
 @contextmanager
-def opened(path: Path, *, identity=IDENTITY, retry=False, **options: bool) -> Iterator[OutputFile]:
+def opened(path: Path, *, identity=IDENTITY, retry=False, **options: bool) -> Iterator[Journal]:
     with claim(path, **options) as target, open_output(target, LABELS, identity, retry_failed=retry) as file:
         yield file
 
@@ -387,7 +389,7 @@ FULL_DISK = """
     import resource, signal, sys
     from pathlib import Path
     from fmengine.errors import OutputError
-    from fmengine.jobs.journal import claim, open_output
+    from fmengine.jobs.output import claim, open_output
 
     row = {"path": "a.png", "label": "happy", "confidence": 0.75, "probabilities": {"happy": 0.75, "sad": 0.25}}
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

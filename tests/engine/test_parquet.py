@@ -9,15 +9,8 @@ import pytest
 from test_output import IDENTITY, ROWS, answer, kill, opened
 
 from fmengine.errors import OutputError, UnavailableError
-from fmengine.jobs.journal import (
-    VERSION,
-    claim,
-    files_of,
-    journal_of,
-    open_output,
-    restored_of,
-    state_of,
-)
+from fmengine.jobs.output import claim, open_output
+from fmengine.jobs.state import VERSION, files_of, journal_of, restored_of, state_of
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 

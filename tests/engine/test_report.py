@@ -184,7 +184,7 @@ def test_no_rows_are_a_page(tmp_path):
 
 
 def test_more_rows_than_are_read_ahead(tmp_path, monkeypatch):
-    monkeypatch.setattr("fmengine.jobs.report.READ_AHEAD", 4)
+    monkeypatch.setattr("fmengine.jobs.report.CHUNK", 4)
     path = draw(tmp_path, "a.png")
     assert len(report(tmp_path, [answer(path)] * 11).named("img")) == 11
 

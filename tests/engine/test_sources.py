@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import socket
 from collections import Counter
 from pathlib import Path, PurePath
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from fmengine.errors import FmengineError, Kind
 from fmengine.jobs import sources
-from fmengine.jobs.rows import file_of, printable, to_row, to_text
+from fmengine.jobs.path_list import PathReader
+from fmengine.jobs.rows import decode_path, printable, to_row, to_text
 from fmengine.jobs.sources import expand, skip_finished, tidy, walk
 from fmengine.types import Failure, Prediction
 
@@ -207,6 +209,24 @@ def test_a_first_name_is_not_kept_back_by_the_search_for_a_mark():
         assert next(expand(["-"], stream)) == "a"
 
 
+def test_a_reader_of_paths_can_be_polled():
+    """It has a descriptor, and reads no more than what is there."""
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as stream, os.fdopen(write, "wb", buffering=0) as other:
+        reader = PathReader(stream)
+        assert reader.fileno() == read
+        assert select.select([reader], [], [], 0) == ([], [], [])
+        other.write(b"a\nb\nhal")
+        assert select.select([reader], [], [], 0) == ([reader], [], [])
+        assert reader.read() == ["a", "b"]
+        other.write(b"f")
+        assert reader.read() == []
+        other.close()
+        assert reader.read() == ["half"]
+        assert reader.read() is None
+        assert list(reader) == []
+
+
 def test_list_by_line_is_read_as_it_comes():
     """A camera's list may never end."""
 
@@ -309,7 +329,7 @@ names = st.text(min_size=1) | st.binary(min_size=1).map(os.fsdecode)
 @given(name=names)
 def test_any_name_is_one_line_of_utf8_and_comes_back(name):
     row = to_row(name, Failure(Kind.EMPTY, "", name))
-    assert file_of(row) == name
+    assert decode_path(row) == name
     assert len(row["path"].encode().decode().splitlines()) == 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import COMMAND, NAMES, environment, json_rows, paths_of, run
 
-from fmengine.jobs.rows import file_of
+from fmengine.jobs.rows import decode_path
 
 
 def raw(*arguments: object, stdin: bytes = b"", code: int = 0, **env: str) -> tuple[bytes, bytes]:
@@ -66,7 +66,7 @@ def test_every_command_says_names_that_an_encoding_lacks(tmp_path, command):
 def test_a_system_without_a_language_gives_every_row(foreign, more):
     """Where Python takes names for ASCII, these are bytes that are none, and percent-encoded."""
     out, _ = raw("infer", foreign, "--json", code=3, LC_ALL="C", **more)
-    assert sorted(file_of(row).encode(errors="surrogateescape") for row in json_rows(out.decode())) == sorted(
+    assert sorted(decode_path(row).encode(errors="surrogateescape") for row in json_rows(out.decode())) == sorted(
         os.fsencode(path) for path in foreign.rglob("*") if path.is_file()
     )
 

@@ -18,8 +18,8 @@ from command_line import COMMAND, NAMES, environment, paths_of, refused, run
 from test_output import ROWS, answer, kill, opened, write
 
 from fmengine.errors import OutputError
-from fmengine.jobs.journal import files_of, state_of
-from fmengine.jobs.rows import Row, file_of
+from fmengine.jobs.rows import Row, decode_path
+from fmengine.jobs.state import files_of, state_of
 from fmengine.system.lock import hold, lock_of
 
 SUFFIXES = ("jsonl", "csv", "parquet")
@@ -277,7 +277,7 @@ def survives(number: int, action) -> bool:
 
 def finish(path: Path, given: list[str], *, retry: bool) -> None:
     with opened(path, resume=True, retry=retry) as file:
-        for name in file.unfinished(given):
+        for name in file.select_unfinished(given):
             file.write([answer(name)])
 
 
@@ -290,7 +290,7 @@ def test_a_retry_that_is_killed_at_any_moment_loses_and_doubles_no_row(tmp_path,
     """Also of pictures that nobody names any more."""
     if suffix == "parquet":
         pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-    names = sorted(map(file_of, first))
+    names = sorted(map(decode_path, first))
     number, done = 0, False
     while not done:
         path = tmp_path / str(number) / f"x.{suffix}"
@@ -299,7 +299,7 @@ def test_a_retry_that_is_killed_at_any_moment_loses_and_doubles_no_row(tmp_path,
             file.write(first)
         done = survives(number, lambda path=path: finish(path, [], retry=True))
         finish(path, [names[0]], retry=False)
-        assert sorted(file_of(row) for row in read(path)) == names, number
+        assert sorted(decode_path(row) for row in read(path)) == names, number
         assert set(os.listdir(path.parent)) <= {file.name for file in files_of(path)}, number
         number += 1
     assert number > 12, "the retry has so many file operations at least"

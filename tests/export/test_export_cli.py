@@ -80,6 +80,13 @@ def test_all_three_files_are_written_and_named(tiny_run: Path, drawn_faces: Path
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(names)
 
 
+def test_the_files_as_json(tiny_run: Path, tmp_path: Path) -> None:
+    result = run(tiny_run, "--precision", "fp32,fp16", "--output", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    names = [f"alexnet-slim.{precision}.onnx" for precision in ("fp32", "fp16")]
+    assert json.loads(result.stdout) == {"files": [str(tmp_path / name) for name in names]}
+
+
 def test_precisions_and_name_are_chosen(tiny_run: Path, tmp_path: Path) -> None:
     result = run(
         tiny_run / "model.safetensors", "--precision", " fp16,fp32", "--name", "mine", "--output", tmp_path

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fmengine.cli.console import quiet_decoders
+from fmengine.cli.streams import silence_decoders
 
 from .corpus import pictures
 from .oracle import check
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    with quiet_decoders():
+    with silence_decoders():
         run(options.count, options.seed)
 
 

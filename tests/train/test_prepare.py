@@ -1,6 +1,7 @@
 """`fmengine prepare`: each picture once, in one split, under one label, and every other one told."""
 
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -82,6 +83,15 @@ def test_each_picture_is_kept_once_and_the_others_are_told(faces: Path, tmp_path
     assert told["broken.png"].startswith("unreadable: no known image format")
     assert "train/happy: 2 pictures" in result.stderr
     assert "dropped 2: the same picture is labelled happy and sad" in result.stderr
+
+
+def test_the_counts_as_json(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    document = json.loads(made(faces, "--output", out, "--json").stdout)
+    assert document["folder"] == str(out)
+    assert {"split": "train", "label": "happy", "count": 2} in document["pictures"]
+    assert sum(entry["count"] for entry in document["pictures"]) == len(KEPT)
+    assert document["dropped"]["the same picture is labelled happy and sad"] == 2
 
 
 def test_files_are_copied_as_they_are(faces: Path, tmp_path: Path) -> None:

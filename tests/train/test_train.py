@@ -164,6 +164,16 @@ def test_the_command_says_where_the_model_is(drawn_faces: Path, tmp_path: Path) 
     assert "validation accuracy" in result.stderr
 
 
+def test_the_command_gives_the_model_and_its_scores_as_json(drawn_faces: Path, tmp_path: Path) -> None:
+    result = run(drawn_faces, "--run", tmp_path / "run", *OPTIONS, "--epochs", "1", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["model"] == str(tmp_path / "run" / "model.safetensors")
+    assert document["labels"] == ["happy", "sad"]
+    assert document["validation"]["count"] == 32
+    assert len(document["validation"]["recall"]) == 2
+
+
 def test_the_command_prints_what_it_left_out(tmp_path: Path, picture: Callable[[Path, int], None]) -> None:
     for seed, name in enumerate(("train/happy", "train/sad", "val/happy", "val/sad")):
         picture(tmp_path / "faces" / name / "0.png", seed)

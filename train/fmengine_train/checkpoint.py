@@ -35,7 +35,7 @@ KINDS: dict[str, type[Config]] = {"AlexNet": AlexNetConfig, "MobileNet": MobileN
 
 
 def open_run(folder: Path, *, resume: bool) -> None:
-    """Make a run folder, or see that a run can begin or go on in the one that is there.
+    """Make a run folder, or check that a run can begin or continue in the one that is there.
 
     Raises:
         OutputError: for a folder that cannot be written, that holds a run where none is resumed, or other things
@@ -51,7 +51,7 @@ def open_run(folder: Path, *, resume: bool) -> None:
                 "the folder of the run, or choose another --run folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # permissions alone do not tell of a read-only drive
+        tempfile.TemporaryFile(dir=folder).close()  # permissions alone do not show a read-only drive
     except OSError as error:
         raise OutputError(f"cannot write into the run folder {folder}: {error.strerror}") from error
 
@@ -84,7 +84,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A safetensors file, and the JSON document in its header."""
+    """Open a safetensors file, and read the JSON document in its header."""
     try:
         with path.open("rb") as opened, safe_open(_in_utf8(path, opened.fileno()), framework="pt") as file:
             document = json.loads((file.metadata() or {}).get(KEY, "null"))
@@ -96,7 +96,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def _in_utf8(path: Path, descriptor: int) -> str:
-    """The name of an open file for safetensors, which takes none that is not UTF-8."""
+    """Return a name of an open file for safetensors, which takes none that is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -110,7 +110,7 @@ def save_model(path: Path, model: Network, document: dict[str, Any]) -> None:
     Args:
         path: of the safetensors file.
         model: an AlexNet or a teacher.
-        document: what else to say of it.
+        document: what else is written with it.
     """
     config = {"network": type(model).__name__, "config": dataclasses.asdict(model.config)}
     write_tensors(path, model.state_dict(), document | config)
@@ -153,7 +153,7 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
 
 
 def model_in(path: Path) -> Path:
-    """A run folder's `model.safetensors`, or the file itself."""
+    """Return a run folder's `model.safetensors`, or the file itself."""
     return path / MODEL if path.is_dir() else path
 
 
@@ -190,7 +190,7 @@ def begin_from(model: Network, labels: tuple[str, ...], path: Path) -> None:
 
 
 def weights_sha256(model: Network) -> str:
-    """Digest of the FP32 weights: the name, shape and bytes of each tensor, by name."""
+    """Hash the FP32 weights: the name, shape and bytes of each tensor, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -199,7 +199,7 @@ def weights_sha256(model: Network) -> str:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors; hyperparameters come from the recipe."""
+    """Return the optimizer's state as named tensors; hyperparameters come from the recipe."""
     state = optimizer.state_dict()["state"]
     return {
         f"optimizer.{index}.{key}": torch.as_tensor(value)

@@ -1,12 +1,13 @@
 """`fmengine train`."""
 
-import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fmengine.cli.console import inform, print_json, print_path, warn
 from fmengine.errors import DataError
 from fmengine.types import Fit
 from fmengine.wording import pluralise
@@ -78,12 +79,14 @@ from .votes import learn, read_votes
 @click.option("--seed", type=int)
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the run folder's checkpoint; start if there is none.")
+@click.option("--json", "as_json", is_flag=True, help="The model's file and its validation scores as JSON.")
 def train(
     data_paths: tuple[Path, ...],
     folder: Path,
     recipe_file: Path | None,
     device: str,
     resume: bool,
+    as_json: bool,
     initial: Path | None,
     teachers: tuple[Path, ...],
     transfer: tuple[Path, ...],
@@ -103,41 +106,46 @@ def train(
         raise click.UsageError("--transfer pictures have no labels: give a --teacher who knows them")
     votes = None if votes_file is None else read_votes(votes_file)
     with join(pick_device(device)) as (world, target):
-        say = _say if world.first else _say_nothing
+        report, caution = (inform, warn) if world.first else (_mute, _mute)  # the first process writes for all
         items = data.find(data_paths, recipe.classes, recipe.validation)
         labels = recipe.classes or data.labels_of(items)
         for note in label_notes(labels):
-            say(f"note: {note}")
+            caution(f"note: {note}")
         items += data.unlabelled(transfer)
         config = network_config(recipe, len(labels))
         _open(folder, recipe, resume)
-        dataset = _load(items, labels, config, recipe.fit, folder, say)
+        dataset = _load(items, labels, config, recipe.fit, folder, caution)
         if votes is not None:
             voted = learn(dataset, items, votes, data_paths, recipe.label_votes)
-            say(f"people voted on {pluralise(voted, 'picture')}")
+            report(f"people voted on {pluralise(voted, 'picture')}")
         if teachers:
             dtype = pick_precision(recipe.precision, target)
             teach(dataset, items, teachers, recipe.teacher_weight, folder, target, dtype, world)
         validating = pluralise(len(dataset.val), "validation picture")
-        say(f"{len(dataset.train)} training and {validating}: {dataset.describe()}")
+        report(f"{len(dataset.train)} training and {validating}: {dataset.describe()}")
         try:
             trainer = Trainer(recipe, dataset, folder, target, initial, world)
         except ValueError as error:
             raise DataError(str(error)) from error
         if resume:
             trainer.restore()
-            say(f"epochs finished: {trainer.epoch} of {recipe.epochs}")
-        scores = _run(trainer, say)
+            report(f"epochs finished: {trainer.epoch} of {recipe.epochs}")
+        scores = _run(trainer, report)
         recalls = ", ".join(
             f"{label} {recall:.2%}" for label, recall in zip(dataset.labels, scores.recall, strict=True)
         )
-        say(f"validation accuracy {scores.accuracy:.2%} of {pluralise(scores.count, 'picture')}; recall {recalls}")
-        if world.first:
-            click.echo(os.fsencode(folder / MODEL))  # bytes: a name need not be UTF-8
+        count = pluralise(scores.count, "picture")
+        report(f"validation accuracy {scores.accuracy:.2%} of {count}; recall {recalls}")
+        if not world.first:
+            return
+        if as_json:
+            print_json({"model": str(folder / MODEL), "labels": dataset.labels, "validation": asdict(scores)})
+        else:
+            print_path(folder / MODEL)
 
 
 def _open(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Notice before a picture is read what would be in the way after it."""
+    """Check the run folder and its checkpoint before a picture is read."""
     open_run(folder, resume=resume)
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
@@ -150,27 +158,22 @@ def _load(
     config: Config,
     fit: Fit,
     folder: Path,
-    say: Callable[[str], None],
+    caution: Callable[[str], None],
 ) -> data.Dataset:
-    """All pictures, preprocessed as the network takes them; says which are left out."""
+    """Read all pictures, preprocessed as the network takes them, and warn of those that are left out."""
     dataset = data.load(items, labels, (config.channels, config.height, config.width), fit, folder)
     for note in dataset.notes:
-        say(f"note: {note}")
+        caution(f"note: {note}")
     return dataset
 
 
-def _run(trainer: Trainer, say: Callable[[str], None]) -> Scores:
+def _run(trainer: Trainer, report: Callable[[str], None]) -> Scores:
     try:
-        return run(trainer, say)
+        return run(trainer, report)
     except KeyboardInterrupt:
-        say(f"fmengine: {trainer.folder} holds every finished epoch; go on with --resume")
+        report(f"fmengine: {trainer.folder} holds every finished epoch; go on with --resume")
         raise
 
 
-def _say(text: str) -> None:
-    """Progress goes to stderr: stdout is for data."""
-    click.echo(text, err=True)
-
-
-def _say_nothing(text: str) -> None:
-    """The first process speaks for all."""
+def _mute(message: str, **fields: Any) -> None:
+    """Stand in for the console in a process that is not the first."""

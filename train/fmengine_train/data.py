@@ -20,12 +20,13 @@ from typing import Literal, TextIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from fmengine.cli.console import track
 from fmengine.errors import DataError, OutputError, SourceError
 from fmengine.image.preprocess import Pixels, preprocess
 from fmengine.jobs.rows import printable
 from fmengine.pipeline.attempt import try_picture
+from fmengine.system.cores import usable_cores
 from fmengine.types import Color, Fit
 
 from .checks import check_class_names, check_classes, check_path, leave_out
@@ -262,9 +263,9 @@ def _mapped(shape: tuple[int, ...], folder: Path) -> Pixels:
 
 def map_threaded(function: Callable[[T], R], items: Sequence[T], caption: str) -> list[R]:
     """What a function makes of every picture, on all cores, with a progress bar. An interruption stops it."""
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(usable_cores())
     try:
-        return list(tqdm(pool.map(function, items), caption, len(items), unit=" pictures", disable=None))
+        return list(track(pool.map(function, items), len(items), "pictures", caption=caption))
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fmengine.cli.console import track
 from fmengine.errors import DataError
 
 from .augment import warp
@@ -118,10 +118,10 @@ def _ask(
     shape = (config.channels, config.height, config.width)
     pictures = load(items, labels, shape, document["fit"], folder, "reading for a teacher").pixels
     teacher = teacher.to(device).to(memory_format=torch.channels_last)
-    bar = tqdm(range(0, len(items), BATCH), "asking a teacher", unit=" batches", disable=None, leave=False)
+    starts = range(0, len(items), BATCH)
     parts = []
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        for start in bar:
+        for start in track(starts, len(starts), "batches", caption="asking a teacher", keep=False):
             images = torch.from_numpy(pictures[start : start + BATCH]).to(device)
             parts.append(_views(teacher, images, columns, start))
     answers, embeddings = (torch.cat(part).cpu() for part in zip(*parts, strict=True))

@@ -24,10 +24,10 @@ from fmengine.wording import pluralise
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train one model.
+    """Describes this process among those that train one model.
 
     Attributes:
-        rank: from 0; the first one writes and speaks for all.
+        rank: from 0; the first one writes files and messages for all.
         size: number of processes.
     """
 
@@ -39,7 +39,7 @@ class World:
         return self.rank == 0
 
     def share(self, batch_size: int) -> slice:
-        """Which of a batch's pictures are this process's.
+        """Return which of a batch's pictures are this process's.
 
         Raises:
             DataError: if the batch cannot be shared evenly, or leaves BatchNorm fewer than two pictures.
@@ -53,7 +53,7 @@ class World:
         return slice(self.rank, None, self.size)
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model to call in training: its gradients are the mean over all processes."""
+        """Return the model to call in training: its gradients are the mean over all processes."""
         if self.size == 1:
             return model
         # BatchNorm's buffers need no broadcast: every process computes the same ones.
@@ -61,7 +61,7 @@ class World:
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     def agree(self, what: str, value: object) -> None:
-        """See that all processes have the same, as they must to make the same steps.
+        """Check that all processes have the same value, as they must to make the same steps.
 
         Raises:
             DataError: in every process, if they differ.
@@ -77,7 +77,7 @@ class World:
             )
 
     def total(self, *figures: float) -> list[float]:
-        """Each figure's sum over all processes."""
+        """Sum each figure over all processes."""
         if self.size == 1:
             return list(figures)
         # On the CPU under gloo, on the current GPU under NCCL.
@@ -89,7 +89,7 @@ class World:
 
 @contextmanager
 def join(device: torch.device) -> Iterator[tuple[World, torch.device]]:
-    """Join the processes that torchrun started, if it did; gives this one's place, and its device."""
+    """Join the processes that torchrun started, if it did; gives this one's rank among them, and its device."""
     if (size := int(os.environ.get("WORLD_SIZE", "1"))) == 1:
         yield World(), device
         return

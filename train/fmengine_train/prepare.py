@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
+from fmengine.cli.console import inform, print_json, print_path, track, warn
 from fmengine.errors import DataError, SourceError
 from fmengine.image.decode import read_file
 from fmengine.image.flatness import is_flat
@@ -57,8 +57,14 @@ class Dropped:
     show_default=True,
     help="Share held out where a source has no split.",
 )
+@click.option("--json", "as_json", is_flag=True, help="The folder and the counts as JSON.")
 def prepare(
-    sources: tuple[Path, ...], output: Path, votes: Path | None, classes: str | None, validation: float
+    sources: tuple[Path, ...],
+    output: Path,
+    votes: Path | None,
+    classes: str | None,
+    validation: float,
+    as_json: bool,
 ) -> None:
     """Clean labelled pictures: fer2013.csv, or folders with a folder for each class.
 
@@ -75,16 +81,22 @@ def prepare(
         dropped += lost
         clean = Counter() if ballots is None else write_clean(written, folder, ballots, sources)
         write_dropped(dropped, folder)
-    for (split, label), count in sorted(Counter((item.split, str(item.label)) for item, _ in written).items()):
+    counts = sorted(Counter((item.split, str(item.label)) for item, _ in written).items())
+    for (split, label), count in counts:
         agree = f", {clean[split, label]} of them as the voters say" if ballots else ""
-        click.echo(f"{split}/{label}: {pluralise(count, 'picture')}{agree}", err=True)
-    for reason, count in Counter(_kind(drop.reason) for drop in dropped).most_common():
-        click.echo(f"dropped {count}: {reason}", err=True)
-    click.echo(os.fsencode(output))  # bytes: a name need not be UTF-8
+        inform(f"{split}/{label}: {pluralise(count, 'picture')}{agree}")
+    reasons = Counter(_kind(drop.reason) for drop in dropped).most_common()
+    for reason, count in reasons:
+        inform(f"dropped {count}: {reason}")
+    if as_json:
+        pictures = [{"split": split, "label": label, "count": count} for (split, label), count in counts]
+        print_json({"folder": str(output), "pictures": pictures, "dropped": dict(reasons)})
+    else:
+        print_path(output)
 
 
 def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
-    """Tell pictures to keep from flat or unreadable ones and copies; of two splits, `val` keeps a picture."""
+    """Separate pictures to keep from flat or unreadable ones and copies; of two splits, `val` keeps a picture."""
     examined = list(zip(items, map_threaded(_examine, items, "reading"), strict=True))
     dropped = [Dropped(item, reason) for item, (digest, reason) in examined if not digest]
     alike: dict[str, list[Item]] = defaultdict(list)
@@ -107,7 +119,7 @@ def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
 
 
 def _examine(item: Item) -> tuple[str, str]:
-    """A digest of the pixels, or nothing and the reason to drop the picture."""
+    """Return a digest of the pixels, or nothing and the reason to drop the picture."""
     digest = try_picture(item.picture, "rgb", _digest)
     if isinstance(digest, SourceError):
         return "", f"unreadable: {digest.message}"
@@ -115,7 +127,7 @@ def _examine(item: Item) -> tuple[str, str]:
 
 
 def _digest(pixels: Pixels) -> str:
-    """A digest of the pixels; none of a flat picture."""
+    """Return a digest of the pixels; none of a flat picture."""
     if is_flat(np.moveaxis(np.atleast_3d(pixels), 2, 0)[np.newaxis])[0]:
         return ""
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
@@ -124,13 +136,13 @@ def _digest(pixels: Pixels) -> str:
 def write(kept: list[Item], folder: Path) -> tuple[list[tuple[Item, Path]], list[Dropped]]:
     """Write `SPLIT/LABEL/…`; gives the pictures with their new files, and those that can no longer be read."""
     written, lost = [], []
-    for item in tqdm(kept, "writing", unit=" pictures", disable=None):
+    for item in track(kept, len(kept), "pictures", caption="writing"):
         try:
             data = item.picture if isinstance(item.picture, np.ndarray) else read_file(item.picture, Limits())
         except SourceError as error:
             lost.append(Dropped(item, f"unreadable: {error.message}"))
             continue
-        target = _free(folder / item.split / str(item.label) / _file_name(item))
+        target = _find_free(folder / item.split / str(item.label) / _file_name(item))
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(data, bytes):
             target.write_bytes(data)
@@ -162,7 +174,7 @@ def write_clean(
 
 
 def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], classes: tuple[str, ...]) -> None:
-    """Tell of votes for pictures that are not there, before any picture is read."""
+    """Warn of votes for pictures that are not there, before any picture is read."""
     found = {name_below(item, sources) for item in items}
     # Of the classes that are kept: the others' pictures were not looked for.
     wanted = [name for name in votes.by_file if not classes or set(classes) & set(Path(name).parts)]
@@ -172,7 +184,7 @@ def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], cla
         first = f"the first: {printable(missing[0])}"
         if len(missing) == len(wanted):
             raise DataError(f"{text}, and none that is; {first}; expected names below a source")
-        click.echo(f"note: {text}; {first}", err=True)
+        warn(f"note: {text}; {first}")
 
 
 def _file_name(item: Item) -> str:
@@ -180,8 +192,8 @@ def _file_name(item: Item) -> str:
     return Path(item.name).name if number is None else f"fer{number:07d}.png"  # as FER+ names it
 
 
-def _free(path: Path) -> Path:
-    """The path, or one beside it where two sources use one name."""
+def _find_free(path: Path) -> Path:
+    """Return the path, or one beside it where two sources use one name."""
     free, number = path, 1
     while free.exists():
         free, number = path.with_stem(f"{path.stem}-{number}"), number + 1
@@ -210,12 +222,12 @@ def write_dropped(dropped: list[Dropped], folder: Path) -> None:
 
 
 def _cell(text: str) -> str:
-    """A cell that is no formula to a spreadsheet."""
+    """Return a cell that is no formula to a spreadsheet."""
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _lines(dropped: list[Dropped]) -> Iterator[str | list[Image.Image]]:
-    """Lines of the sheet: a reason, and then up to three of pictures, of those that can be read."""
+    """Yield lines of the sheet: a reason, and then up to three of pictures, of those that can be read."""
     groups: dict[str, list[Item]] = defaultdict(list)
     for drop in dropped:
         groups[_kind(drop.reason)].append(drop.item)
@@ -228,7 +240,7 @@ def _lines(dropped: list[Dropped]) -> Iterator[str | list[Image.Image]]:
 
 
 def _kind(reason: str) -> str:
-    """A reason without what is special to one picture."""
+    """Return a reason without what is special to one picture."""
     return re.sub(r": .*", "", reason)
 
 

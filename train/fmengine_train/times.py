@@ -1,4 +1,4 @@
-"""What the steps of `make model` take: `python -m fmengine_train.times METRICS...`, each a run's metrics.csv."""
+"""Print the time of each step of `make model`: `python -m fmengine_train.times METRICS...`, each a metrics.csv."""
 
 import csv
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from fmengine.cli import main
+from fmengine.cli.console import print_data
 from fmengine.errors import DataError
 from fmengine.jobs.rows import printable
 
@@ -23,8 +24,8 @@ def times(metrics: tuple[Path, ...]) -> None:
         # A run's own file lies in its folder; a kept one is named after it.
         name = path.parent.name if path.name == "metrics.csv" else path.name.removesuffix(".metrics.csv")
         epochs = "epoch " if len(seconds) == 1 else "epochs"
-        click.echo(f"{printable(name):<24}{len(seconds):4} {epochs} {clock(sum(seconds)):>9}")
-    click.echo(f"{'together':<24}{'':12}{clock(total):>8}")
+        print_data(f"{printable(name):<24}{len(seconds):4} {epochs} {clock(sum(seconds)):>9}")
+    print_data(f"{'together':<24}{'':12}{clock(total):>8}")
 
 
 def _seconds(path: Path) -> list[float]:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 import fmengine
+from fmengine.cli.console import Progress
 from fmengine.errors import DataError, FmengineError, ModelError
 from fmengine.system.files import write_file
 
@@ -98,14 +98,9 @@ class Trainer:
         self.model.train()
         total, seen, right, labelled = 0.0, 0, 0, 0
         started = time.perf_counter()
-        bar = tqdm(
-            range(steps),
-            f"epoch {self.epoch + 1}/{recipe.epochs}",
-            leave=False,
-            disable=None if self.world.first else True,
-            unit=" batches",
-        )
-        for step in bar:
+        caption = f"epoch {self.epoch + 1}/{recipe.epochs}"
+        bar = Progress(steps, "batches", caption=caption, keep=False, shown=self.world.first)
+        for step in bar.track(range(steps)):
             rows = np.sort(order[step * recipe.batch_size : (step + 1) * recipe.batch_size][self.share])
             targets = torch.from_numpy(self.data.targets[rows]).to(self.device, non_blocking=True)
             answers = torch.from_numpy(self.data.answers[rows]).to(self.device, non_blocking=True)
@@ -127,7 +122,7 @@ class Trainer:
             right += int((logits.argmax(1) == targets).sum())
             labelled += int((targets >= 0).sum())
             rate = seen / (time.perf_counter() - started)
-            bar.set_postfix(
+            bar.annotate(
                 loss=f"{total / seen:.4f}", accuracy=f"{right / max(1, labelled):.4f}", pictures_s=f"{rate:.0f}"
             )
         total, count, right_of_all, labelled_of_all = self.world.total(total, seen, right, labelled)

@@ -1,4 +1,4 @@
-"""Systems that `fmengine bench --against` measures: each a small script in an environment of its own."""
+"""Run the systems that `fmengine bench --against` measures: each a small script in an environment of its own."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from fmengine.system.cache import default_folder
 HERE = Path(__file__).parent
 # Seconds: to end by itself; to load and compile, or to answer before it counts as hanging.
 ENDING, PATIENCE = 10, 1200
-SAID = 2000  # bytes of what a script said last, for its error
+STDERR_TAIL = 2000  # bytes of a script's stderr, for its error
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ PEERS = {
 
 
 def names_in(text: str) -> list[str]:
-    """The names between commas, each once."""
+    """Split names at commas, each once."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def require(names: Sequence[str], device: str | None = None) -> None:
-    """Notice before the first measurement a peer that cannot take part.
+    """Check before the first measurement that every peer can take part.
 
     Args:
         names: of the peers.
@@ -106,12 +106,12 @@ def require(names: Sequence[str], device: str | None = None) -> None:
 
 
 def folder_of(peer: Peer) -> Path:
-    """Where its environment is."""
+    """Return where its environment is."""
     return default_folder() / "peers" / peer.environment
 
 
 def device_for(peer: Peer, device: str) -> str:
-    """Where it runs beside something that runs on a device, `cpu` or `cuda:N`.
+    """Choose where it runs beside something that runs on a device, `cpu` or `cuda:N`.
 
     Raises:
         UnavailableError: if it needs a GPU and that is none.
@@ -136,7 +136,7 @@ def install(peer: Peer) -> None:
     """Make its environment anew.
 
     Raises:
-        UnavailableError: if pip or npm fails, with what it said.
+        UnavailableError: if pip or npm fails, with its message.
     """
     folder = folder_of(peer)
     shutil.rmtree(folder, ignore_errors=True)
@@ -170,12 +170,12 @@ def python_of(peer: Peer) -> Path:
 
 
 def command_of(peer: Peer) -> list[str]:
-    """What starts its script."""
+    """Return the command that starts its script."""
     return ["node" if peer.node else str(python_of(peer)), str(HERE / peer.script)]
 
 
 class Worker:
-    """A peer's process, which answers on request. A context manager.
+    """Runs a peer's process, which answers on request. A context manager.
 
     Args:
         peer: that is to be run.
@@ -203,28 +203,28 @@ class Worker:
             raise UnavailableError(f"{peer.name} needs {command[0]}, which is not there: {error}") from error
 
     def open(self, threads: int, model: Path | None, device: str = "cpu") -> dict[str, Any]:
-        """Make it ready: how it is run, whether its weights are trained, and its versions.
+        """Make it ready; returns how it is run, whether its weights are trained, and its versions.
 
         Args:
             threads: to compute and to decode with.
             model: ONNX file, for those that run one.
             device: `cpu`, or `cuda:N` for those that run on a GPU.
         """
-        asked = {"do": "open", "threads": threads, "model": model and str(model), "device": device}
-        return self._ask(asked | self._peer.options)
+        request = {"do": "open", "threads": threads, "model": model and str(model), "device": device}
+        return self._exchange(request | self._peer.options)
 
     def answer(self, paths: Sequence[str]) -> dict[str, Any]:
-        """The labels of picture files, None where it cannot read one, and the seconds that it took."""
-        return self._ask({"do": "answer", "paths": [os.path.abspath(path) for path in paths]})
+        """Return the labels of picture files, None where it cannot read one, and the seconds that it took."""
+        return self._exchange({"do": "answer", "paths": [os.path.abspath(path) for path in paths]})
 
-    def _ask(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin
         assert self._process.stdout
         over = threading.Timer(self._patience, self._give_up)
         over.daemon = True
         over.start()
         try:
-            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
@@ -236,7 +236,7 @@ class Worker:
             what = f"ended with {code} without an answer"
             if self._late:
                 what = f"gave no answer within {self._patience:g} s"
-            raise UnavailableError(f"{self._peer.name} {what}; it said last:\n{self._said()}")
+            raise UnavailableError(f"{self._peer.name} {what}; it said last:\n{self._read_stderr_tail()}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise UnavailableError(f"{self._peer.name} failed: {reply['error']}")
@@ -250,9 +250,9 @@ class Worker:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # with what it forked, which may hold its pipes
 
-    def _said(self) -> str:
+    def _read_stderr_tail(self) -> str:
         self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(-min(SAID, self._stderr.tell()), os.SEEK_END)
+        self._stderr.seek(-min(STDERR_TAIL, self._stderr.tell()), os.SEEK_END)
         return self._stderr.read().decode(errors="replace").strip() or "nothing"
 
     def __enter__(self) -> Self:

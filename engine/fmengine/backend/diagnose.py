@@ -13,6 +13,7 @@ from .. import __version__
 from ..errors import FmengineError
 from ..gpu.driver import version_in
 from ..options import BackendOptions
+from ..system.cores import usable_cores
 from .registry import BACKENDS, open_backend
 
 LIBRARIES = (
@@ -30,7 +31,7 @@ LIBRARIES = (
     "onnx",
     "safetensors",
 )
-# What `nvidia-smi` is asked, and how it is shown.
+# What `nvidia-smi` is queried for, and how it is shown.
 SMI = {
     "name": "",
     "memory.total": "memory",
@@ -40,8 +41,8 @@ SMI = {
     "clocks.sm": "SM clock",
     "clocks.max.sm": "of at most",
 }
-DRIVER = "driver_version"  # asked last: on some machines it is a sentence, which may hold commas
-# What speeds an INT8 network up, in the order of their arrival.
+DRIVER = "driver_version"  # queried last: on some machines it is a sentence, which may hold commas
+# What speeds an INT8 network up, oldest first.
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 
 
@@ -77,26 +78,26 @@ def diagnose(device: int = 0, model: str | None = None) -> list[Diagnosis]:
         backend, _, attempts = open_backend("auto", model, BackendOptions(device=device))
         backend.close()
         reasons = dict(attempts)
-        return [_with_choice(diagnosis, backend.name, reasons) for diagnosis in diagnoses]
+        return [_add_choice(diagnosis, backend.name, reasons) for diagnosis in diagnoses]
     return diagnoses
 
 
-def _with_choice(diagnosis: Diagnosis, taken: str, reasons: dict[str, str]) -> Diagnosis:
-    """Whether `auto` takes it, or why not although it works."""
+def _add_choice(diagnosis: Diagnosis, taken: str, reasons: dict[str, str]) -> Diagnosis:
+    """Add whether `auto` takes it, or why not although it works."""
     reason = reasons.get(diagnosis.backend, "")
     detail = f"{diagnosis.detail}; {reason}" if diagnosis.works and reason else diagnosis.detail
     return replace(diagnosis, chosen=diagnosis.backend == taken, detail=detail)
 
 
 def environment() -> dict[str, str]:
-    """The machine and the libraries; what is absent says so."""
+    """List the machine and the libraries, and which of them are absent."""
     facts = {
         "fmengine": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": platform.platform(),
-        **_cpu(),
-        **_gpus(),
-        "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
+        **_read_cpu(),
+        **_query_gpus(),
+        "cores": f"{usable_cores()} usable of {os.cpu_count()}",
     }
     for library in LIBRARIES:
         try:
@@ -107,7 +108,7 @@ def environment() -> dict[str, str]:
 
 
 def problems(facts: dict[str, str]) -> list[str]:
-    """What is wrong although nothing has failed yet."""
+    """List what is wrong although nothing has failed yet."""
     both = [name for name in ("onnxruntime", "onnxruntime-gpu") if facts[name] != "not installed"]
     if len(both) == 2:
         return [
@@ -118,12 +119,12 @@ def problems(facts: dict[str, str]) -> list[str]:
 
 
 def as_document(facts: dict[str, str], diagnoses: list[Diagnosis]) -> dict[str, Any]:
-    """Everything, for `--json`."""
+    """Collect everything for `--json`."""
     return {"environment": facts, "backends": [asdict(d) for d in diagnoses], "problems": problems(facts)}
 
 
-def _gpus() -> dict[str, str]:
-    """What NVIDIA's own tool, which comes with the driver, says of each GPU."""
+def _query_gpus() -> dict[str, str]:
+    """Query NVIDIA's own tool, which comes with the driver, for each GPU."""
     command = ["nvidia-smi", f"--query-gpu={','.join([*SMI, DRIVER])}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -131,18 +132,18 @@ def _gpus() -> dict[str, str]:
         return {"gpu": f"none that we know of: nvidia-smi does not run ({type(error).__name__})"}
     if done.returncode:
         return {"gpu": " ".join((done.stdout + done.stderr).split())}
-    return {f"gpu {index}": _described(line) for index, line in enumerate(done.stdout.splitlines())}
+    return {f"gpu {index}": _describe_gpu(line) for index, line in enumerate(done.stdout.splitlines())}
 
 
-def _described(line: str) -> str:
-    """A GPU, from a line of `nvidia-smi`."""
+def _describe_gpu(line: str) -> str:
+    """Describe a GPU from a line of `nvidia-smi`."""
     *values, driver = line.split(",", len(SMI))
     parts = [f"{label} {value.strip()}".strip() for label, value in zip(SMI.values(), values, strict=False)]
     return ", ".join([*parts, f"driver {version_in(driver)}"])
 
 
-def _cpu() -> dict[str, str]:
-    """Name and features of the CPU, from Linux; other systems say what Python knows."""
+def _read_cpu() -> dict[str, str]:
+    """Read the CPU's name and features from Linux; on other systems, what Python knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

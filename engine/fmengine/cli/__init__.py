@@ -1,10 +1,9 @@
 """The command line. Each command is one file, imported only when it is called.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 all well, 1 a check failed, 2 usage,
-3 some inputs failed, 4 the machine lacks what was asked for, 130 interrupted.
+3 some inputs failed, 4 the machine lacks something, 130 interrupted.
 """
 
-import logging
 import sys
 import traceback
 import warnings
@@ -18,14 +17,8 @@ from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import FmengineError, UnavailableError, install_hint
-from .console import (
-    configure,
-    flush,
-    leave_stdout,
-    open_streams,
-    say,
-    structured,
-)
+from .console import configure, flush, is_structured, report_error
+from .streams import discard_stdout, open_streams
 
 
 class Entry(NamedTuple):
@@ -56,15 +49,15 @@ INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 
 @contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """The reader of stdout may go away, as `head` does; click takes that for a failure, with exit code 1."""
+def _let_reader_leave() -> Iterator[None]:
+    """End well when the reader of stdout goes away, as `head` does; click would exit with 1."""
     try:
         try:
             yield
         finally:
             flush()
     except BrokenPipeError:
-        leave_stdout()
+        discard_stdout()
         sys.exit(0)
 
 
@@ -82,7 +75,7 @@ class LazyGroup(click.Group):
         try:
             command: click.Command = getattr(import_module(module), attribute)
         except ModuleNotFoundError as error:
-            raise _missing_extra(name, error) from error
+            raise _name_extra(name, error) from error
         return command
 
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -95,23 +88,23 @@ class LazyGroup(click.Group):
         return names + click.Command.shell_complete(self, context, incomplete)
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
-        with _reader_may_leave():
+        with _let_reader_leave():
             return super().make_context(*args, **more)
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            with _reader_may_leave():
+            with _let_reader_leave():
                 return super().invoke(context)
         except ModuleNotFoundError as error:  # what a command imports as it runs
-            raise _missing_extra(str(context.invoked_subcommand), error) from error
+            raise _name_extra(str(context.invoked_subcommand), error) from error
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
 
-def _missing_extra(command: str, error: ModuleNotFoundError) -> Exception:
-    """Which extra to add, or the error itself where that is not what is wrong."""
+def _name_extra(command: str, error: ModuleNotFoundError) -> Exception:
+    """Return an error that names the extra to add, or the error itself where no extra would help."""
     extras, missing = COMMANDS[command].extras, error.name or ""
     if not extras or missing.startswith("fmengine"):
         return error
@@ -133,7 +126,7 @@ def cli() -> None:
 
 def main(command: click.Command = cli, name: str = "fmengine") -> None:
     """Run the command line, or a command of its own, and exit with its code."""
-    arguments, options = _split(sys.argv[1:])
+    arguments, options = _split_off_global(sys.argv[1:])
     debug, log_json = "--debug" in options, "--log-json" in options
     open_streams()
     configure(as_json=log_json, debug=debug)
@@ -142,25 +135,25 @@ def main(command: click.Command = cli, name: str = "fmengine") -> None:
     try:
         sys.exit(command.main(arguments, prog_name=name, standalone_mode=False) or 0)
     except click.ClickException as error:
-        if structured():
-            _say_error(error.format_message(), error, error.exit_code, debug)
+        if is_structured():
+            _report(error.format_message(), error, error.exit_code, debug)
         else:
             error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        say("fmengine: interrupted", level=logging.ERROR, exit_code=INTERRUPTED)
+        report_error("fmengine: interrupted", exit_code=INTERRUPTED)
         sys.exit(INTERRUPTED)
     except FmengineError as error:
-        _say_error(f"fmengine: {error}", error, error.exit_code, debug)
+        _report(f"fmengine: {error}", error, error.exit_code, debug)
         sys.exit(error.exit_code)
     except Exception as error:
         hint = "" if debug else " Not an error we foresaw: --debug shows where"
-        _say_error(f"fmengine: {type(error).__name__}: {error}.{hint}", error, 1, debug)
+        _report(f"fmengine: {type(error).__name__}: {error}.{hint}", error, 1, debug)
         sys.exit(1)
 
 
-def _split(words: list[str]) -> tuple[list[str], set[str]]:
-    """The command line without the options that any command takes, wherever they stand, and those of them.
+def _split_off_global(words: list[str]) -> tuple[list[str], set[str]]:
+    """Take the options of any command out of the command line, wherever they stand.
 
     After `--` every word is an argument, also a file that is called `--debug`.
     """
@@ -169,9 +162,9 @@ def _split(words: list[str]) -> tuple[list[str], set[str]]:
     return [word for word in words[:end] if word not in ANYWHERE] + words[end:], set(own)
 
 
-def _say_error(message: str, error: Exception, exit_code: int, debug: bool) -> None:
-    if debug and not structured():
+def _report(message: str, error: Exception, exit_code: int, debug: bool) -> None:
+    if debug and not is_structured():
         traceback.print_exception(error)
         return
     fields: dict[str, Any] = {"error": type(error).__name__, "exit_code": exit_code}
-    say(message, level=logging.ERROR, **fields, **({"exc_info": error} if debug else {}))
+    report_error(message, **fields, **({"exc_info": error} if debug else {}))

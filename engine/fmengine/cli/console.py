@@ -1,200 +1,237 @@
-"""What the command line says: data on stdout, everything else on stderr, as text or as structured log lines."""
+"""The one voice of every command: data on stdout; messages and progress on stderr, as text or as JSON lines."""
 
 import codecs
-import io
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from ..errors import OutputError
+from .streams import LogStream, discard_stdout, take_descriptor
+
+T = TypeVar("T")
 
 logger = logging.getLogger("fmengine.cli")
 
 
-class _LogStream(io.TextIOBase):
-    """A stderr whose lines become records, whoever writes them. Progress bars take it for no terminal."""
-
-    encoding, errors = "utf-8", "backslashreplace"  # which click asks for
-
-    def __init__(self, below: TextIO) -> None:
-        """Records end as lines of the stream below."""
-        self.below = below
-        self._begun = ""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
-        for line in filter(None, map(str.strip, lines)):
-            logger.info(line)
-        return len(text)
+# Settings.
 
 
-class _Lines(logging.Handler):
-    """Writes to what stderr is now: a handler of `logging` keeps what it was."""
+def configure(*, as_json: bool, debug: bool) -> None:
+    """Show warnings as text by default, what fmengine logs as JSON lines, or everything to debug.
+
+    Of JSON lines everything becomes one that anybody writes to `sys.stderr`, and nothing else reaches stderr.
+    """
+    if not debug:
+        logging.getLogger("PIL").addHandler(logging.NullHandler())  # it complains of what is answered with a row
+    handler = _CurrentStderr()
+    handler.setFormatter(
+        _JsonLines() if as_json else logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else None)
+    )
+    logging.captureWarnings(True)  # Python's own, under the name of `py.warnings`
+    for name in ("fmengine", "py.warnings"):
+        root = logging.getLogger(name)
+        root.addHandler(handler)
+        root.setLevel(logging.DEBUG if debug else logging.INFO if as_json else logging.WARNING)
+        root.propagate = False
+    if as_json:
+        sys.stderr = LogStream(take_descriptor(sys.stderr), logger.info)
+
+
+def is_structured() -> bool:
+    """Return whether stderr holds JSON lines."""
+    return isinstance(sys.stderr, LogStream)
+
+
+class _CurrentStderr(logging.Handler):
+    """Writes records to what stderr is now: a handler of `logging` keeps what it was."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        below = sys.stderr.below if isinstance(sys.stderr, _LogStream) else sys.stderr
-        with suppress(OSError, ValueError):  # nobody hears it any more: no reason to stop
-            print(self.format(record), file=below, flush=True)
+        below = sys.stderr.below if isinstance(sys.stderr, LogStream) else sys.stderr
+        with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
+            print(self.format(record).rstrip(), file=below, flush=True)
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object a record: `time`, `level`, `logger`, `message`, and the record's own `fields`."""
+    """Writes one JSON object a record: `time`, `level`, `logger`, `message`, and the record's own `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": record.getMessage().rstrip(),
         }
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(_finite(line), default=str)
+        return json.dumps(_replace_non_finite(line), default=str)
 
 
-def open_streams() -> None:
-    """Make stdout and stderr take whatever is written there.
-
-    A stream that the caller closed (`>&-`) leads nowhere: else the next file that is opened would get its number,
-    and with it what libraries written in C complain of. A character that a stream's encoding lacks is escaped.
-    """
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(number, True)
-    os.close(number)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - as long as the process
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+# Messages.
 
 
-def configure(*, as_json: bool, debug: bool) -> None:
-    """Show what fmengine logs: nothing by default, JSON lines if asked for, all of it as text to debug.
+def inform(message: str, **fields: Any) -> None:
+    """Write a message to stderr: a line of text, or a JSON line with `fields`."""
+    _write_message(logging.INFO, message, fields)
 
-    Of JSON lines everything becomes one that anybody writes to `sys.stderr`, and nothing else reaches stderr.
-    """
-    root = logging.getLogger("fmengine")
-    if not debug:
-        logging.getLogger("PIL").addHandler(logging.NullHandler())  # it complains of what is answered with a row
-    if not (as_json or debug):
+
+def warn(message: str, **fields: Any) -> None:
+    """Write a warning to stderr, as `inform` does."""
+    _write_message(logging.WARNING, message, fields)
+
+
+def report_error(message: str, **fields: Any) -> None:
+    """Write an error to stderr, as `inform` does; a JSON line holds the traceback of `exc_info`."""
+    _write_message(logging.ERROR, message, fields)
+
+
+def _write_message(level: int, message: str, fields: dict[str, Any]) -> None:
+    if is_structured():
+        exc_info = fields.pop("exc_info", None)
+        logger.log(level, message, extra={"fields": fields}, exc_info=exc_info)
         return
-    handler = _Lines()
-    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG if debug else logging.INFO)
-    root.propagate = False
-    if as_json:
-        sys.stderr = _LogStream(_split_off(sys.stderr))
-
-
-def structured() -> bool:
-    """Whether stderr is for programs."""
-    return isinstance(sys.stderr, _LogStream)
-
-
-def say(message: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Tell whoever runs the command: a line of text, or a log line with `fields`."""
-    if structured():
-        logger.log(level, message, extra={"fields": fields}, exc_info=fields.pop("exc_info", None))
-        return
-    with suppress(OSError, ValueError):  # nobody hears it any more: no reason to stop
+    with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
         print(message, file=sys.stderr, flush=True)
 
 
-def emit(text: str) -> None:
+# Data.
+
+
+def print_data(text: str) -> None:
     """Write lines of data to stdout.
 
     Raises:
         OutputError: if it does not take them, as on a full disk.
     """
-    try:
+    with _stdout_errors():
         print(text, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _stdout_error(error) from error
+
+
+def print_path(path: Path) -> None:
+    """Write a path to stdout, in its own bytes: a name need not be UTF-8. Errors as of `print_data`."""
+    with _stdout_errors():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+        sys.stdout.flush()
+
+
+def print_json(document: Any) -> None:
+    """Write a document to stdout as JSON, indented. Errors as of `print_data`."""
+    print_data(to_json(document, indent=2))
 
 
 def to_json(document: Any, indent: int | None = None) -> str:
-    """A document for stdout as JSON that every reader takes: null for what is no number.
+    """Encode a document for stdout as JSON that every reader takes: null for NaN and infinity.
 
     Where stdout is not UTF-8, it is ASCII alone.
     """
     ascii_alone = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
-    return json.dumps(_finite(document), indent=indent, ensure_ascii=ascii_alone, allow_nan=False)
+    return json.dumps(_replace_non_finite(document), indent=indent, ensure_ascii=ascii_alone, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
-    """The value with null for each number that is none, or infinite."""
+def _replace_non_finite(value: Any) -> Any:
+    """Return the value with null for each NaN and infinity in it."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case dict():
-            return {key: _finite(item) for key, item in value.items()}
+            return {key: _replace_non_finite(item) for key, item in value.items()}
         case list() | tuple():
-            return [_finite(item) for item in value]
+            return [_replace_non_finite(item) for item in value]
     return value
 
 
 def flush() -> None:
-    """Write out what stdout holds; at the interpreter's exit it is too late to say what went wrong."""
-    try:
+    """Write out what stdout holds: at the interpreter's exit it is too late to report what went wrong."""
+    with _stdout_errors():
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _stdout_error(error) from error
-
-
-def leave_stdout() -> None:
-    """Nothing more can be written there, and nobody is to hear of it again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _stdout_error(error: OSError) -> OutputError:
-    leave_stdout()
-    return OutputError(f"cannot write to stdout: {error.strerror}; rows printed before it are whole")
 
 
 @contextmanager
-def quiet_decoders() -> Iterator[None]:
-    """Keep decoders written in C off stderr: they complain there, file by file, of what is answered with a row."""
-    stderr = sys.stderr
-    if structured():  # and then nobody else has it
-        yield
-        return
-    ours = _split_off(stderr)
-    sys.stderr = ours
+def _stdout_errors() -> Iterator[None]:
+    """Turn an error of stdout into an OutputError, but for a reader who left."""
     try:
         yield
-    finally:
-        sys.stderr = stderr
-        if ours is not stderr:
-            os.dup2(ours.fileno(), stderr.fileno())
-            with suppress(OSError):  # it may hold what could not be written
-                ours.close()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_stdout()
+        raise OutputError(f"cannot write to stdout: {error.strerror}; rows printed before it are whole") from error
 
 
-def _split_off(stream: TextIO) -> TextIO:
-    """A stream to the same place for us alone: its descriptor, which libraries written in C know, leads nowhere.
+# Progress.
 
-    One that is closed, or none of the system's, is given back as it is.
+
+class Progress:
+    """A bar on stderr that shows how much is done, where stderr is a terminal; a context manager.
+
+    Elsewhere, and among JSON lines, nothing is shown.
     """
-    try:
-        stream.flush()
-        kept = os.dup(stream.fileno())
-    except (OSError, ValueError):
-        return stream
-    with open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), stream.fileno())
-    return open(kept, "w", buffering=1, encoding=stream.encoding, errors="backslashreplace")
+
+    def __init__(
+        self,
+        total: int | None,
+        unit: str,
+        *,
+        caption: str = "",
+        initial: int = 0,
+        keep: bool = True,
+        shown: bool = True,
+    ) -> None:
+        """Draw the bar.
+
+        Args:
+            total: how much there is to do; None where it is not known.
+            unit: of what is counted, such as `pictures`.
+            caption: in front of the bar.
+            initial: how much of `total` was done before.
+            keep: leave the bar on the screen at its end.
+            shown: False for no bar, as in all processes but one.
+        """
+        self._bar: Any = None
+        if shown and sys.stderr.isatty():
+            from tqdm import tqdm  # a tenth of the start of a run that has no use for it
+
+            self._bar = tqdm(desc=caption or None, total=total, unit=f" {unit}", initial=initial, leave=keep)
+
+    def advance(self, count: int = 1) -> None:
+        """Count some more as done."""
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def move_to(self, done: int, total: int) -> None:
+        """Set how much is done, and of how much."""
+        if self._bar is not None:
+            self._bar.n, self._bar.total = done, total
+            self._bar.refresh()
+
+    def annotate(self, **figures: str) -> None:
+        """Show figures behind the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix(figures)
+
+    def track(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items, and count each as done after it; close the bar at the end."""
+        with self:
+            for item in items:
+                yield item
+                self.advance()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def track(items: Iterable[T], total: int, unit: str, *, caption: str = "", keep: bool = True) -> Iterator[T]:
+    """Yield items under a bar of their own; see `Progress`."""
+    return Progress(total, unit, caption=caption, keep=keep).track(items)

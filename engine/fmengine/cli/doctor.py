@@ -1,4 +1,4 @@
-"""`fmengine doctor`: what this machine has, what works, what would be chosen."""
+"""`fmengine doctor`: show what this machine has, what works, what would be chosen."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from ..backend.diagnose import Diagnosis, as_document, diagnose, environment
 from ..backend.registry import BACKENDS, GPU_BACKENDS
 from ..system.cache import Cache, CacheError
 from ..system.files import check_target, write_file
-from .console import emit, say, to_json
+from .console import inform, print_data, print_json, to_json
 
 FAILED = 1
 MACHINE_LACKS = 4
@@ -70,7 +70,7 @@ def doctor(
         verdict = document["verification"]["verdict"]
         works = works and any(d.works and d.backend in document["verification"]["backends"] for d in diagnoses)
     if as_json:
-        emit(to_json(document, indent=2))
+        print_json(document)
     if output is not None:
         write_file(output, to_json(document, indent=2) + "\n")
     if not works:
@@ -81,19 +81,19 @@ def doctor(
 
 def _show(document: dict[str, Any], diagnoses: list[Diagnosis]) -> None:
     for name, value in document["environment"].items():
-        emit(f"{name:18} {value}")
-    emit("\nbackends, in the order in which `auto` tries them:")
+        print_data(f"{name:18} {value}")
+    print_data("\nbackends, in the order in which `auto` tries them:")
     for diagnosis in diagnoses:
         verdict = "works" if diagnosis.works else "does not work"
-        emit(f"  {diagnosis.backend:17} {verdict}: {diagnosis.detail}")
+        print_data(f"  {diagnosis.backend:17} {verdict}: {diagnosis.detail}")
     taken = next((diagnosis.backend for diagnosis in diagnoses if diagnosis.chosen), "nothing")
-    emit(f"`auto` takes {taken}")
+    print_data(f"`auto` takes {taken}")
     for problem in document["problems"]:
-        emit(f"problem: {problem}")
+        print_data(f"problem: {problem}")
 
 
 def _cache_problems() -> list[str]:
-    """What keeps fmengine from remembering what it builds and measures."""
+    """List what keeps fmengine from remembering what it builds and measures."""
     try:
         Cache().load("doctor", {})  # opens the folder
     except CacheError as error:
@@ -111,11 +111,11 @@ def _verify(backend: str, model: str | None, device: int, pictures: int, soak: f
     from ..gpu.proofs import verify as run
 
     def tell(proof: Proof) -> None:
-        say(f"{proof.verdict:8} {proof.name} ({proof.seconds} s): {proof.detail}", **proof._asdict())
+        inform(f"{proof.verdict:8} {proof.name} ({proof.seconds} s): {proof.detail}", **proof._asdict())
 
     proofs = run(backend, model, device, Effort(pictures=pictures, soak=soak), tell)
     verdict = summarise(proofs)
-    say(f"verification {verdict}", verdict=verdict)
+    inform(f"verification {verdict}", verdict=verdict)
     return {
         "verdict": verdict,
         "backends": list(GPU_BACKENDS) if backend == "auto" else [backend],

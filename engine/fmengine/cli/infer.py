@@ -2,8 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
@@ -14,17 +14,20 @@ import click
 from ..backend.registry import BACKENDS
 from ..engine import Engine
 from ..image.decode import raise_pillows_limit
-from ..jobs.journal import OutputFile, Target, claim, files_of, open_output
+from ..jobs.journal import Journal, Target
+from ..jobs.output import claim, open_output
 from ..jobs.rows import Row, to_row, to_text
-from ..jobs.sources import STDIN, first_or_error, gather, without
+from ..jobs.sources import STDIN, exclude, expand, require_paths
+from ..jobs.state import files_of
 from ..jobs.tally import Tally
 from ..options import Isolation, Limits
 from ..pipeline.executor import Feed
 from ..system.files import check_target, temporary_of
 from ..system.lock import hold, lock_of
 from ..types import Failure
-from .console import emit, logger, quiet_decoders, say, to_json
+from .console import Progress, inform, logger, print_data, to_json
 from .parameters import Size, threshold
+from .streams import silence_decoders
 
 SOME_FAILED = 3
 
@@ -132,13 +135,14 @@ def infer(
     _check_resume(output, resume=resume, retry_failed=retry_failed, overwrite=overwrite)
     limits = Limits(max_bytes, max_pixels)
     raise_pillows_limit(max_pixels)
-    isolation = _isolation(isolate, max_seconds, max_memory)
+    isolation = _choose_isolation(isolate, max_seconds, max_memory)
     if isolation is not None and jpeg == "gpu":
         raise click.UsageError("--isolate decodes in worker processes on the CPU: leave --jpeg gpu out")
     with ExitStack() as stack:
         # Noticed before the work: what would be in the way after it.
-        target = _claimed(stack, output, report, resume=resume, overwrite=overwrite)
-        paths = first_or_error(without(gather(sources, folders), _written(output, report)), folders)
+        target = _claim_files(stack, output, report, resume=resume, overwrite=overwrite)
+        listed = expand(sources, folders=folders)
+        paths = require_paths(exclude(listed, _list_written(output, report)), folders)
         engine = Engine.load(
             model,
             backend,
@@ -155,15 +159,19 @@ def infer(
         model_fields = {"model": str(engine.model_path), "model_sha256": engine.spec.file_sha256}
         logger.info("model loaded", extra={"fields": model_fields | engine.backend.describe()})
         if not logger.isEnabledFor(logging.DEBUG):
-            stack.enter_context(quiet_decoders())
+            stack.enter_context(silence_decoders())
         file = None
         if target is not None:
-            identity = _identity(engine) | {"jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
+            identity = _identify(engine) | {"jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
             opened = open_output(target, engine.spec.labels, identity, retry_failed=retry_failed)
             file = stack.enter_context(opened)
+        pending: Iterable[str] = file.select_unfinished(paths) if file else paths
+        if isinstance(listed, list):
+            pending = list(pending)
+        bar = _draw_bar(listed, pending, file)
         feed: Feed = "auto" if STDIN in sources else "caller"
-        rows = _rows(engine, iter(file.unfinished(paths) if file else paths), in_flight, feed)
-        tally, kept = _consume(rows, file, as_json=as_json, keep=report is not None)
+        rows = _answer(engine, pending, in_flight, feed)
+        tally, kept = _consume(rows, file, bar, as_json=as_json, keep=report is not None)
         if report is not None:
             from ..jobs.report import write_report  # a few milliseconds that most runs need not pay
 
@@ -172,57 +180,54 @@ def infer(
         _summarise(tally, file)
     for name, path in (("rows", output), ("report", report)):
         if path:
-            say(f"{name}: {path}")
+            inform(f"{name}: {path}")
     if tally.failed or (file and file.failed):
         sys.exit(SOME_FAILED)
 
 
-def _identity(engine: Engine) -> dict[str, Any]:
-    """What an engine's answers depend on.
+def _identify(engine: Engine) -> dict[str, Any]:
+    """Collect what an engine's answers depend on.
 
-    Not whether decoding is isolated: who resumes a run that crashed may well ask for it now.
+    Not whether decoding is isolated: a run that crashed may well be resumed with it.
     """
     made_by = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
     return made_by | {"unsure_below": engine.unsure_below} | asdict(engine.limits)
 
 
 def _consume(
-    chunks: Generator[list[Row], None, None], file: OutputFile | None, *, as_json: bool, keep: bool
+    chunks: Generator[list[Row], None, None], file: Journal | None, bar: Progress, *, as_json: bool, keep: bool
 ) -> tuple[Tally, list[Row]]:
     """Write rows to the file or to stdout as they arrive; count them, and keep them for a report."""
     tally = Tally()
     kept: list[Row] = []
     try:
-        with closing(chunks), _progress(file) as advance:
+        with closing(chunks), bar:
             for rows in chunks:
                 tally.add(rows)
-                advance(len(rows))
+                bar.advance(len(rows))
                 if file is not None:
                     file.write(rows)
                     continue
-                emit("\n".join(map(to_json if as_json else to_text, rows)))
+                print_data("\n".join(map(to_json if as_json else to_text, rows)))
                 if keep:
                     kept += rows
     except KeyboardInterrupt:
         if file is not None:
-            say(f"fmengine: {file.path} holds every finished row; go on with --resume")
+            inform(f"fmengine: {file.path} holds every finished row; go on with --resume")
         raise
     return tally, kept
 
 
-@contextmanager
-def _progress(file: OutputFile | None) -> Iterator[Callable[[int], object]]:
-    """A bar on the terminal. Over rows printed there it would only break them up."""
-    if not sys.stderr.isatty() or (file is None and sys.stdout.isatty()):
-        yield lambda _: None
-        return
-    from tqdm import tqdm  # a tenth of the start of a run that has no use for it
-
-    with tqdm(unit=" pictures") as bar:
-        yield bar.update
+def _draw_bar(listed: Iterable[str], pending: Iterable[str], file: Journal | None) -> Progress:
+    """Draw a bar on the terminal, with a total where every source is a file; not where rows are printed there."""
+    shown = file is not None or not sys.stdout.isatty()
+    if isinstance(listed, list) and isinstance(pending, list):
+        initial = max(0, len(listed) - len(pending))
+        return Progress(initial + len(pending), "pictures", initial=initial, shown=shown)
+    return Progress(None, "pictures", shown=shown)
 
 
-def _isolation(isolate: bool, seconds: float | None, memory: int | None) -> Isolation | None:
+def _choose_isolation(isolate: bool, seconds: float | None, memory: int | None) -> Isolation | None:
     default = Isolation()
     if isolate:
         return Isolation(seconds or default.seconds, memory or default.memory)
@@ -240,7 +245,7 @@ def _check_resume(output: Path | None, *, resume: bool, retry_failed: bool, over
         raise click.UsageError("--resume goes on with an output file, --overwrite replaces it: give one of them")
 
 
-def _claimed(
+def _claim_files(
     stack: ExitStack, output: Path | None, report: Path | None, *, resume: bool, overwrite: bool
 ) -> Target | None:
     """Hold the files of this run until the stack is closed, once it is sure that they can be written."""
@@ -250,21 +255,23 @@ def _claimed(
     return None if output is None else stack.enter_context(claim(output, resume=resume, overwrite=overwrite))
 
 
-def _written(output: Path | None, report: Path | None) -> list[Path]:
-    """What this run writes, and what one before it may have left behind."""
+def _list_written(output: Path | None, report: Path | None) -> list[Path]:
+    """List what this run writes, and what one before it may have left behind."""
     own = [] if report is None else [report, temporary_of(report), lock_of(report)]
     return own if output is None else own + files_of(output)
 
 
-def _rows(
+def _answer(
     engine: Engine, paths: Iterable[str], in_flight: int | None, feed: Feed
 ) -> Generator[list[Row], None, None]:
-    """Label pictures. A listing is read in this thread, for it keeps nobody waiting; a list on stdin is not."""
-    first = list(islice(paths, 2)) if feed == "caller" else []
-    if len(first) == 2:
-        paths = chain(first, paths)
-    elif feed == "caller":
-        paths = first  # of one picture, which all threads work on together
+    """Yield the rows of pictures, some at a time, and log the failures.
+
+    A listing is read in this thread, for it keeps nobody waiting; a list on stdin is not.
+    """
+    if feed == "caller":
+        rest = iter(paths)
+        first = list(islice(rest, 2))
+        paths = first if len(first) < 2 else chain(first, rest)  # all threads work on a single one together
     for results in engine.predict_chunks(paths, in_flight=in_flight, feed=feed):
         for failure in results:
             if isinstance(failure, Failure):
@@ -272,10 +279,10 @@ def _rows(
         yield [to_row(cast("str", result.source), result) for result in results]
 
 
-def _summarise(tally: Tally, file: OutputFile | None) -> None:
+def _summarise(tally: Tally, file: Journal | None) -> None:
     earlier = f"; {file.finished.total():,} had a row already" if file and file.finished else ""
     earlier += f", {file.failed:,} of them failed" if file and file.failed else ""
-    say(
+    inform(
         tally.describe() + earlier,
         pictures=tally.total,
         counts=dict(tally.labels),

@@ -1,4 +1,4 @@
-"""`fmengine info`: what a model file says of itself."""
+"""`fmengine info`: show the metadata of a model file."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ import click
 
 from ..jobs.rows import one_line
 from ..model.file import load_model_file, resolve, shipped
-from .console import emit, to_json
+from .console import print_data, print_json, to_json
 
 
 @click.command()
@@ -18,9 +18,9 @@ def info(model: str | None, as_json: bool) -> None:
     file = load_model_file(resolve(model, ("int8", "fp16", "fp32")))
     spec = file.spec
     if as_json:
-        emit(to_json({"path": str(file.path)} | dataclasses.asdict(spec), indent=2))
+        print_json({"path": str(file.path)} | dataclasses.asdict(spec))
         return
-    measured = [f"{source}: {_measured(scores)}" for source, scores in spec.accuracy.items()]
+    measured = [f"{source}: {_describe_scores(scores)}" for source, scores in spec.accuracy.items()]
     rows = {
         "file": f"{file.path} ({len(file.data) / 1e6:.2f} MB)",
         "model": f"{spec.name}, {spec.precision}",
@@ -35,11 +35,11 @@ def info(model: str | None, as_json: bool) -> None:
         "shipped": ", ".join(shipped()),
     }
     for name, value in rows.items():
-        emit(f"{name:14} {one_line(value)}")
+        print_data(f"{name:14} {one_line(value)}")
 
 
-def _measured(scores: Any) -> str:
-    """As `fmengine export` writes them; whoever describes a model by hand may say what they like."""
+def _describe_scores(scores: Any) -> str:
+    """Describe scores as `fmengine export` writes them; a model described by hand may hold others."""
     try:
         balanced = f"balanced {scores['balanced_accuracy']:.2%}"
         return f"{scores['accuracy']:.2%} of {scores['count']} ({balanced})"

@@ -1,4 +1,4 @@
-"""How rows stand in a file: one JSON object a line, or lines of CSV."""
+"""Encode rows as lines of a file, and decode them: one JSON object a line, or lines of CSV."""
 
 import csv
 import io
@@ -8,22 +8,22 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from ..errors import OutputError
-from .rows import KEYS, Row, begun, file_of, one_line
+from .rows import KEYS, Row, decode_path, encode_path, one_line
 
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes a cell that begins like this for a program
 
 
 class Format(Protocol):
-    """One line of text a row. `header` is the line before them, or nothing."""
+    """Encodes a row as one line of text. `header` is the line before them, or empty."""
 
     header: str
 
     def encode(self, row: Row) -> str:
-        """The row's line, with its line feed."""
+        """Return the row's line, with its line feed."""
         ...
 
     def decode(self, line: str) -> Row:
-        """What `encode` was given; ValueError, StopIteration, RecursionError or csv.Error for other lines."""
+        """Return the row of a line; ValueError, StopIteration, RecursionError or csv.Error where it is none."""
         ...
 
 
@@ -61,7 +61,7 @@ class Csv:
                 "choose .jsonl or .parquet"
             )
         self.labels = labels
-        self.header = self._line([*COLUMNS[:3], *map(_text, labels), *COLUMNS[3:]])
+        self.header = self._line([*COLUMNS[:3], *map(_escape_formula, labels), *COLUMNS[3:]])
 
     def encode(self, row: Row) -> str:
         probabilities, error = row["probabilities"] or {}, row["error"] or {}
@@ -69,8 +69,10 @@ class Csv:
         if path.startswith(FORMULA):
             path, encoding = path if encoding else quote(path, safe="/"), "percent"
             path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` leaves
-        values = [path, _text(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
-        return self._line([*values, row["reason"], error.get("kind"), _text(error.get("message")), encoding])
+        values = [path, _escape_formula(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
+        return self._line(
+            [*values, row["reason"], error.get("kind"), _escape_formula(error.get("message")), encoding]
+        )
 
     def decode(self, line: str) -> Row:
         path, label, confidence, *probabilities, reason, kind, message, encoding = next(csv.reader([line]))
@@ -78,12 +80,12 @@ class Csv:
             raise ValueError("wrong number of columns")
         row: Row = {"path": path}
         if encoding:  # perhaps only here, because it would have been a formula
-            row = begun(file_of({"path": path, "path_encoding": encoding}))
+            row = encode_path(decode_path({"path": path, "path_encoding": encoding}))
         if kind:
-            error = {"kind": kind, "message": _bare(message)}
+            error = {"kind": kind, "message": _unescape_formula(message)}
             return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
         return row | {
-            "label": _bare(label),
+            "label": _unescape_formula(label),
             "confidence": float(confidence),
             "probabilities": {k: float(p) for k, p in zip(self.labels, probabilities, strict=True)},
             "reason": reason or None,
@@ -103,9 +105,9 @@ def check_labels(labels: Sequence[str]) -> None:
             raise OutputError(f"the model's label {label!r} cannot be the name of a column; choose .jsonl")
 
 
-def _text(value: str | None) -> str | None:
+def _escape_formula(value: str | None) -> str | None:
     return f"'{value}" if value and value.startswith((*FORMULA, "'")) else value
 
 
-def _bare(cell: str) -> str:
+def _unescape_formula(cell: str) -> str:
     return cell.removeprefix("'")

@@ -1,30 +1,22 @@
-"""Results as a Parquet file: columns that data frames and query engines read.
+"""Write results as a Parquet file: columns that data frames and query engines read.
 
 A Parquet file can be read only once its last bytes are written, and nothing can be appended to it. So the rows
-grow in a journal beside it, `x.parquet.rows.jsonl`, with all that `OutputFile` promises of one. At the end they
-become `x.parquet`, as a whole or not at all, and the journal goes. A kill at any moment leaves the journal, which
-`--resume` continues. Of a finished run, `--resume` makes the journal again from the Parquet file, which says
-itself what made it.
+grow in a journal beside it, `x.parquet.rows.jsonl`, with all that `Journal` promises of one. At the end they
+become `x.parquet`, as a whole or not at all, and the journal is removed. A kill at any moment leaves the journal,
+which `--resume` continues. Of a finished run, `--resume` makes the journal again from the Parquet file, whose
+metadata hold what made it.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 from ..errors import OutputError, UnavailableError, install_hint
-from ..system.files import temporary_of
+from ..system.files import open_atomic
 from .formats import check_labels
-from .journal import (
-    VERSION,
-    OutputFile,
-    Target,
-    check_version,
-    journal_of,
-    restored_of,
-    state_of,
-)
+from .journal import Journal, Target
+from .state import VERSION, check_version, journal_of, restored_of, state_of
 
 try:
     import pyarrow
@@ -38,8 +30,8 @@ ROW_GROUP = 10_000  # rows
 MADE_BY = b"fmengine"  # the key of the file's metadata under which the identity is, as JSON
 
 
-class ParquetFile(OutputFile):
-    """A Parquet file being written; see `OutputFile`. Its `path` is the journal's.
+class ParquetJournal(Journal):
+    """A Parquet file being written; see `Journal`. Its `path` is the journal's.
 
     Columns: those of a row of `rows.to_row`; `probabilities` and `error` are structures.
     """
@@ -52,25 +44,23 @@ class ParquetFile(OutputFile):
         self._schema = _schema(labels, identity)
         if target.resume and target.path.exists() and not journal.exists():
             self._restore(labels)
-        # A journal without its Parquet file is what a killed run left: to begin anew is to throw it away.
+        # A journal without its Parquet file is what a killed run left; without `resume` it is thrown away.
         super().__init__(Target(journal, target.resume), labels, identity, retry_failed=retry_failed)
 
     def finish(self) -> None:
-        """Turn the journal into the Parquet file; the journal goes."""
+        """Turn the journal into the Parquet file, and remove the journal."""
         super().finish()
-        temporary = temporary_of(self.parquet_path)
+        rows = self.rows()
         try:
-            with pyarrow.parquet.ParquetWriter(temporary, self._schema) as writer:
-                rows = self.rows()
+            with (
+                open_atomic(self.parquet_path) as file,
+                pyarrow.parquet.ParquetWriter(file, self._schema) as writer,
+            ):
                 while group := list(islice(rows, ROW_GROUP)):
                     writer.write_table(pyarrow.Table.from_pylist(group, self._schema))
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self.parquet_path)
             self.path.unlink()  # before its state, without which it could not be continued
             self.state_path.unlink()
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise OutputError(
                 f"cannot write {self.parquet_path}: {error.strerror or error}; every row is in {self.path.name}, "
                 "go on with --resume"
@@ -83,7 +73,7 @@ class ParquetFile(OutputFile):
             with pyarrow.parquet.ParquetFile(self.parquet_path) as file:
                 made_by = json.loads((file.schema_arrow.metadata or {})[MADE_BY])
                 check_version(self.parquet_path, made_by.pop("version", None))
-                with OutputFile(Target(partial, resume=False), labels, made_by) as restored:
+                with Journal(Target(partial, resume=False), labels, made_by) as restored:
                     for batch in file.iter_batches(ROW_GROUP):
                         rows = batch.to_pylist()
                         restored.write([{k: v for k, v in r.items() if k != "path_encoding" or v} for r in rows])

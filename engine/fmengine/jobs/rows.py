@@ -1,8 +1,8 @@
-"""A result as a row: what `fmengine infer` prints and writes, one for each picture.
+"""Make rows of results: what `fmengine infer` prints and writes, one for each picture.
 
 `{"path", "label", "confidence", "probabilities", "reason", "error": null}`, or `"label": null` and
 `"error": {"kind", "message"}`. `reason` is null, or one of `Reason`. A path that is not UTF-8, or holds control
-characters, is percent-encoded and the row says `"path_encoding": "percent"`, so that a row is always one line.
+characters, is percent-encoded and the row holds `"path_encoding": "percent"`, so that a row is always one line.
 """
 
 import os
@@ -20,8 +20,8 @@ KEYS = frozenset({"path", "label", "confidence", "probabilities", "reason", "err
 
 
 def to_row(path: str, result: Prediction | Failure) -> Row:
-    """The row of one picture."""
-    row = begun(path)
+    """Make the row of one picture."""
+    row = encode_path(path)
     if isinstance(result, Prediction):
         return row | {
             "label": result.label,
@@ -36,20 +36,20 @@ def to_row(path: str, result: Prediction | Failure) -> Row:
     return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
 
 
-def begun(path: str) -> Row:
-    """The part of a row that names its picture."""
+def encode_path(path: str) -> Row:
+    """Make the part of a row that names its picture."""
     shown = printable(path)
     return {"path": shown} | ({"path_encoding": "percent"} if shown != path else {})
 
 
-def file_of(row: Row) -> str:
-    """The path of a row's picture, as the file system knows it."""
+def decode_path(row: Row) -> str:
+    """Return the path of a row's picture, as the file system knows it."""
     path: str = row["path"]
     return os.fsdecode(unquote_to_bytes(path)) if row.get("path_encoding") else path
 
 
 def to_text(row: Row) -> str:
-    """The row for a terminal: path, label, confidence, and the reason not to trust them where there is one."""
+    """Format a row for a terminal: path, label, confidence, and a reason not to trust them."""
     if row["error"]:
         return f"{row['path']}  error  {row['error']['kind']}: {row['error']['message']}"
     reason = f"  {row['reason']}" if row["reason"] else ""
@@ -57,7 +57,7 @@ def to_text(row: Row) -> str:
 
 
 def printable(path: str) -> str:
-    """A path as a row gives it: percent-encoded where it could not stand in a line of UTF-8 as it is."""
+    """Return a path as a row holds it: percent-encoded where it is no part of a line of UTF-8 as it is."""
     if path.isprintable():
         return path
     if any(_is_unfit(character) for character in path):
@@ -66,14 +66,14 @@ def printable(path: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text of a model file, such as a label, that stays on its line: what would not is escaped as Python does."""
+    """Escape, as Python does, what would break the line of a text of a model file, such as a label."""
     if text.isprintable():
         return text
     return "".join(c.encode("unicode_escape").decode() if _is_unfit(c) else c for c in text)
 
 
 def _is_unfit(character: str) -> bool:
-    """Whether it would break a line or turn its direction, or is a byte that is no UTF-8 (a surrogate, Cs)."""
+    """Return whether a character breaks a line, turns its direction, or is a byte that is no UTF-8 (Cs)."""
     return (
         unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
         or unicodedata.bidirectional(character) in TURNING

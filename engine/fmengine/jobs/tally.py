@@ -1,4 +1,4 @@
-"""How many pictures got which answer."""
+"""Count how many pictures got which answer."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +23,7 @@ class Tally:
     failed: int = 0
 
     def add(self, rows: Iterable[Row]) -> None:
+        """Count some more rows."""
         for row in rows:
             if row["error"]:
                 self.failed += 1
@@ -33,10 +34,11 @@ class Tally:
 
     @property
     def total(self) -> int:
+        """Return the number of rows."""
         return self.labels.total() + self.failed
 
     def describe(self) -> str:
-        """Such as `3 pictures: 2 happy, 1 failed; not to be trusted: 1 flat`."""
+        """Summarise, such as `3 pictures: 2 happy, 1 failed; not to be trusted: 1 flat`."""
         if not self.total:
             return "no new pictures"
         answers = [f"{count:,} {one_line(label)}" for label, count in sorted(self.labels.items())]

@@ -1,4 +1,4 @@
-"""A private folder for code that is built on this machine: cubins and TensorRT engines.
+"""Keep code that is built on this machine in a private folder: cubins and TensorRT engines.
 
 Such a file runs with the user's rights, so the trust boundary is the user: the folder and its files belong to
 the effective user, nobody else may write them, and no symbolic link is followed. A file begins with a line of
@@ -11,13 +11,13 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import BackendError, FmengineError
+from .files import open_atomic
 
 Key = Mapping[str, str]
 
@@ -35,7 +35,7 @@ class StaleError(FmengineError):
 
 
 def default_folder() -> Path:
-    """`$FMENGINE_CACHE`, or `fmengine` in the user's cache folder.
+    """Return `$FMENGINE_CACHE`, or `fmengine` in the user's cache folder.
 
     Raises:
         CacheError: if there is none: a container's user may have neither a name nor `$HOME`.
@@ -51,19 +51,19 @@ def default_folder() -> Path:
 
 
 class Cache:
-    """Built files by key. Processes that want the same one build it once."""
+    """Keeps built files by key. Processes that need the same one build it once."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """Raises CacheError where `default_folder` does."""
         self.folder = default_folder() if folder is None else folder
 
     def get(self, kind: str, key: Key, build: Callable[[], bytes]) -> bytes:
-        """The file for `key`: as it lies here, or built and kept.
+        """Return the file for `key`: as it lies here, or built and kept.
 
         Args:
             kind: ending of the file's name, such as `cubin`.
             key: everything that the bytes depend on.
-            build: makes them; called at most once.
+            build: makes them; never called twice.
 
         Raises:
             CacheError: if the folder cannot be made, locked or trusted. A full disk costs a warning alone.
@@ -80,18 +80,19 @@ class Cache:
                 return data
 
     def load(self, kind: str, key: Key) -> bytes | None:
-        """The file for `key` if it lies here; errors as for `get`."""
+        """Return the file for `key` if it lies here; errors as for `get`."""
         with self._open_folder() as folder:
             return self._read(folder, _name(kind, key), key)
 
     def store(self, kind: str, key: Key, data: bytes) -> None:
-        """Keep the file for `key` in place of what lay here; errors as for `get`."""
+        """Keep the file for `key` instead of what lay here; errors as for `get`."""
         with self._open_folder() as folder:
             self._keep(folder, _name(kind, key), pack(key, data))
 
     def _keep(self, folder: int, name: str, content: bytes) -> None:
         try:
-            _replace(folder, name, content)
+            with open_atomic(Path(name), folder=folder, private=True) as file:
+                file.write(content)
         except OSError as error:
             log.warning(
                 "cannot keep %s (%s bytes): %s; it will be built again. Make room, or set FMENGINE_CACHE",
@@ -101,7 +102,7 @@ class Cache:
             )
 
     def _read(self, folder: int, name: str, key: Key) -> bytes | None:
-        """The file's bytes; None where there is none, or it is not what was written for the key."""
+        """Read the file's bytes; None where there is none, or it is not what was written for the key."""
         path = self.folder / name
         try:
             content = _read_private(name, path, folder)
@@ -115,7 +116,7 @@ class Cache:
 
     @contextmanager
     def _open_folder(self) -> Iterator[int]:
-        """A descriptor of the folder: whoever moves it afterwards changes nothing of what was checked."""
+        """Open the folder as a descriptor: whoever moves it afterwards changes nothing of what was checked."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -132,7 +133,7 @@ class Cache:
 
 
 def read_file(path: Path, key: Key | None = None) -> bytes:
-    """The bytes of a built file outside the cache, under the same rules.
+    """Read a built file outside the cache, under the same rules.
 
     Args:
         path: of the file.
@@ -152,27 +153,24 @@ def read_file(path: Path, key: Key | None = None) -> bytes:
         raise StaleError(f"{path} is refused: {error}") from error
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_private_file(path: Path, data: bytes) -> None:
     """Write a built file outside the cache: whole or not at all, and nobody but its owner may read or write it.
 
     Raises:
         OSError: if it cannot be written.
     """
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _replace(folder, path.name, data)
-    finally:
-        os.close(folder)
+    with open_atomic(path, private=True) as file:
+        file.write(data)
 
 
 def pack(key: Key, data: bytes) -> bytes:
-    """A built file with its manifest in front."""
+    """Return a built file with its manifest in front."""
     manifest = {"version": VERSION, "key": dict(key), "sha256": _digest(data), "size": len(data)}
     return _canonical(manifest) + b"\n" + data
 
 
 def unpack(content: bytes, key: Key | None) -> bytes:
-    """Check a built file and give its bytes without the manifest.
+    """Check a built file and return its bytes without the manifest.
 
     Args:
         content: of the file.
@@ -219,23 +217,6 @@ def _read_private(name: str, path: Path, folder: int | None = None) -> bytes:
         os.close(descriptor)
 
 
-def _replace(folder: int, name: str, data: bytes) -> None:
-    """Write a file that is whole or not there; the name in between is nobody else's."""
-    temporary = f".{name}.{secrets.token_hex(8)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
-        raise
-
-
 def _check_owner(status: os.stat_result, path: Path) -> None:
     if status.st_uid != os.geteuid():
         raise CacheError(
@@ -248,7 +229,7 @@ def _check_owner(status: os.stat_result, path: Path) -> None:
 
 @contextmanager
 def _locked(folder: int, name: str, path: Path) -> Iterator[None]:
-    """Only one process at a time; the lock goes with the process, however it ends."""
+    """Let in one process at a time; the lock goes with the process, however it ends."""
     descriptor = -1
     try:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)

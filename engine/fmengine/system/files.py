@@ -1,20 +1,22 @@
-"""Files that a command writes: checked before the work begins, and replaced as a whole when it is done."""
+"""Write files: checked before the work begins, and replaced as a whole when it is done."""
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any, Literal, overload
 
 from ..errors import OutputError
 
 
 def temporary_of(path: Path) -> Path:
-    """Where a file that is replaced as a whole is until then; what a killed run may leave behind."""
+    """Return where a file is written before it takes its name; a killed run may leave that behind."""
     return path.parent / f".{path.name}.tmp"
 
 
 def check_target(path: Path, suffixes: Sequence[str], *, overwrite: bool, hint: str = "") -> bool:
-    """See that a file can be written, so that no work is lost for a wrong name at its end.
+    """Check that a file can be written, so that no work is lost for a wrong name at its end.
 
     Args:
         path: of the file.
@@ -47,23 +49,61 @@ def write_file(path: Path, data: str | bytes) -> None:
     Raises:
         OutputError: if it cannot be written.
     """
-    temporary = temporary_of(path)
     try:
-        with temporary.open("wb") as file:
+        with open_atomic(path) as file:
             file.write(data.encode() if isinstance(data, str) else data)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+@overload
+def open_atomic(
+    path: Path, mode: Literal["wb"] = "wb", *, folder: int | None = None, private: bool = False
+) -> AbstractContextManager[IO[bytes]]: ...
+
+
+@overload
+def open_atomic(
+    path: Path, mode: Literal["w"], *, folder: int | None = None, private: bool = False
+) -> AbstractContextManager[IO[str]]: ...
+
+
+@contextmanager
+def open_atomic(
+    path: Path, mode: Literal["w", "wb"] = "wb", *, folder: int | None = None, private: bool = False
+) -> Iterator[IO[Any]]:
+    """Open a file that takes its name, from an old one that may have it, once it is whole and on the disk.
+
+    Until then it is `temporary_of(path)`. Where anything fails, also by Ctrl-C, nothing is left behind and an old
+    file stays.
+
+    Args:
+        path: of the file.
+        mode: `wb`, or `w` for text as UTF-8.
+        folder: descriptor of the folder that `path` starts from; the current one by default.
+        private: only its owner may read and write it, and the temporary name is a random one.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}") if private else temporary_of(path)
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL | os.O_NOFOLLOW if private else os.O_TRUNC)
+    permissions = 0o600 if private else 0o666
+    descriptor = os.open(temporary, flags, permissions, dir_fd=folder)
+    try:
+        with open(descriptor, mode, encoding="utf-8" if mode == "w" else None) as file:
+            yield file
             file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:  # Ctrl-C too leaves nothing behind
+            os.fsync(descriptor)
+        os.replace(temporary, path, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+            os.unlink(temporary, dir_fd=folder)
         raise
 
 
 def _try_to_write(path: Path) -> None:
-    """Make the temporary file, and remove it: permissions alone do not tell of a read-only or foreign drive."""
+    """Make the temporary file, and remove it: permissions alone do not show a read-only or foreign drive."""
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     temporary = temporary_of(path)

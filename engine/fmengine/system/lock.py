@@ -1,4 +1,4 @@
-"""One writer for each file: a lock that the system gives back when its process ends, however it ends."""
+"""Allow one writer for each file: a lock that the system releases when its process ends, however it ends."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def lock_of(path: Path) -> Path:
-    """Where the lock of a file is: beside the file itself, whatever link leads to it."""
+    """Return where the lock of a file is: beside the file itself, whatever link leads to it."""
     real = Path(os.path.realpath(path))
     return real.parent / f".{real.name}.lock"
 
@@ -47,11 +47,11 @@ def hold(path: Path) -> Iterator[None]:
 
 
 def _acquire(lock: Path, path: Path) -> int | None:
-    """The descriptor of a lock that is ours; None where there can be none."""
+    """Return the descriptor of a lock that is ours; None where there can be none."""
     for _ in range(TRIES if fcntl else 0):
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # whoever writes the file itself says what is wrong with its folder
+        except OSError:  # whoever writes the file itself reports what is wrong with its folder
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,7 +71,7 @@ def _acquire(lock: Path, path: Path) -> int | None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Return whether an open file is still the one of that name."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:

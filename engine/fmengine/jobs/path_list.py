@@ -1,0 +1,80 @@
+"""Read a list of paths as it arrives, such as that of `fmengine infer -` on stdin."""
+
+import codecs
+import io
+import os
+from collections import deque
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+READ_BYTES = 1 << 16
+# How a list may begin that another program wrote, such as PowerShell's `>`, and what it is encoded in.
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+
+class PathReader(Iterator[str]):
+    """Reads paths, separated by NUL if the first line holds one, else one a line; empty ones are left out.
+
+    A caller that must not wait polls the descriptor (`fileno`), and calls `read` once it is readable.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        """Take an open stream; a buffered one, as `sys.stdin.buffer` is."""
+        self._stream = cast(io.BufferedReader, stream)
+        self._separator = b""  # until the first line is there
+        self._text = b""  # that is no whole path yet
+        self._decoder: codecs.IncrementalDecoder | None = None  # of UTF-16
+        self._knows_encoding = self._ended = False
+        self._paths: deque[str] = deque()
+
+    def fileno(self) -> int:
+        """Return the stream's descriptor. Raises OSError where it has none."""
+        return self._stream.fileno()
+
+    def read(self) -> list[str] | None:
+        """Read once: the paths that are whole by now, perhaps none of them; None at the end of the list."""
+        if self._ended:
+            return None
+        part = self._stream.read1(READ_BYTES)
+        self._ended = not part
+        text = self._decode(part)
+        self._text += text
+        return [os.fsdecode(name) for name in self._take_names() if name]
+
+    def __next__(self) -> str:
+        """Return the next path, and wait for it; StopIteration at the end."""
+        while not self._paths:
+            if (paths := self.read()) is None:
+                raise StopIteration
+            self._paths.extend(paths)
+        return self._paths.popleft()
+
+    def _decode(self, part: bytes) -> bytes:
+        """Return the part in UTF-8, without a mark at the beginning of the list.
+
+        Bytes that are no UTF-16 stay as they are: names are bytes.
+        """
+        if not self._knows_encoding:
+            part, self._text = self._text + part, b""
+            if not self._ended and any(mark.startswith(part) and mark != part for mark in MARKS):
+                return part  # perhaps a mark, of which the rest is to come
+            self._knows_encoding = True
+            for mark, encoding in MARKS.items():
+                if part.startswith(mark):
+                    part = part[len(mark) :]
+                    if encoding.startswith("utf-16"):
+                        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
+        return self._decoder.decode(part).encode() if self._decoder else part
+
+    def _take_names(self) -> list[bytes]:
+        """Take the whole names from the text."""
+        if not self._knows_encoding:
+            return []
+        if not self._separator:
+            if not (self._ended or b"\n" in self._text or b"\0" in self._text):
+                return []
+            self._separator = b"\0" if b"\0" in self._text.partition(b"\n")[0] else b"\n"
+        *names, self._text = self._text.split(self._separator)
+        if self._ended:
+            names.append(self._text)
+        return names if self._separator == b"\0" else [name.rstrip(b"\r") for name in names]
