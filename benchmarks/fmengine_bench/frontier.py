@@ -24,7 +24,8 @@ from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.backend.registry import Options
 from fmengine.cli import main
 from fmengine.engine import Engine
-from fmengine.model.file import ModelFile, ModelSpec
+from fmengine.model.file import ModelFile
+from fmengine.model.spec import ModelSpec
 from fmengine.system.files import check_target, write_file
 from fmengine_export.export import make_spec
 from fmengine_export.fold import fold

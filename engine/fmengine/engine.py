@@ -38,7 +38,8 @@ from .image.decode import (
 from .image.flatness import Prepared, is_flat_input
 from .image.preprocess import Pixels, preprocess_batch
 from .lanes import Lanes
-from .model.file import ModelFile, ModelSpec
+from .model.file import ModelFile
+from .model.spec import ModelSpec
 from .options import Isolation, Limits
 from .pipeline.coalesce import Batcher
 from .system.cores import usable_cores

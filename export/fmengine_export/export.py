@@ -12,7 +12,8 @@ from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.backend.registry import Options
 from fmengine.errors import FmengineError, ModelError
 from fmengine.image.preprocess import Pixels
-from fmengine.model.file import ModelSpec, Precision, load_model_file
+from fmengine.model.file import load_model_file
+from fmengine.model.spec import ModelSpec, Precision
 from fmengine.system.files import write_file
 from fmengine_train.checkpoint import weights_sha256
 from fmengine_train.model import AlexNet

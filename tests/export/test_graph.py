@@ -14,7 +14,8 @@ from onnx import TensorProto, numpy_helper
 from fmengine.engine import Engine
 from fmengine.errors import ModelError
 from fmengine.image.preprocess import Pixels
-from fmengine.model.file import ModelSpec, load_model_file
+from fmengine.model.file import load_model_file
+from fmengine.model.spec import ModelSpec
 from fmengine_export.export import export
 from fmengine_export.fold import fold
 from fmengine_export.graph import build_float, build_int8

@@ -4,7 +4,8 @@ from typing import ClassVar, Self
 
 from ..errors import ModelError, UnavailableError, install_hint
 from ..image.preprocess import Pixels
-from ..model.file import ModelFile, Precision
+from ..model.file import ModelFile
+from ..model.spec import Precision
 from ..system.cores import usable_cores
 from ..system.telemetry import import_onnxruntime
 from ..types import Outputs

@@ -11,7 +11,8 @@ from ..errors import (
     install_hint,
 )
 from ..image.preprocess import Pixels
-from ..model.file import ModelFile, Precision
+from ..model.file import ModelFile
+from ..model.spec import Precision
 from ..system.cores import usable_cores
 from ..types import Outputs
 from .registry import Options, describe_threads

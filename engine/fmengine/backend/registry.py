@@ -24,7 +24,8 @@ from ..errors import (
 )
 from ..gpu.driver import require_driver
 from ..image.preprocess import Pixels
-from ..model.file import ModelFile, Precision, load_model_file, resolve
+from ..model.file import ModelFile, load_model_file, resolve
+from ..model.spec import Precision
 from ..types import Channels, DeviceImage, ImageOutputs, Outputs
 
 if TYPE_CHECKING:

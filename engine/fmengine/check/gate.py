@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import BackendError
 from ..image.preprocess import Pixels, preprocess
-from ..model.file import ModelSpec
+from ..model.spec import ModelSpec
 from ..trt.build import Profile
 from ..types import ImageOutputs, Outputs
 

@@ -11,7 +11,8 @@ from ..backend.registry import Options
 from ..check.gate import check_kernel
 from ..errors import Kind, ModelError, NoRoomError, SourceError
 from ..image.preprocess import Pixels
-from ..model.file import ModelFile, Precision
+from ..model.file import ModelFile
+from ..model.spec import Precision
 from ..system.cache import Cache
 from ..types import Channels, DeviceImage, ImageOutputs, Outputs
 from .context import Context

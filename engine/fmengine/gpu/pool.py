@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import CLOSED, FmengineError, NoRoomError
 from ..image.preprocess import Pixels
-from ..model.file import ModelSpec
+from ..model.spec import ModelSpec
 from ..types import ImageOutputs, Outputs
 from .context import LAST_WAIT
 from .interop import Picture

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import Kind, SourceError
 from ..image.preprocess import Pixels, check_resize, fit_box
-from ..model.file import ModelSpec
+from ..model.spec import ModelSpec
 from ..system.cache import Cache
 from ..types import DeviceImage
 from .arena import Buffer, aligned

@@ -33,7 +33,8 @@ from ..check.gate import (
 from ..errors import BackendError, DeviceError
 from ..image.decode import decode_bytes
 from ..image.preprocess import Pixels
-from ..model.file import ModelFile, ModelSpec, load_model_file, resolve
+from ..model.file import ModelFile, load_model_file, resolve
+from ..model.spec import ModelSpec
 from ..options import Limits
 from ..types import ImageOutputs, Outputs
 from .arena import Buffer

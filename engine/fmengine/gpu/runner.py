@@ -14,7 +14,7 @@ import numpy as np
 from ..check.gate import Way
 from ..image.flatness import is_flat_input
 from ..image.preprocess import Pixels
-from ..model.file import ModelSpec
+from ..model.spec import ModelSpec
 from ..trt.build import Profile
 from ..types import ImageOutputs, Outputs
 from .arena import Buffer, aligned

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import OutputError
 from ..image.decode import as_source_error, decode
-from ..model.file import ModelSpec
+from ..model.spec import ModelSpec
 from ..options import Isolation, Limits
 from ..system.cores import usable_cores
 from ..system.files import temporary_of

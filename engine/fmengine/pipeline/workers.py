@@ -36,7 +36,7 @@ from ..errors import Kind, SourceError, UnavailableError
 from ..image.decode import as_source_error, bytes_of, decode, path_of, raise_pillows_limit, read_error
 from ..image.flatness import Prepared, is_flat_input
 from ..image.preprocess import preprocess
-from ..model.file import ModelSpec
+from ..model.spec import ModelSpec
 from ..options import Isolation, Limits
 from ..types import Color, Encoded, Fit
 

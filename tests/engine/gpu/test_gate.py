@@ -16,7 +16,8 @@ from fmengine.check.gate import (
     gate_images,
 )
 from fmengine.image.preprocess import Pixels
-from fmengine.model.file import ModelSpec, load_model_file, resolve
+from fmengine.model.file import load_model_file, resolve
+from fmengine.model.spec import ModelSpec
 from fmengine.trt.build import Profile
 from fmengine.types import Outputs
 
