@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from .image.decode import on_gpu
+from .image.source import is_on_device
 from .pipeline.coalesce import Answer
 from .types import Failure, Prediction, Source
 
@@ -61,7 +61,7 @@ def outcomes(
 
 def _prepared(source: Source, prepare: Prepare, decoding: ThreadPoolExecutor) -> "Future[Item | Failure]":
     """A picture to come. What is on a GPU is taken over in this thread, which made it."""
-    if not on_gpu(source):
+    if not is_on_device(source):
         return decoding.submit(prepare, source)
     done: Future[Item | Failure] = Future()
     done.set_result(prepare(source))

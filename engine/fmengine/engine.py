@@ -25,25 +25,31 @@ from .errors import (
     SourceError,
     UnavailableError,
 )
-from .image.decode import (
-    as_source_error,
-    check_channels,
-    decode,
-    is_encoded,
-    is_plain_jpeg,
-    may_be_turned,
-    on_gpu,
-    read_file,
-)
+from .image.arrays import check_channels
+from .image.decode import decode
+from .image.faults import as_source_error
 from .image.flatness import Prepared, is_flat_input
-from .image.preprocess import Pixels, preprocess_batch
+from .image.jpeg import is_plain_jpeg, may_be_turned
+from .image.preprocess import preprocess_batch
+from .image.source import is_encoded, is_on_device, read_file
 from .lanes import Lanes
 from .model.file import ModelFile
 from .model.spec import ModelSpec
 from .options import Isolation, Limits
 from .pipeline.coalesce import Batcher
 from .system.cores import usable_cores
-from .types import UNSURE, Channels, Failure, ImageOutputs, Prediction, Reason, Source
+from .types import (
+    UNSURE,
+    Channels,
+    DecodedImage,
+    Failure,
+    ImageOutputs,
+    InputBatch,
+    NetworkInput,
+    Prediction,
+    Reason,
+    Source,
+)
 
 if TYPE_CHECKING:
     from .gpu.interop import Picture
@@ -89,7 +95,7 @@ class Engine:
         self.limits = limits or Limits()
         self.max_batch = max_batch
         self.unsure_below = unsure_below
-        self._least = SCALED * max(self.spec.height, self.spec.width) if scaled_jpeg else 0
+        self._min_side = SCALED * max(self.spec.height, self.spec.width) if scaled_jpeg else 0
         self.attempts = tuple(attempts)
         self._workers = workers or usable_cores()
         self._isolated: InputWorkers | None = None
@@ -99,7 +105,7 @@ class Engine:
             )
 
             arguments = self.spec, self.limits, isolate
-            self._isolated = isolation.InputWorkers(*arguments, least=self._least, count=self._workers)
+            self._isolated = isolation.InputWorkers(*arguments, min_side=self._min_side, count=self._workers)
         self._queue_delay, self._queue_size = queue_delay, queue_size
         self._batcher: Batcher | None = None
         self._open_for_lanes = open_for_lanes
@@ -233,7 +239,7 @@ class Engine:
 
         if timeout is not None and timeout <= 0:
             raise DeadlineError(f"a timeout of {timeout} s leaves no time; expected more than 0")
-        here = self._on_device is not None and on_gpu(source)
+        here = self._on_device is not None and is_on_device(source)
         asked = asyncio.wrap_future(self._batches_of_callers().submit(source, channels, here))
         try:
             return await asyncio.wait_for(asked, timeout)
@@ -305,7 +311,7 @@ class Engine:
         )
         return _then_raise(ahead, ended)
 
-    def prepare(self, source: Source, *, channels: Channels = "rgb") -> Pixels:
+    def prepare(self, source: Source, *, channels: Channels = "rgb") -> NetworkInput:
         """Decode and preprocess one picture to the network's input, uint8 `[C, H, W]`.
 
         Raises:
@@ -363,20 +369,21 @@ class Engine:
     def _read(self, source: Source) -> Source:
         return read_file(source, self.limits) if isinstance(source, str | os.PathLike) else source
 
-    def _decode(self, source: Source, channels: Channels) -> Pixels:
-        return decode(source, self.spec.color, self.limits, channels, self._least)
+    def _decode(self, source: Source, channels: Channels) -> DecodedImage:
+        return decode(source, self.spec.color, self.limits, channels, self._min_side)
 
-    def _preprocess(self, pictures: list[Pixels]) -> list[Prepared]:
-        spec = self.spec
-        images = preprocess_batch(pictures, spec.height, spec.width, spec.color, spec.fit)
+    def _preprocess(self, pictures: list[DecodedImage]) -> list[Prepared]:
+        spec = self.spec.input
+        images = preprocess_batch(pictures, spec)
         sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in pictures]
-        return list(map(Prepared, images, is_flat_input(images, sizes, spec.fit).tolist()))
+        return list(map(Prepared, images, is_flat_input(images, sizes, spec).tolist()))
 
     def _compute(self, pictures: "Sequence[Item]", backend: Backend) -> ImageOutputs:
         if self._on_device is not None:
             return self._on_device.run_pictures(cast("list[Picture]", pictures))
         images, flat = zip(*cast("list[Prepared]", pictures), strict=True)
-        outputs = backend.run(images[0][np.newaxis] if len(images) == 1 else np.stack(images))
+        batch = InputBatch(images[0][np.newaxis] if len(images) == 1 else np.stack(images))
+        outputs = backend.run(batch)
         return ImageOutputs(*outputs, np.array(flat))
 
     def _post(self, sources: list[Source], outputs: ImageOutputs) -> list[Prediction | Failure]:
@@ -448,7 +455,7 @@ class Engine:
         """What the backend is given: a picture, or the network's input where it does not preprocess."""
         if self._on_device is None:
             return self._prepared(source, channels)
-        if on_gpu(source):
+        if is_on_device(source):
             return self._on_device.admit(source, channels)
         if self._isolated is not None and is_encoded(source):
             return _as_picture(self._isolated.prepare(source).image)
@@ -473,7 +480,7 @@ class Engine:
         """The network's input of each source: on the CPU, small pictures are preprocessed together."""
         if self._isolated is not None:  # whose workers preprocess too
             return [self._picture_or_fail(source, channels) for source in sources]
-        small: dict[int, Pixels] = {}
+        small: dict[int, DecodedImage] = {}
         found: dict[int, Item | Failure] = {}
         for index, source in enumerate(sources):
             try:
@@ -544,9 +551,9 @@ def _not_finite(source: Source, probabilities: dict[str, float]) -> Failure:
     )
 
 
-def _as_picture(made: Pixels) -> Pixels:
+def _as_picture(made: NetworkInput) -> DecodedImage:
     """The network's input `[C, H, W]` as a picture `[H, W, C]`, of which a GPU makes the same bits."""
-    return np.ascontiguousarray(made.transpose(1, 2, 0))
+    return DecodedImage(np.ascontiguousarray(made.transpose(1, 2, 0)))
 
 
 def _until_error(sources: Iterable[Source], ended: list[Exception]) -> Iterator[Source]:

@@ -3,12 +3,11 @@
 from typing import ClassVar, Self
 
 from ..errors import ModelError, UnavailableError, install_hint
-from ..image.preprocess import Pixels
 from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..system.cores import usable_cores
 from ..system.telemetry import import_onnxruntime
-from ..types import Outputs
+from ..types import InputBatch, Outputs
 from .registry import Options, describe_threads
 
 PROVIDER = "CPUExecutionProvider"
@@ -49,7 +48,7 @@ class OnnxRuntimeBackend:
     def open(cls, model: ModelFile, options: Options) -> Self:
         return cls(model, options)
 
-    def run(self, images: Pixels) -> Outputs:
+    def run(self, images: InputBatch) -> Outputs:
         logits, probabilities = self._session.run(["logits", "probabilities"], {"images": images})
         return Outputs(logits, probabilities)
 

@@ -10,11 +10,10 @@ from ..errors import (
     UnavailableError,
     install_hint,
 )
-from ..image.preprocess import Pixels
 from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..system.cores import usable_cores
-from ..types import Outputs
+from ..types import InputBatch, Outputs
 from .registry import Options, describe_threads
 
 
@@ -54,7 +53,7 @@ class OpenVinoBackend:
     def open(cls, model: ModelFile, options: Options) -> Self:
         return cls(model, options)
 
-    def run(self, images: Pixels) -> Outputs:
+    def run(self, images: InputBatch) -> Outputs:
         if self._closed:
             raise FmengineError(CLOSED)
         if not hasattr(self._requests, "one"):

@@ -15,7 +15,8 @@ from string import Template
 from PIL import Image
 
 from ..errors import OutputError
-from ..image.decode import as_source_error, decode
+from ..image.decode import decode
+from ..image.faults import as_source_error
 from ..model.spec import ModelSpec
 from ..options import Isolation, Limits
 from ..system.cores import usable_cores
