@@ -18,13 +18,13 @@ from ..errors import Kind, SourceError
 from ..options import MIN_ROW, Limits
 from .headers import (
     MIN_SCAN_BYTES,
-    bitmap_sizes,
-    codestream_sizes,
     count_scans,
+    find_smallest_cell,
     holds_no_baseline,
-    png_sizes,
+    read_bitmap_sizes,
+    read_codestream_sizes,
     read_frame,
-    smallest_cell,
+    read_png_sizes,
 )
 
 MEGABYTE = 1_000_000
@@ -117,11 +117,11 @@ def check_inside(data: bytes, limits: Limits) -> None:
         SourceError: of the kind `too_large`.
     """
     if data.startswith((b"icns", b"\0\0\1\0")):
-        for width, height in (*png_sizes(data), *(bitmap_sizes(data) if data[0] == 0 else ())):
+        for width, height in (*read_png_sizes(data), *(read_bitmap_sizes(data) if data[0] == 0 else ())):
             check_pixels(width, height, limits, ICON, len(data))
     if data.startswith((b"icns", b"\xff\x4f", b"\0\0\0\x0cjP")):
-        for width, height in codestream_sizes(data):
-            check_pixels(width, height, limits, cost_of_jpeg2000(data), len(data))
+        for width, height in read_codestream_sizes(data):
+            check_pixels(width, height, limits, estimate_jpeg2000(data), len(data))
 
 
 def check_opened(image: Image.Image, data: bytes, limits: Limits) -> Cost:
@@ -130,8 +130,8 @@ def check_opened(image: Image.Image, data: bytes, limits: Limits) -> Cost:
     Raises:
         SourceError: of the kind `too_large`.
     """
-    codec = _codec(image)
-    cost = _cost_of_opened(image, codec, data, limits)
+    codec = _get_codec(image)
+    cost = _estimate_opened(image, codec, data, limits)
     check_pixels(*image.size, limits, cost, len(data))
     if image.format == "TIFF":  # whose tiles are decoded whole, however little of one the picture takes
         width, length = (getattr(image, "tag_v2", {}).get(tag) for tag in (TILE_WIDTH, TILE_LENGTH))
@@ -142,7 +142,7 @@ def check_opened(image: Image.Image, data: bytes, limits: Limits) -> Cost:
     return cost
 
 
-def cost_of_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
+def estimate_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
     """Estimate the cost of a JPEG: libjpeg goes over all pixels once a scan, however little there is in it."""
     if pixels * len(data) * ARITHMETIC <= limits.max_pixels * MIN_SCAN_BYTES * SCANS:
         return USUAL  # whatever its header holds; nearly all files end here
@@ -159,9 +159,9 @@ def cost_of_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
     return Cost(scans * codes / SCANS, memory, why + (" of arithmetic codes" if frame.arithmetic else ""))
 
 
-def cost_of_jpeg2000(data: bytes) -> Cost:
+def estimate_jpeg2000(data: bytes) -> Cost:
     """Estimate the cost of a JPEG 2000, which grows with the blocks that it is cut into."""
-    return Cost(28, 16 + CELL / smallest_cell(data), "of a JPEG 2000")
+    return Cost(28, 16 + CELL / find_smallest_cell(data), "of a JPEG 2000")
 
 
 def wait_for_memory(size: float) -> AbstractContextManager[object]:
@@ -169,12 +169,12 @@ def wait_for_memory(size: float) -> AbstractContextManager[object]:
     return _large if size >= LARGE else _small
 
 
-def _cost_of_opened(image: Image.Image, codec: str, data: bytes, limits: Limits) -> Cost:
+def _estimate_opened(image: Image.Image, codec: str, data: bytes, limits: Limits) -> Cost:
     match image.format:
         case "JPEG" | "MPO":
-            return cost_of_jpeg(data, image.width * image.height, limits)
+            return estimate_jpeg(data, image.width * image.height, limits)
         case "JPEG2000":
-            return cost_of_jpeg2000(data)
+            return estimate_jpeg2000(data)
         case "WEBP":
             return WEBP
         case "AVIF":
@@ -189,7 +189,7 @@ def _cost_of_opened(image: Image.Image, codec: str, data: bytes, limits: Limits)
     return IN_PYTHON if codec in Image.DECODERS else USUAL
 
 
-def _codec(image: Image.Image) -> str:
+def _get_codec(image: Image.Image) -> str:
     """Return Pillow's name for the decoder that a file needs; nothing where it is not known beforehand."""
     tiles = getattr(image, "tile", None)
     return str(tiles[0][0]) if tiles else ""

@@ -46,7 +46,7 @@ def read_frame(data: bytes) -> Frame | None:
     """Read a JPEG's header up to its first scan; None where it makes no sense, as the decoder will find too."""
     marker, sampling = 0, b""
     with suppress(IndexError, ValueError, ZeroDivisionError):
-        for kind, at in _segments(data):
+        for kind, at in _walk_segments(data):
             if kind in FRAMES:
                 marker, components = kind, data[at + 7]
                 sampling = data[at + 9 : at + 8 + 3 * components : 3]
@@ -60,7 +60,7 @@ def read_frame(data: bytes) -> Frame | None:
 
 def count_scans(data: bytes) -> int:
     """Count the scans of a JPEG; those of a thumbnail inside it are not among them."""
-    return sum(kind == SOS for kind, _ in _segments(data))
+    return sum(kind == SOS for kind, _ in _walk_segments(data))
 
 
 def holds_no_baseline(data: bytes) -> bool:
@@ -68,7 +68,7 @@ def holds_no_baseline(data: bytes) -> bool:
     return _NO_BASELINE.search(data) is not None
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+def _walk_segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Walk a JPEG's markers, each with where the length of its segment is.
 
     As libjpeg reads them: up to the end marker, over whatever lies between two segments.
@@ -83,7 +83,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 # JPEG 2000.
 
 
-def codestream_sizes(data: bytes) -> Iterator[tuple[int, int]]:
+def read_codestream_sizes(data: bytes) -> Iterator[tuple[int, int]]:
     """Read width and height from each header of a JPEG 2000 codestream (SIZ) in a file."""
     for match in re.finditer(rb"\xff\x51", data):
         with suppress(struct.error):
@@ -92,12 +92,12 @@ def codestream_sizes(data: bytes) -> Iterator[tuple[int, int]]:
                 yield max(0, right - left), max(0, bottom - top)
 
 
-def smallest_cell(data: bytes) -> int:
+def find_smallest_cell(data: bytes) -> int:
     """Find the smallest code-block or precinct, in pixels, of a JPEG 2000's coding styles (COD, COC)."""
-    return min(_cells(data), default=64 * 64)
+    return min(_walk_cells(data), default=64 * 64)
 
 
-def _cells(data: bytes) -> Iterator[int]:
+def _walk_cells(data: bytes) -> Iterator[int]:
     for match in re.finditer(rb"\xff[\x52\x53]", data):
         at = match.end()
         first = at + (7 if data[at - 1] == 0x52 else 4)  # of what both hold: levels, two exponents and two flags
@@ -113,13 +113,13 @@ def _cells(data: bytes) -> Iterator[int]:
 # Icons.
 
 
-def png_sizes(data: bytes) -> Iterator[tuple[int, int]]:
+def read_png_sizes(data: bytes) -> Iterator[tuple[int, int]]:
     """Read width and height of each PNG in a file."""
     for match in re.finditer(rb"IHDR(.{4})(.{4})", data, re.DOTALL):
         yield int.from_bytes(match[1]), int.from_bytes(match[2])
 
 
-def bitmap_sizes(icon: bytes) -> Iterator[tuple[int, int]]:
+def read_bitmap_sizes(icon: bytes) -> Iterator[tuple[int, int]]:
     """Read width and height of each bitmap in a Windows icon; its mask adds to the height."""
     for entry in range(int.from_bytes(icon[4:6], "little")):
         with suppress(struct.error):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..options import Limits
 from ..types import Color, DecodedImage
-from .cost import Cost, check_bytes, check_pixels, cost_of_jpeg, wait_for_memory
+from .cost import Cost, check_bytes, check_pixels, estimate_jpeg, wait_for_memory
 from .faults import decode_error
 from .headers import is_jpeg
 from .orientation import read_orientation, turn_upright
@@ -81,6 +81,6 @@ def _measure(data: bytes, limits: Limits) -> tuple[int, Cost] | None:
         return None
     if colorspace not in ("Gray", "YCbCr"):
         return None
-    cost = cost_of_jpeg(data, width * height, limits)
+    cost = estimate_jpeg(data, width * height, limits)
     check_pixels(width, height, limits, cost, len(data))
     return width * height, cost

@@ -15,7 +15,7 @@ from .cost import check_bytes
 from .faults import describe_exception, read_error
 
 DLPACK_CPU = 1  # DLPack's kDLCPU
-MAX_READ = 1 << 20  # bytes that are read of a file-like at once: some make room for all that they are asked for
+MAX_READ = 1 << 20  # bytes that are read of a file-like at once: some make room for all that is requested
 
 
 def is_encoded(source: object) -> TypeGuard[Encoded]:
@@ -156,5 +156,5 @@ def _describe(source: Any) -> str:
 
 
 def _as_line(name: str) -> str:
-    """A name as text of one line that can be written: what cannot be printed is escaped."""
+    """Bring a name to one line that can be written: what cannot be printed is escaped."""
     return name if name.isprintable() else ascii(name)

@@ -20,7 +20,7 @@ def try_picture(
     Args:
         source: as for `decode`.
         color: `gray` or `rgb`.
-        make: makes of the decoded pixels what is wanted, such as a network's input.
+        make: makes something of the decoded pixels, such as a network's input.
         limits: what is refused before it is decoded.
 
     Returns:
