@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 from PIL import Image
 
@@ -23,26 +24,29 @@ from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.cli import main
 from fmengine.cli.console import print_data
 from fmengine.errors import DataError
-from fmengine.image.decode import decode_bytes, may_be_turned
-from fmengine.image.preprocess import Pixels, preprocess, preprocess_batch
+from fmengine.image.decode import decode_bytes
+from fmengine.image.jpeg import may_be_turned
+from fmengine.image.preprocess import preprocess, preprocess_batch
 from fmengine.jobs.sources import walk
 from fmengine.model.file import load_model_file, resolve
+from fmengine.model.spec import InputSpec
 from fmengine.options import BackendOptions, Limits
 
-from .timing import Call, random_pixels, time_in_turn
+from .timing import Call, random_inputs, time_in_turn
 
 PICTURES = 256  # spread over the folder
 BATCH = 64
 SIDE = 80  # of the network's input
+SPEC = InputSpec(SIDE, SIDE, fit="stretch")
 
-One = Callable[[Any], Pixels]
+One = Callable[[Any], npt.NDArray[np.uint8]]
 
 
 def decoders() -> dict[str, One]:
     """From a file's bytes to `[H, W]` luma; the first is ours."""
     limits = Limits()
 
-    def draft(data: bytes) -> Pixels:
+    def draft(data: bytes) -> npt.NDArray[np.uint8]:
         image = Image.open(io.BytesIO(data))
         image.draft("L", None)
         return np.asarray(image.convert("L"))
@@ -68,7 +72,7 @@ def decoders() -> dict[str, One]:
 
 def resizers() -> dict[str, One]:
     """From `[H, W]` luma to the network's size; the first is the definition, picture by picture."""
-    found: dict[str, One] = {"Pillow, two passes": lambda pixels: preprocess(pixels, SIDE, SIDE, fit="stretch")[0]}
+    found: dict[str, One] = {"Pillow, two passes": lambda pixels: preprocess(pixels, SPEC)[0]}
     if find_spec("cv2"):
         import cv2
 
@@ -89,7 +93,7 @@ def resizers() -> dict[str, One]:
 def networks() -> dict[str, Call]:
     """A batch through the shipped network on one thread."""
     file = load_model_file(resolve(None, ("int8",)))
-    images = random_pixels(*file.spec.input_shape(BATCH))
+    images = random_inputs(file.spec, BATCH)
     backend = OnnxRuntimeBackend.open(file, BackendOptions(threads=1))
     calls: dict[str, Call] = {"ONNX Runtime, run": lambda: backend.run(images)}
     for name, arena in (("its IO binding", True), ("run, without its memory arena", False)):
@@ -105,11 +109,11 @@ def networks() -> dict[str, Call]:
     return calls
 
 
-def _plain(session: Any, images: Pixels) -> Call:
+def _plain(session: Any, images: npt.NDArray[np.uint8]) -> Call:
     return lambda: session.run(["logits", "probabilities"], {"images": images})
 
 
-def _bound(session: Any, images: Pixels) -> Call:
+def _bound(session: Any, images: npt.NDArray[np.uint8]) -> Call:
     binding = session.io_binding()
     for name in ("logits", "probabilities"):
         binding.bind_output(name, "cpu")
@@ -122,7 +126,7 @@ def _bound(session: Any, images: Pixels) -> Call:
     return call
 
 
-def _distance(found: Pixels, right: Pixels) -> int:
+def _distance(found: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8]) -> int:
     return int(np.abs(found.astype(int) - right).max())
 
 
@@ -146,13 +150,15 @@ def alternatives(folder: Path) -> None:
     calls, notes, _ = _compared(resizers(), pixels)
     batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
     together = f"Pillow, those of one size together, {BATCH}"
-    calls[together] = _over(lambda batch: preprocess_batch(batch, SIDE, SIDE, fit="stretch"), batches)
+    calls[together] = _over(lambda batch: preprocess_batch(batch, SPEC), batches)
     notes[together] = "the same bits"
     _table(f"resize to {SIDE}×{SIDE}", calls, len(files), notes)
     _table(f"the network, batches of {BATCH}, one thread", networks(), BATCH, {})
 
 
-def _compared(ways: dict[str, One], things: list[Any]) -> tuple[dict[str, Call], dict[str, str], list[Pixels]]:
+def _compared(
+    ways: dict[str, One], things: list[Any]
+) -> tuple[dict[str, Call], dict[str, str], list[npt.NDArray[np.uint8]]]:
     """A call of each way over all things, how far its pixels are from the first way's, and those."""
     right = [next(iter(ways.values()))(thing) for thing in things]
     calls, notes = {}, {}

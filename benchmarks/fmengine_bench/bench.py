@@ -31,7 +31,7 @@ from .on_gpu import Way, network_time, ways
 from .peers import require
 from .scenarios import NETWORK, Server, offline, server, single_stream
 from .stages import Overlapped, Serial, overlapped, serial
-from .timing import Figure, Summary, figure, latencies, random_pixels, summary
+from .timing import Figure, Summary, figure, latencies, random_inputs, summary
 from .verdict import Verdict, judge
 
 SCHEMA = "fmengine.bench/3"
@@ -216,7 +216,7 @@ def _limit(engine: Engine, effort: Effort, alone: Summary) -> tuple[Work, Peak |
 
 def _time_network(engine: Engine, batch: int, effort: Effort) -> Figure:
     """Milliseconds of a batch, measured as single stream measures one picture."""
-    images = random_pixels(*engine.spec.input_shape(batch))
+    images = random_inputs(engine.spec, batch)
     call = partial(engine.backend.run, images)
     taken = latencies({"network": call}, effort.rounds, effort.seconds / effort.rounds, least=3)
     return summary(taken["network"]).median

@@ -9,34 +9,33 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 from numpy.random import Generator
 from PIL import Image, ImageFilter
 
-from fmengine.image.preprocess import Pixels
-
 SEVERITIES = 5
-Corruption = Callable[[Pixels, int, Generator], Pixels]
+Corruption = Callable[[npt.NDArray[np.uint8], int, Generator], npt.NDArray[np.uint8]]
 
 
-def blur(pixels: Pixels, severity: int, rng: Generator) -> Pixels:
+def blur(pixels: npt.NDArray[np.uint8], severity: int, rng: Generator) -> npt.NDArray[np.uint8]:
     """Gaussian, with a radius of 1 to 5 % of the shorter side."""
     radius = 0.01 * severity * min(pixels.shape[:2])
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def noise(pixels: Pixels, severity: int, rng: Generator) -> Pixels:
+def noise(pixels: npt.NDArray[np.uint8], severity: int, rng: Generator) -> npt.NDArray[np.uint8]:
     """Gaussian, with a standard deviation of 8 to 40 levels."""
     return _levels(pixels + rng.normal(0, 8 * severity, pixels.shape))
 
 
-def jpeg(pixels: Pixels, severity: int, rng: Generator) -> Pixels:
+def jpeg(pixels: npt.NDArray[np.uint8], severity: int, rng: Generator) -> npt.NDArray[np.uint8]:
     """Saved with a quality of 50 down to 10."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=(50, 35, 25, 15, 10)[severity - 1])
     return np.asarray(Image.open(file))
 
 
-def rotation(pixels: Pixels, severity: int, rng: Generator) -> Pixels:
+def rotation(pixels: npt.NDArray[np.uint8], severity: int, rng: Generator) -> npt.NDArray[np.uint8]:
     """By 6 to 30 degrees, either way; the edge's levels go on outside."""
     margin = max(pixels.shape[:2]) // 2
     padded = np.pad(pixels, [(margin, margin)] * 2 + [(0, 0)] * (pixels.ndim - 2), mode="edge")
@@ -45,17 +44,17 @@ def rotation(pixels: Pixels, severity: int, rng: Generator) -> Pixels:
     return np.asarray(turned)[margin:-margin, margin:-margin] if margin else pixels
 
 
-def dark(pixels: Pixels, severity: int, rng: Generator) -> Pixels:
+def dark(pixels: npt.NDArray[np.uint8], severity: int, rng: Generator) -> npt.NDArray[np.uint8]:
     """Levels times 0.7 down to 0.2."""
     return _levels(pixels * (0.7, 0.55, 0.4, 0.3, 0.2)[severity - 1])
 
 
-def bright(pixels: Pixels, severity: int, rng: Generator) -> Pixels:
+def bright(pixels: npt.NDArray[np.uint8], severity: int, rng: Generator) -> npt.NDArray[np.uint8]:
     """Overexposed: levels times 1.3 up to 3, clipped at white."""
     return _levels(pixels * (1.3, 1.6, 2.0, 2.5, 3.0)[severity - 1])
 
 
-def occlusion(pixels: Pixels, severity: int, rng: Generator) -> Pixels:
+def occlusion(pixels: npt.NDArray[np.uint8], severity: int, rng: Generator) -> npt.NDArray[np.uint8]:
     """A rectangle of one level over 5 to 25 % of the picture, anywhere."""
     height, width = pixels.shape[:2]
     side = (0.05 * severity) ** 0.5
@@ -66,7 +65,7 @@ def occlusion(pixels: Pixels, severity: int, rng: Generator) -> Pixels:
     return covered
 
 
-def small(pixels: Pixels, severity: int, rng: Generator) -> Pixels:
+def small(pixels: npt.NDArray[np.uint8], severity: int, rng: Generator) -> npt.NDArray[np.uint8]:
     """A source whose shorter side has 40 down to 24 pixels."""
     height, width = pixels.shape[:2]
     scale = (40, 36, 32, 28, 24)[severity - 1] / min(height, width)
@@ -79,6 +78,6 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 
 
-def _levels(values: "np.typing.NDArray[np.floating]") -> Pixels:
-    levels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+def _levels(values: "np.typing.NDArray[np.floating]") -> npt.NDArray[np.uint8]:
+    levels: npt.NDArray[np.uint8] = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return levels

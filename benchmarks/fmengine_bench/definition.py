@@ -8,8 +8,8 @@ are in the order of `fmengine.image.preprocess`: horizontal, then vertical.
 import numpy as np
 import numpy.typing as npt
 
-from fmengine.image.preprocess import Pixels
-from fmengine.types import Color, Fit
+from fmengine.model.spec import InputSpec
+from fmengine.types import DecodedImage, NetworkInput
 
 PRECISION_BITS = 32 - 8 - 2
 
@@ -32,7 +32,7 @@ def coefficients(size: int, target: int) -> npt.NDArray[np.float64]:
     return matrix
 
 
-def resize(plane: Pixels, height: int, width: int) -> Pixels:
+def resize(plane: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
     """Resize one `[H, W]` channel, horizontally and then vertically."""
     if plane.shape[1] != width:
         plane = _round(plane.astype(np.float64) @ coefficients(plane.shape[1], width).T)
@@ -41,19 +41,19 @@ def resize(plane: Pixels, height: int, width: int) -> Pixels:
     return plane
 
 
-def luma(rgb: Pixels) -> Pixels:
+def luma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """ITU-R 601 luma in Pillow's fixed point, `[H, W, 3]` to `[H, W]`."""
     red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)
 
 
-def fit_picture(pixels: Pixels, height: int, width: int, fit: Fit) -> Pixels:
+def fit_picture(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
     """Crop or pad `[H, W]` or `[H, W, C]` to the aspect ratio of the input, sizes rounded to whole pixels."""
-    rows, columns = pixels.shape[:2]
+    (rows, columns), (height, width) = pixels.shape[:2], (spec.height, spec.width)
     wide = columns * height > rows * width
-    if fit == "stretch":
+    if spec.fit == "stretch":
         return pixels
-    if fit == "crop":
+    if spec.fit == "crop":
         keep_rows = rows if wide else max(1, _nearest(columns * height, width))
         keep_columns = max(1, _nearest(rows * width, height)) if wide else columns
         top, left = (rows - keep_rows) // 2, (columns - keep_columns) // 2
@@ -64,22 +64,25 @@ def fit_picture(pixels: Pixels, height: int, width: int, fit: Fit) -> Pixels:
     return np.pad(pixels, margins + [(0, 0)] * (pixels.ndim - 2))
 
 
-def preprocess(pixels: Pixels, height: int, width: int, color: Color, fit: Fit) -> Pixels:
-    """What `fmengine.image.preprocess.preprocess` must give, bit for bit."""
-    if color == "gray" and pixels.ndim == 3:
+def preprocess(image: DecodedImage, spec: InputSpec) -> NetworkInput:
+    """Compute what `fmengine.image.preprocess.preprocess` must give, bit for bit."""
+    pixels: npt.NDArray[np.uint8] = image
+    if spec.color == "gray" and pixels.ndim == 3:
         pixels = luma(pixels)
-    if color == "rgb" and pixels.ndim == 2:
+    if spec.color == "rgb" and pixels.ndim == 2:
         pixels = np.repeat(pixels[..., np.newaxis], 3, axis=2)
-    pixels = fit_picture(pixels, height, width, fit)
+    pixels = fit_picture(pixels, spec)
     planes = [pixels] if pixels.ndim == 2 else [pixels[..., channel] for channel in range(3)]
-    return np.stack([resize(plane, height, width) for plane in planes])
+    return NetworkInput(np.stack([resize(plane, spec.height, spec.width) for plane in planes]))
 
 
 def _nearest(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 
-def _round(sums: npt.NDArray[np.float64]) -> Pixels:
+def _round(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     half = 1 << (PRECISION_BITS - 1)
-    levels: Pixels = np.clip((sums.astype(np.int64) + half) >> PRECISION_BITS, 0, 255).astype(np.uint8)
+    levels: npt.NDArray[np.uint8] = np.clip((sums.astype(np.int64) + half) >> PRECISION_BITS, 0, 255).astype(
+        np.uint8
+    )
     return levels

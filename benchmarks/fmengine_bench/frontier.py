@@ -24,7 +24,8 @@ from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.cli import main
 from fmengine.cli.console import inform, print_data, warn
 from fmengine.engine import Engine
-from fmengine.model.file import ModelFile, ModelSpec
+from fmengine.model.file import ModelFile
+from fmengine.model.spec import ModelSpec
 from fmengine.options import BackendOptions
 from fmengine.system.files import check_target, write_file
 from fmengine_export.export import make_spec
@@ -34,7 +35,7 @@ from fmengine_train.data import PARTS
 from fmengine_train.model import ARCHITECTURES, AlexNet
 
 from .evaluate import evaluate
-from .timing import Call, random_pixels, time_in_turn
+from .timing import Call, random_inputs, time_in_turn
 
 BATCHES = (1, 32)
 
@@ -88,7 +89,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     spec, data = file.spec, file.data
 
     def pytorch(batch: int) -> Call:
-        images = torch.from_numpy(random_pixels(*spec.input_shape(batch)))
+        images = torch.from_numpy(random_inputs(spec, batch))
 
         def call() -> None:
             with torch.inference_mode():
@@ -109,7 +110,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     )
 
     def compiled(batch: int) -> Call:
-        images = random_pixels(*spec.input_shape(batch))
+        images = random_inputs(spec, batch)
         return lambda: network({"images": images})
 
     return libraries | {"openvino": compiled}
@@ -117,7 +118,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
 
 def _runner(backend: OnnxRuntimeBackend, spec: ModelSpec) -> Callable[[int], Call]:
     def of(batch: int) -> Call:
-        images = random_pixels(*spec.input_shape(batch))
+        images = random_inputs(spec, batch)
         return lambda: backend.run(images)
 
     return of

@@ -11,11 +11,11 @@ from fmengine.engine import Engine
 from fmengine.errors import BackendError
 from fmengine.gpu.backend import GpuBackend
 from fmengine.gpu.onnxruntime import OnnxRuntimeCudaBackend
-from fmengine.image.preprocess import Pixels
 from fmengine.model.file import load_model_file
 from fmengine.options import BackendOptions
+from fmengine.types import InputBatch
 
-from .timing import TURN, Call, Figure, figure, latencies, random_pixels
+from .timing import TURN, Call, Figure, figure, latencies, random_inputs
 
 STREAMS = (1, 2, 4)
 EVENTS = 20  # runs a round that the GPU's events time
@@ -51,7 +51,7 @@ def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = 
         turn: seconds of each.
     """
     batches = sorted({1, engine.max_batch})
-    images = {batch: random_pixels(*engine.spec.input_shape(batch)) for batch in batches}
+    images = {batch: random_inputs(engine.spec, batch) for batch in batches}
     alone: dict[str, list[float]] = {}
     with ExitStack() as stack:
         opened = dict(_opened(engine, stack, say))
@@ -79,7 +79,7 @@ def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = 
 
 def network_time(backend: GpuBackend, batch: int) -> float:
     """Milliseconds of the network alone, by the GPU's events: the median of some runs."""
-    images = random_pixels(*backend.spec.input_shape(batch))
+    images = random_inputs(backend.spec, batch)
     return median(backend.time_stages(images)[1].network for _ in range(EVENTS))
 
 
@@ -106,5 +106,5 @@ def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Ite
             say(f"{title} is not measured: {error}")
 
 
-def _on_every_stream(backend: GpuBackend, threads: ThreadPoolExecutor, images: Pixels) -> None:
+def _on_every_stream(backend: GpuBackend, threads: ThreadPoolExecutor, images: InputBatch) -> None:
     list(threads.map(backend.run, [images] * backend.lanes))

@@ -19,9 +19,9 @@ import torch
 from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, SourceError
-from fmengine.image.preprocess import Pixels
 from fmengine.jobs.rows import printable
 from fmengine.pipeline.attempt import try_picture
+from fmengine.types import DecodedImage, InputBatch, NetworkInput
 from fmengine.wording import pluralise
 from fmengine_export.fold import fold
 from fmengine_export.quantize import activations
@@ -240,7 +240,7 @@ def _accuracy(right: npt.NDArray[np.bool_], reference_right: npt.NDArray[np.bool
 
 def _prepare(
     files: list[tuple[str, int | None]], engines: list[Engine]
-) -> tuple[list[Pixels], npt.NDArray[np.int64] | None, list[str]]:
+) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int64] | None, list[str]]:
     """The network's inputs by each engine, and last by the definition; targets; what cannot be read."""
     inputs, targets, unreadable = [], [], []
     for path, target in track(files, len(files), "pictures", caption="preprocessing by the definition"):
@@ -256,22 +256,18 @@ def _prepare(
     return [np.stack(column) for column in zip(*inputs, strict=True)], labelled, unreadable
 
 
-def _inputs_of(path: str, engines: Sequence[Engine], pixels: Pixels) -> list[Pixels]:
+def _inputs_of(path: str, engines: Sequence[Engine], image: DecodedImage) -> list[NetworkInput]:
     """One picture's inputs. The engines' come first: they refuse what is too large for the definition to take."""
-    spec = engines[0].spec
-    return [
-        *(engine.prepare(path) for engine in engines),
-        define(pixels, spec.height, spec.width, spec.color, spec.fit),
-    ]
+    return [*(engine.prepare(path) for engine in engines), define(image, engines[0].spec.input)]
 
 
-def _torch_logits(model: AlexNet, images: Pixels) -> npt.NDArray[np.float64]:
+def _torch_logits(model: AlexNet, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     with torch.inference_mode():
         parts = [model(torch.from_numpy(batch)).double() for batch in _batches(images)]
     return torch.cat(parts).numpy()
 
 
-def _half_logits(model: AlexNet, images: Pixels) -> npt.NDArray[np.float64]:
+def _half_logits(model: AlexNet, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """The exported layers in half precision: every layer's activations are rounded to FP16."""
     network = fold(model)
     with torch.inference_mode():
@@ -279,7 +275,7 @@ def _half_logits(model: AlexNet, images: Pixels) -> npt.NDArray[np.float64]:
     return torch.cat(parts).numpy()
 
 
-def _largest_activations(model: AlexNet, images: Pixels) -> dict[str, float]:
+def _largest_activations(model: AlexNet, images: npt.NDArray[np.uint8]) -> dict[str, float]:
     """The largest absolute value that each layer gives, before rounding could hide it."""
     network = fold(model)
     largest = [0.0] * len(network.layers)
@@ -291,7 +287,7 @@ def _largest_activations(model: AlexNet, images: Pixels) -> dict[str, float]:
     return {f"{'conv' if i < convolutions else 'fc'}{i + 1}": value for i, value in enumerate(largest)}
 
 
-def _normalised(model: AlexNet, batch: Pixels) -> torch.Tensor:
+def _normalised(model: AlexNet, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
     return (torch.from_numpy(batch).float() - model.mean) / model.std
 
 
@@ -306,8 +302,8 @@ def _cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
     return float((a * b).sum() / max(1e-12, np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def _batches(images: Pixels) -> Iterator[Pixels]:
-    return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+def _batches(images: npt.NDArray[np.uint8]) -> Iterator[InputBatch]:
+    return (InputBatch(images[start : start + BATCH]) for start in range(0, len(images), BATCH))
 
 
 def as_text(report: ParityReport) -> str:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import SourceError
-from fmengine.image.preprocess import Pixels
 from fmengine.pipeline.attempt import try_picture
 from fmengine.types import Prediction
 
@@ -60,7 +60,7 @@ def _accuracy(engine: Engine, files: list[tuple[str, int]], name: str, severity:
 
 def _corrupted(
     engine: Engine, files: list[tuple[str, int]], targets: list[int], name: str, severity: int
-) -> Iterator[Pixels]:
+) -> Iterator[npt.NDArray[np.uint8]]:
     """Pixels of the files that are pictures; notes the target of each."""
     for path, target in files:
         made = try_picture(path, engine.spec.color, partial(_corrupt, path, name, severity), engine.limits)
@@ -69,7 +69,7 @@ def _corrupted(
             yield made
 
 
-def _corrupt(path: str, name: str, severity: int, pixels: Pixels) -> Pixels:
+def _corrupt(path: str, name: str, severity: int, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     if not severity:
         return pixels
     # The same draw for a file whatever else is in the set.

@@ -14,7 +14,7 @@ import numpy as np
 from fmengine.engine import Engine
 from fmengine.errors import BusyError, DeadlineError
 
-from .timing import Call, Figure, Summary, figure, latencies, random_pixels, summary
+from .timing import Call, Figure, Summary, figure, latencies, random_inputs, random_pixels, summary
 
 BATCHES = (1, 4, 16, 64)
 LOWEST = 100.0  # pictures a second: under it, the pictures that a percentile needs would take minutes
@@ -50,7 +50,7 @@ def single_stream(
     decoded = [engine._decode(engine._read(path), "rgb") for path in paths[:256]]
     of_its_size = engine.prepare(decoded[0])
     array = of_its_size[0] if len(of_its_size) == 1 else decoded[0]
-    images = random_pixels(*engine.spec.input_shape(1))
+    images = random_inputs(engine.spec, 1)
     frame = random_pixels(480, 640, 3)
     file, picture = cycle(paths), cycle(decoded)
     calls: dict[str, Call] = {

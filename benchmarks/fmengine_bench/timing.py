@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fmengine.image.preprocess import Pixels
+from fmengine.model.spec import ModelSpec
+from fmengine.types import InputBatch
 
 ROUNDS = 15
 TURN, REST = 0.15, 0.05  # seconds of a contender's turn, and of the rest before it
@@ -129,7 +130,12 @@ def time_in_turn(
     return {name: [statistics.fmean(each) for each in taken[name]] for name in contenders}
 
 
-def random_pixels(*shape: int) -> Pixels:
+def random_inputs(spec: ModelSpec, batch: int) -> InputBatch:
+    """Draw a batch of a network's inputs, uint8 `[N, C, H, W]`; see `random_pixels`."""
+    return InputBatch(random_pixels(*spec.input_shape(batch)))
+
+
+def random_pixels(*shape: int) -> npt.NDArray[np.uint8]:
     """Seeded uint8 to time a network on.
 
     Zeros would flatter it: a GPU whose bits do not change draws less power, and clocks higher.

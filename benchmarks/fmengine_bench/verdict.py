@@ -9,10 +9,9 @@ from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.backend.registry import ImageBackend
 from fmengine.check.compare import HALF, SAME, compare
 from fmengine.engine import Engine
-from fmengine.image.preprocess import Pixels
 from fmengine.model.file import load_model_file
 from fmengine.options import BackendOptions
-from fmengine.types import Failure
+from fmengine.types import Failure, InputBatch, NetworkInput
 
 from .definition import preprocess as define
 
@@ -68,7 +67,7 @@ def judge(engine: Engine, paths: Sequence[str]) -> Verdict:
     inputs = [engine.prepare(path) for path, _ in good]
     model = load_model_file(engine.model_path)
     reference = OnnxRuntimeBackend.open(model, BackendOptions(threads=1))
-    expected = np.concatenate([reference.run(images[np.newaxis]).probabilities for images in inputs])
+    expected = np.concatenate([reference.run(InputBatch(images[np.newaxis])).probabilities for images in inputs])
     reference.close()
     on_gpu = isinstance(engine.backend, ImageBackend)
     agreement = compare(many, expected, HALF if on_gpu else SAME)
@@ -82,10 +81,10 @@ def judge(engine: Engine, paths: Sequence[str]) -> Verdict:
     )
 
 
-def _pixels(engine: Engine, paths: list[str], inputs: list[Pixels]) -> int:
-    spec = engine.spec
+def _pixels(engine: Engine, paths: list[str], inputs: list[NetworkInput]) -> int:
+    spec = engine.spec.input
     differing = 0
     for path, images in zip(paths, inputs, strict=False):
         decoded = engine._decode(engine._read(path), "rgb")
-        differing += int((images != define(decoded, spec.height, spec.width, spec.color, spec.fit)).sum())
+        differing += int((images != define(decoded, spec)).sum())
     return differing

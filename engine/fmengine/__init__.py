@@ -18,7 +18,7 @@ from .errors import (
     SourceError,
     UnavailableError,
 )
-from .model.file import ModelSpec
+from .model.spec import ModelSpec
 from .options import Isolation, Limits
 from .system.telemetry import switch_off
 from .types import Failure, Outputs, Prediction, Reason

@@ -13,13 +13,16 @@ import numpy as np
 from PIL import Image
 
 from .backend.registry import Attempt, Backend, ImageBackend, open_backend
-from .errors import ClosedError, DeadlineError, SourceError, UnavailableError
-from .image.decode import as_source_error, check_channels, is_encoded, on_gpu
-from .model.file import ModelFile, ModelSpec
+from .errors import ClosedError, DeadlineError, UnavailableError
+from .image.arrays import check_channels
+from .image.faults import as_source_error
+from .image.source import is_encoded, is_file_like, is_on_device, with_source
+from .model.file import ModelFile
+from .model.spec import ModelSpec
 from .options import BackendOptions, EngineOptions, Isolation, Limits
 from .pipeline.coalesce import Coalescer
 from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
-from .pipeline.stages import Observe, Stages
+from .pipeline.stages import Observe, Stages, make_error
 from .system import fork
 from .system.cores import usable_cores
 from .types import Channels, Failure, NetworkInput, Prediction, Result, Source
@@ -157,7 +160,7 @@ class Engine:
         check_channels(channels)
         result = self._predict(source, channels)
         if isinstance(result, Failure):
-            raise SourceError(result.kind, result.message)
+            raise make_error(result)
         return result
 
     async def apredict(
@@ -180,7 +183,7 @@ class Engine:
 
         if timeout is not None and timeout <= 0:
             raise DeadlineError(f"a timeout of {timeout} s leaves no time; expected more than 0")
-        inline = self._device is not None and on_gpu(source)
+        inline = self._device is not None and is_on_device(source)
         future = asyncio.wrap_future(self._start_coalescer().submit(source, channels, inline=inline))
         try:
             return await asyncio.wait_for(future, timeout)
@@ -259,7 +262,7 @@ class Engine:
         try:
             return self._stages.preprocess(source, channels)
         except Exception as error:
-            raise as_source_error(error) from error
+            raise with_source(as_source_error(error), source) from error
 
     prepare = preprocess
 
@@ -387,13 +390,13 @@ def _make_stages(
     if options.isolate is not None:
         from .pipeline.workers import InputWorkers  # what starts processes takes time to import, and needs Linux
 
-        workers = InputWorkers(spec, options.limits, options.isolate, least=min_side, count=count)
+        workers = InputWorkers(spec, options.limits, options.isolate, min_side=min_side, count=count)
     return Stages(spec, options.limits, backend, min_side=min_side, unsure_below=unsure_below, workers=workers)
 
 
 def _check_many(sources: object) -> None:
     """Refuse one picture: text and arrays can be iterated too, and each letter or row would be a picture."""
-    one = is_encoded(sources) or isinstance(sources, np.ndarray | Image.Image) or hasattr(sources, "read")
+    one = is_encoded(sources) or isinstance(sources, np.ndarray | Image.Image) or is_file_like(sources)
     if one or hasattr(sources, "__dlpack_device__") or hasattr(sources, "__cuda_array_interface__"):
         raise TypeError(
             f"sources is one {type(sources).__name__}; expected an iterable of pictures, such as a list of them, "

@@ -94,16 +94,21 @@ class SourceError(FmengineError):
 
     Attributes:
         kind: what went wrong, one of `Kind`.
-        message: the same for a person, on one line.
+        message: the same for a person, on one line, without the source.
+        source: names the picture, as `face.jpg`; None where it is not known.
     """
 
     exit_code = 3
 
-    def __init__(self, kind: Kind, message: str) -> None:
+    def __init__(self, kind: Kind, message: str, source: str | None = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = " ".join(message.split())
+        self.source = source
+
+    def __str__(self) -> str:
+        return super().__str__() if self.source is None else f"{self.source}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle both arguments: an exception's own way keeps the message alone, and a process pool would hang."""
-        return type(self), (self.kind, self.message)
+        """Pickle all arguments: an exception's own way keeps the message alone, and a process pool would hang."""
+        return type(self), (self.kind, self.message, self.source)

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-LEAST_ROW = 16  # pixels that a row costs a decoder at least: a million rows of one pixel are no small picture
+MIN_ROW = (
+    16  # pixels that a row costs a decoder, however short it is: a million rows of one pixel are no small picture
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +15,7 @@ class Limits:
 
     Attributes:
         max_bytes: of an encoded picture; over it is `file_too_large`.
-        max_pixels: width times height, a row counting as `LEAST_ROW` pixels at least; over it is `too_large`.
+        max_pixels: width times height, a row counting as `MIN_ROW` pixels or more; over it is `too_large`.
             Pixels that may cost more than those of a PNG count more than once: a JPEG's once for each 12 scans, a
             WebP's 2 times, an AVIF's 4, a JPEG 2000's 28; `cost` has them all. With the default, which photographs
             of 108 megapixels pass, no file of a megabyte takes over 5 seconds of a core, or much more than a

@@ -7,18 +7,19 @@ import numpy as np
 
 from fmengine.cli.console import warn
 from fmengine.errors import DataError, SourceError
-from fmengine.image.preprocess import Pixels, preprocess
+from fmengine.image.preprocess import preprocess
 from fmengine.jobs.rows import printable
 from fmengine.jobs.sources import walk
+from fmengine.model.spec import InputSpec
 from fmengine.pipeline.attempt import try_picture
-from fmengine.types import Color, Fit
+from fmengine.types import Fit, InputBatch
 from fmengine_train.model import AlexNetConfig
 
 # Enough that no scale moves any more, few enough to calibrate in seconds.
 CALIBRATION_PICTURES = 512
 
 
-def read_pictures(folders: tuple[Path, ...], config: AlexNetConfig, fit: Fit) -> Pixels:
+def read_pictures(folders: tuple[Path, ...], config: AlexNetConfig, fit: Fit) -> InputBatch:
     """An even choice of the folders' pictures, preprocessed; files that are no pictures are passed over.
 
     Returns:
@@ -27,20 +28,20 @@ def read_pictures(folders: tuple[Path, ...], config: AlexNetConfig, fit: Fit) ->
     Raises:
         DataError: for a path that is no folder, or folders without a picture.
     """
-    color: Color = "gray" if config.channels == 1 else "rgb"
+    spec = InputSpec(config.height, config.width, "gray" if config.channels == 1 else "rgb", fit)
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder; --calibrate takes a folder of pictures")
     paths = [path for folder in folders for path in walk(str(folder))]
     step = max(1, len(paths) // CALIBRATION_PICTURES)
-    make = partial(preprocess, height=config.height, width=config.width, color=color, fit=fit)
+    make = partial(preprocess, spec=spec)
     pictures = []
     for path in paths[::step]:
-        made = try_picture(path, color, make)
+        made = try_picture(path, spec.color, make)
         if isinstance(made, SourceError):
             warn(f"note: {printable(path)}: {made.message}")
         else:
             pictures.append(made)
     if not pictures:
         raise DataError(f"no picture to calibrate on in {', '.join(map(str, folders))}")
-    return np.stack(pictures)
+    return InputBatch(np.stack(pictures))

@@ -8,7 +8,8 @@ import click
 from fmengine.cli.console import print_json, print_path
 from fmengine.errors import ModelError, OutputError
 from fmengine.jobs.rows import printable
-from fmengine.model.file import PRECISIONS, Precision, load_model_file, resolve
+from fmengine.model.file import load_model_file, resolve
+from fmengine.model.spec import PRECISIONS, Precision
 from fmengine.system.files import check_target
 from fmengine.trt.build import BuildOptions, load_library
 

@@ -7,7 +7,7 @@ import onnx
 
 from fmengine.cli.console import warn
 from fmengine.errors import ModelError
-from fmengine.model.file import FORMAT_VERSION, ModelSpec
+from fmengine.model.spec import FORMAT_VERSION, ModelSpec
 from fmengine.system.files import check_target, write_file
 from fmengine_train.checks import check_labels, label_notes
 

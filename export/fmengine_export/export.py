@@ -10,10 +10,11 @@ import torch
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.errors import FmengineError, ModelError
-from fmengine.image.preprocess import Pixels
-from fmengine.model.file import ModelSpec, Precision, load_model_file
+from fmengine.model.file import load_model_file
+from fmengine.model.spec import ModelSpec, Precision
 from fmengine.options import BackendOptions
 from fmengine.system.files import open_atomic, temporary_of
+from fmengine.types import InputBatch
 from fmengine_train.checkpoint import weights_sha256
 from fmengine_train.model import AlexNet
 
@@ -72,7 +73,7 @@ def export(
     name: str,
     folder: Path,
     precisions: tuple[Precision, ...],
-    calibration: Pixels | None,
+    calibration: InputBatch | None,
 ) -> Iterator[Path]:
     """Write `name.precision.onnx` for each precision; yields each path once its file is checked.
 
@@ -91,7 +92,7 @@ def export(
     # A seeded picture set for the check, where no real pictures are given.
     shape = (16, model.config.channels, model.config.height, model.config.width)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    pictures = noise if calibration is None else calibration[:64]
+    pictures = InputBatch(noise if calibration is None else calibration[:64])
     with torch.inference_mode():
         expected = model(torch.from_numpy(pictures)).numpy()
     for precision in precisions:
@@ -111,7 +112,7 @@ def export(
         yield path
 
 
-def _check(path: Path, pictures: Pixels, expected: "np.ndarray[Any, Any]", precision: Precision) -> None:
+def _check(path: Path, pictures: InputBatch, expected: "np.ndarray[Any, Any]", precision: Precision) -> None:
     """Read the file back, run it, and compare its answers with PyTorch's."""
     file = load_model_file(path)
     backend = OnnxRuntimeBackend.open(file, BackendOptions())

@@ -17,7 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import fmengine
-from fmengine.model.file import METADATA_KEY, ModelSpec, seal
+from fmengine.model.file import seal
+from fmengine.model.spec import METADATA_KEY, ModelSpec
 
 from .fold import Convolution, Linear, Network
 from .quantize import quantize_weights

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmengine.image.preprocess import Pixels
+from fmengine.types import InputBatch
 
 from .fold import Convolution, Linear, Network, Weights
 
@@ -54,7 +54,7 @@ def quantize_weights(layer: Convolution | Linear, input_scale: float) -> Quantiz
     return QuantizedWeights(weight, scale, bias.astype(np.int32))
 
 
-def calibrate(network: Network, pictures: Pixels, mean: int, std: float) -> list[float]:
+def calibrate(network: Network, pictures: InputBatch, mean: int, std: float) -> list[float]:
     """Choose the scale of every activation but the logits: level 255 stands for `255 * scale`.
 
     Each scale minimises the mean squared error of clipping and rounding over the pictures' activations.
@@ -87,7 +87,7 @@ def _best_scale(histogram: npt.NDArray[np.float64], top: float) -> float:
     return float(np.float32(scales[int(np.argmin(errors))]))
 
 
-def _batches(network: Network, pictures: Pixels, mean: int, std: float) -> Iterator[list[Tensor]]:
+def _batches(network: Network, pictures: InputBatch, mean: int, std: float) -> Iterator[list[Tensor]]:
     for start in range(0, len(pictures), CALIBRATION_BATCH):
         batch = torch.from_numpy(pictures[start : start + CALIBRATION_BATCH])
         with torch.inference_mode():

@@ -9,7 +9,8 @@ import pytest
 
 from fmengine import ModelError
 from fmengine.jobs.sources import walk
-from fmengine.model.file import METADATA_KEY, ModelSpec, load_model_file, resolve, seal
+from fmengine.model.file import load_model_file, resolve, seal
+from fmengine.model.spec import METADATA_KEY, ModelSpec
 
 onnx = pytest.importorskip("onnx", reason="makes the attacker's model files")
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from fmengine.model.file import ModelSpec
+from fmengine.model.spec import ModelSpec
 from fmengine_export.graph import describe
 
 SIZE = 8

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fmengine.image.decode import decode
 from fmengine.image.preprocess import preprocess as runtime
+from fmengine.model.spec import InputSpec
 from fmengine.options import Limits
 from fmengine.types import COLORS, FITS, Color, Fit
 from fmengine_bench.definition import coefficients, luma, preprocess, resize
@@ -59,16 +60,18 @@ def test_definition_and_runtime_agree(
     rows: int, columns: int, height: int, width: int, color: Color, fit: Fit, channels: int
 ) -> None:
     pixels = noise(rows, columns, 3) if channels == 3 else noise(rows, columns)
-    defined = preprocess(pixels, height, width, color, fit)
+    spec = InputSpec(height, width, color, fit)
+    defined = preprocess(pixels, spec)
     assert defined.shape == (1 if color == "gray" else 3, height, width)
     assert defined.dtype == np.uint8
-    assert np.array_equal(defined, runtime(pixels, height, width, color, fit))
+    assert np.array_equal(defined, runtime(pixels, spec))
 
 
 def test_definition_and_runtime_agree_on_real_faces(drawn_faces: Path) -> None:
+    spec = InputSpec(112, 112, "gray", "crop")
     for path in sorted((drawn_faces / "val").rglob("*.png"))[:8]:
         pixels = decode(path, "gray", Limits())
-        assert np.array_equal(preprocess(pixels, 112, 112, "gray", "crop"), runtime(pixels, 112, 112))
+        assert np.array_equal(preprocess(pixels, spec), runtime(pixels, spec))
 
 
 def test_resize_is_golden() -> None:
@@ -109,5 +112,5 @@ def test_luma_is_that_of_pillow() -> None:
 def test_the_definition_leaves_its_input_as_it_is(fit: Fit) -> None:
     pixels = noise(30, 50, 3)
     before = pixels.copy()
-    preprocess(pixels, 20, 20, "rgb", fit)
+    preprocess(pixels, InputSpec(20, 20, "rgb", fit))
     assert np.array_equal(pixels, before)

@@ -13,8 +13,8 @@ import torch
 from onnx import numpy_helper
 
 from fmengine.engine import Engine
-from fmengine.image.preprocess import Pixels
 from fmengine.model.file import load_model_file, resolve
+from fmengine.types import InputBatch
 from fmengine_bench.parity import HALF_MAX
 from fmengine_export.fold import Convolution, Linear, Network
 from fmengine_export.quantize import activations
@@ -40,7 +40,7 @@ def network() -> Network:
     return Network(convolutions, linears)
 
 
-def layers(images: Pixels, dtype: torch.dtype) -> list[torch.Tensor]:
+def layers(images: InputBatch, dtype: torch.dtype) -> list[torch.Tensor]:
     levels = (torch.from_numpy(images).float() - FILE.spec.mean[0]) / FILE.spec.std[0]
     with torch.inference_mode():
         return activations(levels.to(dtype), network())

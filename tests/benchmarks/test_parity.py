@@ -19,6 +19,7 @@ from fmengine.cli import cli
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError
 from fmengine.model.file import load_model_file
+from fmengine.model.spec import InputSpec
 from fmengine_bench.parity import Answers, ParityReport, compare, pictures_of, run_parity
 from fmengine_export.export import make_spec
 from fmengine_export.fold import Network, fold
@@ -238,12 +239,12 @@ def test_a_file_that_names_no_weights_is_refused(
 def test_swapped_passes_move_pixels(
     tiny_run: Path, models: list[Path], drawn_faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def vertical_first(pictures: list[np.ndarray], height: int, width: int, color: str, fit: str) -> np.ndarray:
+    def vertical_first(images: list[np.ndarray], spec: InputSpec) -> np.ndarray:
         made = []
-        for pixels in pictures:
+        for pixels in images:
             image = Image.fromarray(pixels)
-            image = image.resize((image.width, height), Image.Resampling.BILINEAR)
-            made.append(np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))[np.newaxis])
+            image = image.resize((image.width, spec.height), Image.Resampling.BILINEAR)
+            made.append(np.asarray(image.resize(spec.size, Image.Resampling.BILINEAR))[np.newaxis])
         return np.stack(made)
 
     monkeypatch.setattr("fmengine.engine.preprocess_batch", vertical_first)

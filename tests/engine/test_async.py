@@ -17,8 +17,7 @@ from fmengine import (
     Kind,
     SourceError,
 )
-from fmengine.image.preprocess import Pixels
-from fmengine.types import Outputs
+from fmengine.types import InputBatch, Outputs
 
 
 def faces(count: int) -> list[np.ndarray]:
@@ -35,7 +34,7 @@ class Watched:
         self.go.set()
         engine.backend.run = self.run  # type: ignore[method-assign]
 
-    def run(self, images: Pixels) -> Outputs:
+    def run(self, images: InputBatch) -> Outputs:
         self.sizes.append(len(images))
         self.began.set()
         assert self.go.wait(20)
@@ -133,7 +132,7 @@ def test_an_error_of_the_network_reaches_every_caller_and_the_engine_goes_on(eng
     async def ask() -> list[object]:
         return await asyncio.gather(*map(engine.apredict, faces(3)), return_exceptions=True)
 
-    def broken(images: Pixels) -> Outputs:
+    def broken(images: InputBatch) -> Outputs:
         raise RuntimeError("a fault")
 
     run, engine.backend.run = engine.backend.run, broken  # type: ignore[method-assign]

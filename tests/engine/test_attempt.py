@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from fmengine.errors import FmengineError, Kind, SourceError
-from fmengine.image.preprocess import Pixels
 from fmengine.options import Limits
 from fmengine.pipeline.attempt import try_picture
+from fmengine.types import DecodedImage
 
 GRAY = np.full((3, 4), 7, np.uint8)
 
 
-def raising(error: BaseException) -> Callable[[Pixels], None]:
-    def make(pixels: Pixels) -> None:
+def raising(error: BaseException) -> Callable[[DecodedImage], None]:
+    def make(pixels: DecodedImage) -> None:
         raise error
 
     return make

@@ -24,7 +24,8 @@ from tests.fuzz.oracle import pixels as definition
 
 import fmengine
 from fmengine.backend.registry import BACKENDS
-from fmengine.model.file import METADATA_KEY, ModelSpec, seal, shipped
+from fmengine.model.file import available_models, seal
+from fmengine.model.spec import METADATA_KEY, ModelSpec
 
 # Rows.
 
@@ -195,7 +196,7 @@ def test_bad_models(faces):
     assert "not an ONNX model" in refused("infer", faces, "--model", "text.onnx")
     for name in ("missing.onnx", "resnet"):
         err = refused("infer", faces, "--model", name)
-        assert all(model in err for model in shipped())
+        assert all(model in err for model in available_models())
 
 
 def test_bad_options(faces):
@@ -391,10 +392,10 @@ def test_info():
     document = json.loads(run("info", "--json")[0])
     assert document["labels"] == ["happy", "sad"]
     assert document["path"] in run("info", document["path"])[0]
-    assert refused("info", "resnet").count(shipped()[0]) == 1
+    assert refused("info", "resnet").count(available_models()[0]) == 1
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", available_models())
 def test_a_shipped_model_by_the_name_that_errors_list(faces, name):
     document = json.loads(run("info", name, "--json")[0])
     assert f"{document['name']}.{document['precision']}" == name
@@ -405,7 +406,7 @@ def test_a_shipped_model_that_a_backend_does_not_run(faces):
     err = refused("infer", faces, "--model", "alexnet-slim.int8", "--backend", "tensorrt", code=4)
     assert "driver" in err, "a machine without a GPU says so first"
     err = refused("infer", faces, "--model", "alexnet-slim.fp32")
-    assert all(name in err for name in shipped())
+    assert all(name in err for name in available_models())
 
 
 def test_json_is_valid_whatever_a_model_says_of_itself(tmp_path):

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, features
 from tests.jpegs import lossless, sampled
 
-import fmengine.image.decode
+import fmengine.image.cost
+import fmengine.image.jpeg
+import fmengine.image.pillow
 from fmengine.errors import Kind, SourceError
 from fmengine.image.decode import decode
 from fmengine.options import Limits
@@ -155,7 +157,7 @@ def test_whatever_libjpeg_turbo_raises_pillow_decides(monkeypatch, function, err
         raise error
 
     data = encoded(random_image(), "JPEG")
-    monkeypatch.setattr(fmengine.image.decode.simplejpeg, function, fails)
+    monkeypatch.setattr(fmengine.image.jpeg.simplejpeg, function, fails)
     np.testing.assert_array_equal(decode(data, color, LIMITS), pillow(data, color))
 
 
@@ -165,7 +167,7 @@ def test_no_room_for_libjpeg_turbo_is_no_room(monkeypatch, function):
         raise MemoryError
 
     data = encoded(random_image(), "JPEG")
-    monkeypatch.setattr(fmengine.image.decode.simplejpeg, function, fails)
+    monkeypatch.setattr(fmengine.image.jpeg.simplejpeg, function, fails)
     assert kind_of(data) is Kind.OUT_OF_MEMORY
 
 
@@ -349,11 +351,11 @@ def test_gray_with_associated_alpha():
 LEVELS_8_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
-@pytest.mark.parametrize("at_once", [fmengine.image.decode.AT_ONCE, 100])
+@pytest.mark.parametrize("strip", [fmengine.image.pillow.MAX_STRIP_PIXELS, 100])
 @pytest.mark.parametrize("mode", LEVELS_8_MODES)
-def test_every_mode_is_converted_as_pillow_does(monkeypatch, mode, at_once):
+def test_every_mode_is_converted_as_pillow_does(monkeypatch, mode, strip):
     """At once or by parts; and where it gives no gray, from what it does give."""
-    monkeypatch.setattr(fmengine.image.decode, "AT_ONCE", at_once)
+    monkeypatch.setattr(fmengine.image.pillow, "MAX_STRIP_PIXELS", strip)
     raw = np.random.default_rng(1).integers(0, 256, 37 * 23 * 4, dtype=np.uint8).tobytes()
     image = Image.frombytes(mode, (37, 23), raw[: len(Image.new(mode, (37, 23)).tobytes())])
     between = image.convert({"La": "LA", "LAB": "RGB"}.get(mode, mode))
@@ -361,10 +363,10 @@ def test_every_mode_is_converted_as_pillow_does(monkeypatch, mode, at_once):
     np.testing.assert_array_equal(decode(image, "rgb", LIMITS), np.asarray(between.convert("RGB")))
 
 
-@pytest.mark.parametrize("at_once", [fmengine.image.decode.AT_ONCE, 100])
+@pytest.mark.parametrize("strip", [fmengine.image.pillow.MAX_STRIP_PIXELS, 100])
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N", "I"])
-def test_every_mode_of_16_bits_is_scaled(monkeypatch, mode, at_once):
-    monkeypatch.setattr(fmengine.image.decode, "AT_ONCE", at_once)
+def test_every_mode_of_16_bits_is_scaled(monkeypatch, mode, strip):
+    monkeypatch.setattr(fmengine.image.pillow, "MAX_STRIP_PIXELS", strip)
     image = Image.new(mode, (37, 23), 200 * 257)
     assert (decode(image, "gray", LIMITS) == np.full((23, 37), 200)).all()
     assert (decode(image, "rgb", LIMITS) == np.full((23, 37, 3), 200)).all()
@@ -375,7 +377,7 @@ def test_every_mode_of_16_bits_is_scaled(monkeypatch, mode, at_once):
 def test_parts_are_put_together_upright(monkeypatch, orientation, color):
     data = encoded(random_image("RGBA"), exif=exif(orientation))
     expected = decode(data, color, LIMITS)
-    monkeypatch.setattr(fmengine.image.decode, "AT_ONCE", 100)
+    monkeypatch.setattr(fmengine.image.pillow, "MAX_STRIP_PIXELS", 100)
     np.testing.assert_array_equal(decode(data, color, LIMITS), expected)
 
 
@@ -609,7 +611,7 @@ def test_unsupported_shape(shape):
     assert kind_of(np.zeros(shape, np.uint8)) is Kind.UNSUPPORTED
 
 
-@pytest.mark.parametrize("source", [None, 3, ["a.png"], io.BytesIO(b"")])
+@pytest.mark.parametrize("source", [None, 3, ["a.png"], object()])
 def test_unsupported_type(source):
     assert kind_of(source) is Kind.UNSUPPORTED
 
@@ -773,7 +775,7 @@ def test_metadata_that_cannot_be_read_cost_no_picture(text):
 
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
     """Two threads with a picture of a gigabyte each would need two."""
-    monkeypatch.setattr("fmengine.image.decode.LARGE", 100)
+    monkeypatch.setattr("fmengine.image.cost.LARGE", 100)
     at_work, most, lock = 0, 0, threading.Lock()
     load = Image.Image.convert
 
@@ -797,7 +799,7 @@ def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
 
 def test_coefficients_of_a_whole_picture_are_held_one_at_a_time(monkeypatch):
     """A progressive JPEG takes several times its pixels, whatever its file's size; a baseline one does not."""
-    at_work, most, lock, whole = 0, 0, threading.Lock(), fmengine.image.decode.simplejpeg.decode_jpeg
+    at_work, most, lock, whole = 0, 0, threading.Lock(), fmengine.image.jpeg.simplejpeg.decode_jpeg
 
     def slow(*arguments: object, **more: object) -> np.ndarray:
         nonlocal at_work, most
@@ -809,9 +811,9 @@ def test_coefficients_of_a_whole_picture_are_held_one_at_a_time(monkeypatch):
             at_work -= 1
         return whole(*arguments, **more)
 
-    monkeypatch.setattr(fmengine.image.decode.simplejpeg, "decode_jpeg", slow)
+    monkeypatch.setattr(fmengine.image.jpeg.simplejpeg, "decode_jpeg", slow)
     image, limits = random_image(width=120, height=120), Limits(max_pixels=120 * 120)
-    monkeypatch.setattr(fmengine.image.decode, "LARGE", 4 * 120 * 120)
+    monkeypatch.setattr(fmengine.image.cost, "LARGE", 4 * 120 * 120)
     for progressive, together in ((True, False), (False, True)):
         most, data = 0, encoded(image, "JPEG", progressive=progressive)
         with ThreadPoolExecutor(4) as pool:
@@ -861,7 +863,7 @@ def test_scaled_decoding_keeps_at_least_what_was_asked_for(color, side, kept):
     levels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
     data = io.BytesIO()
     Image.fromarray(levels).save(data, "JPEG")
-    found = decode(data.getvalue(), color, Limits(), least=160)
+    found = decode(data.getvalue(), color, Limits(), min_side=160)
     assert found.shape[:2] == (kept, kept)
     whole = decode(data.getvalue(), color, Limits())
     assert whole.shape[:2] == (side, side)

@@ -14,6 +14,7 @@ from PIL import Image
 from fmengine import Engine, Isolation, Reason
 from fmengine.image.flatness import FLAT, is_flat, is_flat_input
 from fmengine.image.preprocess import preprocess
+from fmengine.model.spec import InputSpec
 from fmengine.types import FITS
 from fmengine_train.data import Item
 from fmengine_train.prepare import sift
@@ -40,14 +41,16 @@ def test_the_largest_sums_are_exact() -> None:
 
 @given(st.integers(0, 255), SIDES, SIDES, SIDES, SIDES, st.sampled_from(FITS))
 def test_one_level_is_flat_in_any_size_and_fit(level: int, h: int, w: int, height: int, width: int, fit) -> None:
-    image = preprocess(np.full((h, w), level, np.uint8), height, width, "gray", fit)
-    assert is_flat_input(image[np.newaxis], [(w, h)], fit).tolist() == [True]
+    spec = InputSpec(height, width, "gray", fit)
+    image = preprocess(np.full((h, w), level, np.uint8), spec)
+    assert is_flat_input(image[np.newaxis], [(w, h)], spec).tolist() == [True]
 
 
 def test_a_face_between_the_borders_of_pad_is_not_flat(portrait_pixels: np.ndarray) -> None:
     for picture in (portrait_pixels, portrait_pixels[:40], portrait_pixels[:, :40]):
-        image = preprocess(picture, 80, 80, "gray", "pad")
-        assert is_flat_input(image[np.newaxis], [picture.shape[1::-1]], "pad").tolist() == [False]
+        spec = InputSpec(80, 80, "gray", "pad")
+        image = preprocess(picture, spec)
+        assert is_flat_input(image[np.newaxis], [picture.shape[1::-1]], spec).tolist() == [False]
 
 
 def encoded(image: Image.Image, form: str) -> bytes:

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from fmengine.errors import ModelError
-from fmengine.model.file import (
-    DEFAULT_MODEL,
-    METADATA_KEY,
-    PRECISIONS,
-    ModelSpec,
-    load_model_file,
-    resolve,
-    seal,
-    shipped,
-)
+from fmengine.model.file import DEFAULT_MODEL, available_models, load_model_file, resolve, seal
+from fmengine.model.spec import METADATA_KEY, PRECISIONS, InputSpec, ModelSpec
 from fmengine.types import COLORS, FITS
 
 SPEC = ModelSpec(
@@ -365,8 +357,8 @@ def test_no_onnx(tmp_path):
 
 def test_missing_file_lists_the_shipped_models(tmp_path):
     message = error_of(tmp_path / "missing.onnx")
-    assert shipped()
-    assert all(name in message for name in shipped())
+    assert available_models()
+    assert all(name in message for name in available_models())
 
 
 @pytest.mark.parametrize("name", ["nul\0.onnx", "x" * 300 + ".onnx", "file/below.onnx"])
@@ -392,10 +384,10 @@ def test_unknown_name_lists_the_shipped_models(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError) as caught:
         load_model_file(resolve(name, ("int8",)))
-    assert name == "" or all(model in str(caught.value) for model in shipped())
+    assert name == "" or all(model in str(caught.value) for model in available_models())
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", available_models())
 def test_name_with_a_precision_is_that_file(name):
     assert resolve(name, ("fp32",)).name == f"{name}.onnx"
 
@@ -418,10 +410,36 @@ def test_path_is_used_as_it_is(tmp_path):
 
 
 def test_shipped_models_are_sound():
-    for name in shipped():
+    for name in available_models():
         stem, precision = name.rsplit(".", 1)
         spec = load_model_file(resolve(stem, (precision,))).spec
         assert (spec.name, spec.precision) == (stem, precision)
         assert len(spec.weights_sha256) == 64
     families = {load_model_file(resolve(DEFAULT_MODEL, (p,))).spec.weights_sha256 for p in ("int8", "fp16")}
     assert len(families) == 1, "the precisions of one family come from the same weights"
+
+
+def test_input_travels_as_one_value_and_enters_no_document():
+    spec = dataclasses.replace(SPEC, height=40, width=56, color="gray", fit="pad", mean=(128,), std=(64.0,))
+    before = spec.to_json()
+    assert spec.input == InputSpec(40, 56, "gray", "pad")
+    assert spec.input is spec.input
+    assert (spec.input.channels, spec.input.shape, spec.input.size) == (1, (1, 40, 56), (56, 40))
+    assert spec.input_shape(2) == (2, *spec.input.shape)
+    assert spec.to_json() == before
+    assert ModelSpec.from_json(before) == spec
+    assert dataclasses.replace(spec, height=41).input.height == 41
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"color": "cmyk"}, "color 'cmyk'; expected one of gray, rgb"),
+        ({"fit": "squash"}, "fit 'squash'; expected one of crop, pad, stretch"),
+        ({"height": 0}, "height 0, width 8; expected 1 or more"),
+        ({"width": -1}, "height 8, width -1; expected 1 or more"),
+    ],
+)
+def test_input_that_no_picture_fits_is_refused(wrong, expected):
+    with pytest.raises(ValueError, match=expected):
+        InputSpec(**{"height": 8, "width": 8} | wrong)

@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fmengine.errors import Kind, SourceError
-from fmengine.image.preprocess import (
-    AT_ONCE,
-    TOGETHER,
-    check_resize,
-    crop_box,
-    pad_box,
-    preprocess,
-    preprocess_batch,
-)
+from fmengine.image.geometry import check_resize, crop_box, fit_box, pad_box
+from fmengine.image.preprocess import MAX_GROUP_BYTES, MAX_STRIP_BYTES, preprocess, preprocess_batch
+from fmengine.model.spec import InputSpec
 from fmengine.types import COLORS, FITS
 from fmengine_bench.definition import preprocess as define
 
@@ -39,17 +33,19 @@ GOLDEN_SHA256 = "d6cb6d5f39af13f74e11bda0d93b308f6c2fa4c4c8e3f37c58fc25e478c4237
     fit=st.sampled_from(FITS),
     target=st.tuples(st.integers(1, 130), st.integers(1, 130)),
     channels=st.sampled_from([1, 3]),
-    at_once=st.sampled_from([1, 1000, AT_ONCE]),
+    strip=st.sampled_from([1, 1000, MAX_STRIP_BYTES]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_equals_the_definition(height, width, color, fit, target, channels, at_once, seed):
+def test_equals_the_definition(height, width, color, fit, target, channels, strip, seed):
     left, top, right, bottom = pad_box((width, height), (target[1], target[0]))
     assume(fit != "pad" or (right - left) * (bottom - top) < 10_000_000)  # a long strip, padded, is huge
     shape = (height, width) if channels == 1 else (height, width, 3)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    with patch("fmengine.image.preprocess.AT_ONCE", at_once):
-        made = preprocess(pixels, *target, color, fit)
-    assert np.array_equal(made, define(pixels, *target, color, fit))
+    spec = InputSpec(*target, color, fit)
+    with patch("fmengine.image.preprocess.MAX_STRIP_BYTES", strip):
+        made = preprocess(pixels, spec)
+    assert np.array_equal(made, define(pixels, spec))
+    assert made.flags.c_contiguous
 
 
 @settings(deadline=None, max_examples=100)
@@ -59,25 +55,29 @@ def test_equals_the_definition(height, width, color, fit, target, channels, at_o
     fit=st.sampled_from(FITS),
     target=st.sampled_from([(30, 40), (48, 48), (80, 80), (48, 60)]),
     channels=st.sampled_from([1, 3]),
-    together=st.sampled_from([1, 10_000, TOGETHER]),
+    group=st.sampled_from([1, 10_000, MAX_GROUP_BYTES]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_a_batch_is_its_pictures_one_by_one(sizes, color, fit, target, channels, together, seed):
+def test_a_batch_is_its_pictures_one_by_one(sizes, color, fit, target, channels, group, seed):
     rng = np.random.default_rng(seed)
     shapes = [size if channels == 1 else (*size, 3) for size in sizes]
     pictures = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
-    with patch("fmengine.image.preprocess.TOGETHER", together):
-        batch = preprocess_batch(pictures, *target, color, fit)
+    spec = InputSpec(*target, color, fit)
+    out = np.full((len(sizes), *spec.shape), 7, np.uint8)
+    with patch("fmengine.image.preprocess.MAX_GROUP_BYTES", group):
+        batch = preprocess_batch(pictures, spec)
+        assert preprocess_batch(pictures, spec, out) is out
+    assert np.array_equal(batch, out)
     assert batch.shape == (len(sizes), 1 if color == "gray" else 3, *target)
     assert batch.flags.c_contiguous
     for pixels, made in zip(pictures, batch, strict=True):
-        assert np.array_equal(made, define(pixels, *target, color, fit))
+        assert np.array_equal(made, define(pixels, spec))
 
 
 def test_one_call_of_pillow_would_not_do():
     # Were this to pass with one call, the definition's fixed order would have become needless.
     pixels = np.random.default_rng(7).integers(0, 256, (431, 42), dtype=np.uint8)
-    two = preprocess(pixels, 112, 112, "gray", "stretch")[0]
+    two = preprocess(pixels, InputSpec(112, 112, "gray", "stretch"))[0]
     swapped = np.asarray(
         Image.fromarray(pixels)
         .resize((42, 112), Image.Resampling.BILINEAR)
@@ -88,7 +88,7 @@ def test_one_call_of_pillow_would_not_do():
 
 
 def test_golden_values_of_the_portrait(portrait_pixels):
-    gray = preprocess(portrait_pixels, 112, 112, "gray", "crop")
+    gray = preprocess(portrait_pixels, InputSpec(112, 112, "gray", "crop"))
     assert gray.shape == (1, 112, 112)
     assert gray[0, 56, :8].tolist() == GOLDEN_ROW
     assert hashlib.sha256(gray.tobytes()).hexdigest() == GOLDEN_SHA256
@@ -133,12 +133,13 @@ def test_boxes_are_centred_and_of_the_right_shape(source, target):
 def test_strips_that_take_far_more_than_their_pixels_are_refused(size, target, fit, says):
     """83 seconds and 3.6 GB for 16 columns of 11 million rows, stretched."""
     if not says:
-        check_resize(size, target, fit)
+        spec = InputSpec(target[1], target[0], "gray", fit)
+        assert check_resize(size, spec) == fit_box(size, spec)
         return
     pixels = np.broadcast_to(np.zeros(1, np.uint8), size[::-1])  # as large, and no memory
     for color in COLORS:
         with pytest.raises(SourceError, match=says) as caught:
-            preprocess(pixels, target[1], target[0], color, fit)
+            preprocess(pixels, InputSpec(target[1], target[0], color, fit))
         assert caught.value.kind is Kind.TOO_LARGE
 
 
@@ -147,20 +148,45 @@ def test_strips_that_take_far_more_than_their_pixels_are_refused(size, target, f
 )
 def test_colours_and_fits_that_do_not_exist_are_refused(color, fit, says):
     """They were taken for `rgb` and `pad`."""
-    pixels = np.zeros((4, 6), np.uint8)
-    for make in (
-        lambda: preprocess(pixels, 8, 8, color, fit),
-        lambda: preprocess_batch([pixels] * 2, 8, 8, color, fit),
-    ):
-        with pytest.raises(ValueError, match=f"expected one of {says}"):
-            make()
+    with pytest.raises(ValueError, match=f"expected one of {says}"):
+        InputSpec(8, 8, color, fit)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_rows_are_written_in_place(count):
+    """A batch's memory may be shared with another process, or a GPU: its neighbours are not touched."""
+    rng = np.random.default_rng(count)
+    spec = InputSpec(8, 9, "rgb", "crop")
+    images = [rng.integers(0, 256, (20 + 5 * (index % 2), 30, 3), dtype=np.uint8) for index in range(count)]
+    memory = np.full((count + 2, *spec.shape), 7, np.uint8)
+    out = memory[1:-1]
+    assert preprocess_batch(images, spec, out) is out
+    assert np.array_equal(out, np.stack([define(image, spec) for image in images]))
+    assert (memory[0] == 7).all()
+    assert (memory[-1] == 7).all()
+
+
+@pytest.mark.parametrize(
+    "out", [np.empty((2, 1, 8, 8), np.uint8), np.empty((1, 3, 8, 8), np.uint8), np.empty((1, 1, 8, 8), np.float32)]
+)
+def test_out_of_another_form_is_refused(out):
+    with pytest.raises(ValueError, match=r"expected uint8 \(1, 1, 8, 8\)"):
+        preprocess_batch([np.zeros((9, 9), np.uint8)], InputSpec(8, 8), out)
+
+
+def test_nothing_is_written_where_one_is_too_large():
+    out = np.full((2, 1, 80, 80), 7, np.uint8)
+    strip = np.broadcast_to(np.zeros(1, np.uint8), (8_388_608, 16))
+    with pytest.raises(SourceError):
+        preprocess_batch([np.zeros((9, 9), np.uint8), strip], InputSpec(80, 80, "gray", "stretch"), out)
+    assert (out == 7).all()
 
 
 def test_padding_is_black_and_cropping_keeps_the_centre():
     pixels = np.full((10, 20), 200, dtype=np.uint8)
     pixels[:, :5] = pixels[:, 15:] = 50
-    assert (preprocess(pixels, 10, 10, "gray", "crop") == 200).all()
-    padded = preprocess(pixels, 20, 20, "gray", "pad")[0]
+    assert (preprocess(pixels, InputSpec(10, 10, "gray", "crop")) == 200).all()
+    padded = preprocess(pixels, InputSpec(20, 20, "gray", "pad"))[0]
     assert (padded[:5] == 0).all()
     assert (padded[15:] == 0).all()
     assert np.array_equal(padded[5:15], pixels)
@@ -170,5 +196,5 @@ def test_padding_is_black_and_cropping_keeps_the_centre():
 def test_a_picture_of_the_right_size_is_left_alone(color):
     shape = (112, 112) if color == "gray" else (112, 112, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    result = preprocess(pixels, 112, 112, color, "crop")
+    result = preprocess(pixels, InputSpec(112, 112, color, "crop"))
     assert np.array_equal(result, pixels[np.newaxis] if color == "gray" else pixels.transpose(2, 0, 1))

@@ -13,7 +13,7 @@ from PIL import Image
 from fmengine.errors import Kind, OutputError
 from fmengine.jobs.report import write_report
 from fmengine.jobs.rows import Row, to_row
-from fmengine.model.file import ModelSpec
+from fmengine.model.spec import ModelSpec
 from fmengine.types import Failure, Prediction, Reason
 
 SPEC = ModelSpec(

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from fmengine.cli import cli
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, OutputError
-from fmengine.model.file import METADATA_KEY, ModelSpec, load_model_file
+from fmengine.model.file import load_model_file
+from fmengine.model.spec import METADATA_KEY, ModelSpec
 from fmengine_export import export as module
 from fmengine_export.export import CheckError
 from fmengine_export.fold import Network

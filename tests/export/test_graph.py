@@ -13,8 +13,9 @@ from onnx import TensorProto, numpy_helper
 
 from fmengine.engine import Engine
 from fmengine.errors import ModelError
-from fmengine.image.preprocess import Pixels
-from fmengine.model.file import ModelSpec, load_model_file
+from fmengine.model.file import load_model_file
+from fmengine.model.spec import ModelSpec
+from fmengine.types import InputBatch
 from fmengine_export.export import export
 from fmengine_export.fold import fold
 from fmengine_export.graph import build_float, build_int8
@@ -35,7 +36,7 @@ def constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def faces(tiny_models: Path, drawn_faces: Path) -> Pixels:
+def faces(tiny_models: Path, drawn_faces: Path) -> InputBatch:
     """The validation pictures as the network takes them."""
     with Engine.load(tiny_models / "tiny.fp32.onnx", "onnxruntime") as engine:
         return np.stack([engine.prepare(path) for path in sorted((drawn_faces / "val").rglob("*.png"))])
@@ -64,7 +65,7 @@ def test_signature_is_pictures_in_logits_and_probabilities_out(tiny_models: Path
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_any_batch_gives_the_same_answers(tiny_models: Path, faces: Pixels, precision: str) -> None:
+def test_any_batch_gives_the_same_answers(tiny_models: Path, faces: InputBatch, precision: str) -> None:
     session = onnxruntime.InferenceSession(tiny_models / f"tiny.{precision}.onnx")
     (whole,) = session.run(["logits"], {"images": faces[:5]})
     single = np.concatenate([session.run(["logits"], {"images": faces[n : n + 1]})[0] for n in range(5)])
@@ -206,7 +207,7 @@ def test_one_changed_byte_is_damage(tiny_models: Path, tmp_path: Path, precision
 # Shares of the largest logit. FP16: eleven bits, about 1e-3 a layer at worst; INT8: seven bits of weight.
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 5e-3), ("int8", 0.1)])
 def test_answers_are_those_of_pytorch(
-    tiny_models: Path, tiny_run: Path, faces: Pixels, precision: str, tolerance: float
+    tiny_models: Path, tiny_run: Path, faces: InputBatch, precision: str, tolerance: float
 ) -> None:
     model, document = load_model(tiny_run)
     with torch.inference_mode():
@@ -219,7 +220,7 @@ def test_answers_are_those_of_pytorch(
 
 
 def test_export_twice_gives_the_same_bytes(
-    tiny_models: Path, tiny_run: Path, faces: Pixels, tmp_path: Path
+    tiny_models: Path, tiny_run: Path, faces: InputBatch, tmp_path: Path
 ) -> None:
     files = []
     for name in ("first", "second"):

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fmengine.errors import Kind, SourceError
-from fmengine.image.decode import REFUSED_FORMATS, decode
+from fmengine.image.decode import decode
+from fmengine.image.pillow import REFUSED_FORMATS
 from fmengine.options import Limits
 
 # Small, so that a mutated header does not cost gigabytes; the same for both sides.

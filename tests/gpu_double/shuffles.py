@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from fmengine import Engine, Prediction
-from fmengine.image.preprocess import Pixels
 from fmengine.model.file import resolve
+from fmengine.types import DecodedImage
 
 from . import driver
 
@@ -27,11 +27,11 @@ NEAR = 1e-6  # between the CPU's answers and those of the same library behind th
 
 
 @cache
-def pictures(count: int) -> list[Pixels]:
+def pictures(count: int) -> list[DecodedImage]:
     """Pictures of many sizes, gray and in colour: cut and scaled out of real ones, noise, and flat ones."""
     rng = np.random.default_rng(7)
     real = [Image.open(path) for path in sorted(DEMO.iterdir())[:40]] if DEMO.is_dir() else []
-    made: list[Pixels] = []
+    made: list[DecodedImage] = []
     for index in range(count):
         height, width = (int(side) for side in np.exp(rng.uniform(np.log(8), np.log(160), 2)).round())
         if index % 10 == 9:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from fmengine.gpu.launch import Geometry
-from fmengine.image.preprocess import Pixels
 
 from .host import HostKernel, pack
 
@@ -26,19 +26,19 @@ class Case:
         size: rows and columns of the output.
     """
 
-    pictures: list[Pixels]
+    pictures: list[npt.NDArray[np.uint8]]
     boxes: list[Box]
     paddings: list[int]
     bgr: list[bool]
     channels: int
     size: tuple[int, int]
 
-    def expected(self) -> Pixels:
+    def expected(self) -> npt.NDArray[np.uint8]:
         """What Pillow makes of it, which is the definition of preprocessing (`fmengine.image.preprocess`)."""
         rows = zip(self.pictures, self.boxes, self.bgr, strict=True)
         return np.stack([reference(picture, box, bgr, self.channels, self.size) for picture, box, bgr in rows])
 
-    def run(self, kernel: HostKernel) -> Pixels:
+    def run(self, kernel: HostKernel) -> npt.NDArray[np.uint8]:
         buffer, geometries = pack(self.pictures, self.boxes, padding=self.paddings, bgr=self.bgr)
         return kernel.run(geometries, buffer.ctypes.data, self.channels, *self.size)
 
@@ -46,7 +46,9 @@ class Case:
         return pack(self.pictures, self.boxes, padding=self.paddings, bgr=self.bgr)[1]
 
 
-def reference(picture: Pixels, box: Box, bgr: bool, channels: int, size: tuple[int, int]) -> Pixels:
+def reference(
+    picture: npt.NDArray[np.uint8], box: Box, bgr: bool, channels: int, size: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
     """One picture by two calls of Pillow, `[C, H, W]`."""
     if picture.ndim == 3:
         picture = picture[..., 0] if picture.shape[2] == 1 else picture[..., 2::-1] if bgr else picture[..., :3]

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 import fmengine.gpu
 from fmengine.gpu.launch import PICTURE, Geometry, Plan
-from fmengine.image.preprocess import Pixels
 
 HERE = Path(__file__).parent
 SOURCE = Path(fmengine.gpu.__file__).parent / "preprocess.cu"
@@ -74,7 +73,9 @@ class HostKernel:
         if (size := self._library.size_of_picture()) != PICTURE.itemsize:
             raise RuntimeError(f"struct Picture has {size} bytes, its NumPy type {PICTURE.itemsize}")
 
-    def run(self, geometries: Sequence[Geometry], base: int, channels: int, height: int, width: int) -> Pixels:
+    def run(
+        self, geometries: Sequence[Geometry], base: int, channels: int, height: int, width: int
+    ) -> npt.NDArray[np.uint8]:
         """Preprocess a batch that lies at the address `base`; every buffer has just the size of the plan."""
         plan = Plan.make(geometries, channels, height, width)
         tables = np.full(plan.tables_size, 0xA5, np.uint8)
@@ -91,7 +92,7 @@ class HostKernel:
 
 def pack(
     pictures: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[tuple[int, int, int, int]], **options: Any
-) -> tuple[Pixels, list[Geometry]]:
+) -> tuple[npt.NDArray[np.uint8], list[Geometry]]:
     """Put pictures, `[H, W]` or `[H, W, C]`, one after the other into one buffer.
 
     Args:

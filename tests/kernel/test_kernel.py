@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from fmengine.errors import SourceError
 from fmengine.gpu.launch import PICTURE, Geometry, Plan
 from fmengine.image.decode import decode
-from fmengine.image.preprocess import fit_box, preprocess
+from fmengine.image.geometry import fit_box
+from fmengine.image.preprocess import preprocess
+from fmengine.model.spec import InputSpec
 from fmengine.options import Limits
 from fmengine.types import FITS
 
@@ -131,14 +133,14 @@ def test_black_and_white_stay_black_and_white(kernel: HostKernel) -> None:
 @pytest.mark.parametrize("color", ["gray", "rgb"])
 def test_every_fit_policy_is_the_runtimes(kernel: HostKernel, fit: str, color: str) -> None:
     rng = np.random.default_rng(7)
-    channels = 1 if color == "gray" else 3
+    spec = InputSpec(40, 56, color, fit)
     pictures = [
         rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((48, 48), (90, 31), (31, 90), (5, 7), (1, 40))
     ]
-    boxes = [fit_box((picture.shape[1], picture.shape[0]), (56, 40), fit) for picture in pictures]
+    boxes = [fit_box((picture.shape[1], picture.shape[0]), spec) for picture in pictures]
     buffer, geometries = pack(pictures, boxes)
-    found = kernel.run(geometries, buffer.ctypes.data, channels, 40, 56)
-    np.testing.assert_array_equal(found, np.stack([preprocess(p, 40, 56, color, fit) for p in pictures]))
+    found = kernel.run(geometries, buffer.ctypes.data, *spec.shape)
+    np.testing.assert_array_equal(found, np.stack([preprocess(p, spec) for p in pictures]))
 
 
 def test_a_picture_does_not_depend_on_its_batch(kernel: HostKernel) -> None:
@@ -177,10 +179,11 @@ def test_the_portrait(kernel: HostKernel, portrait_pixels: np.ndarray) -> None:
 
 
 def _hold(kernel: HostKernel, pictures: list[np.ndarray]) -> None:
-    boxes = [fit_box((picture.shape[1], picture.shape[0]), (112, 112), "crop") for picture in pictures]
+    spec = InputSpec(112, 112, "gray", "crop")
+    boxes = [fit_box((picture.shape[1], picture.shape[0]), spec) for picture in pictures]
     buffer, geometries = pack(pictures, boxes)
-    found = kernel.run(geometries, buffer.ctypes.data, 1, 112, 112)
-    np.testing.assert_array_equal(found, np.stack([preprocess(p, 112, 112, "gray", "crop") for p in pictures]))
+    found = kernel.run(geometries, buffer.ctypes.data, *spec.shape)
+    np.testing.assert_array_equal(found, np.stack([preprocess(p, spec) for p in pictures]))
 
 
 def test_a_batch_of_more_than_two_gibibytes(kernel: HostKernel) -> None:

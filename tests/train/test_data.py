@@ -13,6 +13,7 @@ from PIL import Image
 from fmengine.errors import DataError, OutputError
 from fmengine.image.decode import decode
 from fmengine.image.preprocess import preprocess
+from fmengine.model.spec import InputSpec
 from fmengine.options import Limits
 from fmengine_train.data import Dataset, Item, find, held_out, load, part_of, unlabelled
 
@@ -291,7 +292,8 @@ def test_pixels_are_what_the_runtime_computes(faces: Path, channels: int) -> Non
     dataset = load(items, ("happy", "sad"), (channels, 5, 6), "pad", faces.parent)
     color = "gray" if channels == 1 else "rgb"
     for item, pixels in zip(items, dataset.pixels, strict=True):
-        assert np.array_equal(pixels, preprocess(decode(item.picture, color, Limits()), 5, 6, color, "pad"))
+        expected = preprocess(decode(item.picture, color, Limits()), InputSpec(5, 6, color, "pad"))
+        assert np.array_equal(pixels, expected)
 
 
 def test_splits_and_targets_belong_to_the_items(faces: Path) -> None:

@@ -23,11 +23,12 @@ import numpy.typing as npt
 
 from fmengine.cli.console import track
 from fmengine.errors import DataError, OutputError, SourceError
-from fmengine.image.preprocess import Pixels, preprocess
+from fmengine.image.preprocess import preprocess
 from fmengine.jobs.rows import printable
+from fmengine.model.spec import InputSpec
 from fmengine.pipeline.attempt import try_picture
 from fmengine.system.cores import usable_cores
-from fmengine.types import Color, Fit
+from fmengine.types import DecodedImage, Fit, InputBatch
 
 from .checks import check_class_names, check_classes, check_path, leave_out
 
@@ -55,7 +56,7 @@ class Item:
         name: the file's, as the system knows it; messages show what `printable` makes of it.
     """
 
-    picture: Path | Pixels
+    picture: Path | DecodedImage
     label: str | None
     split: Split
     source: str
@@ -81,7 +82,7 @@ class Dataset:
     """
 
     labels: tuple[str, ...]
-    pixels: Pixels
+    pixels: InputBatch
     targets: npt.NDArray[np.int64]
     answers: npt.NDArray[np.float32]
     hints: npt.NDArray[np.float16]
@@ -199,12 +200,12 @@ def load(
         OutputError: if the folder has no room for the pixels.
     """
     channels, height, width = shape
-    color: Color = "gray" if channels == 1 else "rgb"
-    make = partial(preprocess, height=height, width=width, color=color, fit=fit)
+    spec = InputSpec(height, width, "gray" if channels == 1 else "rgb", fit)
+    make = partial(preprocess, spec=spec)
     pixels = _mapped((len(items), *shape), folder)
 
     def prepare(index: int) -> str | SourceError:
-        made = try_picture(items[index].picture, color, make)
+        made = try_picture(items[index].picture, spec.color, make)
         if isinstance(made, SourceError):
             return made
         pixels[index] = made
@@ -246,7 +247,7 @@ def load(
     )
 
 
-def _mapped(shape: tuple[int, ...], folder: Path) -> Pixels:
+def _mapped(shape: tuple[int, int, int, int], folder: Path) -> InputBatch:
     """An array in a file without a name. Its room is taken at once: a write that finds none kills the process."""
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
@@ -258,7 +259,7 @@ def _mapped(shape: tuple[int, ...], folder: Path) -> Pixels:
                 f"no room in {folder} for the preprocessed pictures, {math.prod(shape):,} bytes: "
                 f"{error.strerror}; choose another --run folder"
             ) from error
-        return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
+        return InputBatch(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
 
 
 def map_threaded(function: Callable[[T], R], items: Sequence[T], caption: str) -> list[R]:
@@ -337,4 +338,4 @@ def _fer2013_rows(path: Path, file: TextIO, classes: tuple[str, ...]) -> Iterato
         except (KeyError, ValueError, OverflowError) as error:
             raise DataError(f"{name}: not a row of FER2013 ({error})") from error
         if split is not None and (not classes or label in classes):
-            yield Item(levels, label, split, printable(path.stem), name)
+            yield Item(DecodedImage(levels), label, split, printable(path.stem), name)

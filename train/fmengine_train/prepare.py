@@ -20,13 +20,13 @@ from PIL import Image, ImageDraw
 
 from fmengine.cli.console import inform, print_json, print_path, track, warn
 from fmengine.errors import DataError, SourceError
-from fmengine.image.decode import read_file
 from fmengine.image.flatness import is_flat
-from fmengine.image.preprocess import Pixels
+from fmengine.image.source import read_file
 from fmengine.jobs.formats import FORMULA
 from fmengine.jobs.rows import printable
 from fmengine.options import Limits
 from fmengine.pipeline.attempt import try_picture
+from fmengine.types import DecodedImage
 from fmengine.wording import pluralise
 
 from .checks import read_names
@@ -126,7 +126,7 @@ def _examine(item: Item) -> tuple[str, str]:
     return digest, "" if digest else "flat: one level all over"
 
 
-def _digest(pixels: Pixels) -> str:
+def _digest(pixels: DecodedImage) -> str:
     """Return a digest of the pixels; none of a flat picture."""
     if is_flat(np.moveaxis(np.atleast_3d(pixels), 2, 0)[np.newaxis])[0]:
         return ""
@@ -244,5 +244,5 @@ def _kind(reason: str) -> str:
     return re.sub(r": .*", "", reason)
 
 
-def _thumbnail(pixels: Pixels) -> Image.Image:
+def _thumbnail(pixels: DecodedImage) -> Image.Image:
     return Image.fromarray(pixels).convert("L").resize((THUMBNAIL,) * 2)

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ClosedError, ModelError, UnavailableError, install_hint
-from ..model.file import ModelFile, Precision
+from ..model.file import ModelFile
+from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system import fork
 from ..system.cores import usable_cores

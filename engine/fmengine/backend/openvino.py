@@ -12,7 +12,8 @@ from ..errors import (
     UnavailableError,
     install_hint,
 )
-from ..model.file import ModelFile, Precision
+from ..model.file import ModelFile
+from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system import fork
 from ..system.cores import usable_cores

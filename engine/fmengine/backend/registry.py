@@ -22,10 +22,10 @@ from ..errors import (
     UnavailableError,
 )
 from ..gpu.driver import require_driver
-from ..image.preprocess import Pixels
-from ..model.file import ModelFile, Precision, load_model_file, resolve
+from ..model.file import ModelFile, load_model_file, resolve
+from ..model.spec import Precision
 from ..options import BackendOptions
-from ..types import Channels, DeviceImage, ImageOutputs, Outputs
+from ..types import Channels, DeviceImage, ImageOutputs, InputBatch, Outputs
 
 if TYPE_CHECKING:
     from ..gpu.interop import Picture
@@ -57,7 +57,7 @@ class Backend(Protocol):
         """Make the network ready. Raises UnavailableError if this machine lacks something."""
         ...
 
-    def run(self, images: Pixels) -> Outputs:
+    def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run uint8 `[N, C, H, W]`, any N from 1."""
         ...
 
@@ -205,7 +205,7 @@ def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
     """The first run of a shape is the slow one, and shows whether the model takes it."""
     expected = (batch, len(file.spec.labels))
     try:
-        outputs = backend.run(np.zeros(file.spec.input_shape(batch), dtype=np.uint8))
+        outputs = backend.run(InputBatch(np.zeros(file.spec.input_shape(batch), dtype=np.uint8)))
     except BackendError:  # of the machine, not of the model
         raise
     except Exception as error:  # every library has its own

@@ -26,6 +26,7 @@ from ..model.file import ModelFile
 from ..options import BackendOptions
 from ..system.cache import Cache, CacheError
 from ..system.cores import usable_cores
+from ..types import InputBatch
 from .registry import CPU_BACKENDS, Backend, open_backend, open_file
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _compare_on(backend: Backend, model: ModelFile) -> Agreement | None:
         return None
     try:
         images = gate_images(model.spec)
-        parts = [images[start : start + TOGETHER] for start in range(0, len(images), TOGETHER)]
+        parts = [InputBatch(images[start : start + TOGETHER]) for start in range(0, len(images), TOGETHER)]
         found, expected = (
             np.concatenate([each.run(part).probabilities for part in parts]) for each in (backend, default)
         )
@@ -134,7 +135,7 @@ def measure() -> dict[str, float]:
                 log.info("%s is not measured: %s", name, error)
         if not opened:
             return {}
-        images = np.random.default_rng(7).integers(0, 256, file.spec.input_shape(BATCH), np.uint8)
+        images = InputBatch(np.random.default_rng(7).integers(0, 256, file.spec.input_shape(BATCH), np.uint8))
         seconds: dict[str, list[float]] = {name: [] for name in opened}
         for _ in range(ROUNDS):
             for name in opened:

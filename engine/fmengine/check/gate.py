@@ -9,17 +9,17 @@ import numpy as np
 from PIL import Image
 
 from ..errors import BackendError
-from ..image.preprocess import Pixels, preprocess
-from ..model.file import ModelSpec
+from ..image.preprocess import preprocess, preprocess_batch
+from ..model.spec import ModelSpec
 from ..trt.build import Profile
-from ..types import ImageOutputs, Outputs
+from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs
 
 PICTURES = 256
 SEED = 20
 # Half precision moves a probability by up to some thousandths; a wrong layer, batch or stream by tenths.
 PROBABILITY = 0.01
 
-Run = Callable[[Pixels], Outputs | ImageOutputs]
+Run = Callable[[InputBatch], Outputs | ImageOutputs]
 
 
 class GateError(BackendError):
@@ -71,13 +71,13 @@ def check_engine(ways: Sequence[Way], reference: Run, spec: ModelSpec) -> list[P
         for batch in batch_sizes(profile):
             # Every batch is full: it begins again with the first picture where the last is passed.
             order = np.arange(-(-len(images) // batch) * batch) % len(images)
-            parts = [run(images[rows]).probabilities for rows in order.reshape(-1, batch)]
+            parts = [run(InputBatch(images[rows])).probabilities for rows in order.reshape(-1, batch)]
             passed.append(Passed(name, batch, _largest(np.concatenate(parts), expected[order], name, batch)))
     return passed
 
 
 def check_kernel(
-    run: Callable[[Sequence[Pixels]], Pixels],
+    run: Callable[[Sequence[DecodedImage]], InputBatch],
     spec: ModelSpec,
     batch: int,
     *,
@@ -100,7 +100,7 @@ def check_kernel(
     for start in range(0, pictures, batch):
         drawn = [random_picture(rng) for _ in range(min(batch, pictures - start))]
         for index, (picture, found) in enumerate(zip(drawn, run(drawn), strict=True)):
-            expected = preprocess(picture, spec.height, spec.width, spec.color, spec.fit)
+            expected = preprocess(picture, spec.input)
             if wrong := int((found != expected).sum()):
                 raise GateError(
                     f"the preprocessing kernel is refused: {wrong} levels of picture {start + index} (seed "
@@ -114,32 +114,33 @@ def batch_sizes(profile: Profile) -> list[int]:
     return sorted({profile.least, min(odd, profile.most), profile.most})
 
 
-def gate_images(spec: ModelSpec) -> Pixels:
+def gate_images(spec: ModelSpec) -> InputBatch:
     """`gate_pictures`, preprocessed, uint8 `[257, C, H, W]`."""
-    return np.stack([preprocess(p, spec.height, spec.width, spec.color, spec.fit) for p in gate_pictures()])
+    return preprocess_batch(gate_pictures(), spec.input)
 
 
-def gate_pictures() -> list[Pixels]:
+def gate_pictures() -> list[DecodedImage]:
     """256 seeded pictures and a portrait, uint8 `[H, W, 3]`.
 
     The seeded ones are noise at a random coarseness and contrast: together they drive every layer through its
     range, which faces alone would not.
     """
     rng = np.random.default_rng(SEED)
-    pictures = []
+    pictures: list[DecodedImage] = []
     for _ in range(PICTURES):
         cells = int(rng.integers(2, 65))
         levels = rng.normal(rng.uniform(40, 215), rng.uniform(5, 90), (cells, cells, 3))
-        pictures.append(levels.clip(0, 255).astype(np.uint8))
+        pictures.append(DecodedImage(levels.clip(0, 255).astype(np.uint8)))
     portrait = resources.files(__package__).joinpath("portrait.png").read_bytes()
-    pictures.append(np.asarray(Image.open(BytesIO(portrait)).convert("RGB")))
+    pictures.append(DecodedImage(np.asarray(Image.open(BytesIO(portrait)).convert("RGB"))))
     return pictures
 
 
-def random_picture(rng: np.random.Generator) -> Pixels:
+def random_picture(rng: np.random.Generator) -> DecodedImage:
     """Uniform noise, on which every wrong weight shows."""
     height, width = (int(side) for side in np.exp(rng.uniform(0, np.log(300), 2)).round())
-    return rng.integers(0, 256, (height, width) if rng.random() < 0.5 else (height, width, 3), np.uint8)
+    shape = (height, width) if rng.random() < 0.5 else (height, width, 3)
+    return DecodedImage(rng.integers(0, 256, shape, np.uint8))
 
 
 def _largest(

@@ -13,7 +13,7 @@ import click
 
 from ..backend.registry import BACKENDS
 from ..engine import Engine
-from ..image.decode import raise_pillows_limit
+from ..image.pillow import raise_pillow_limit
 from ..jobs.journal import Journal, Target
 from ..jobs.output import claim, open_output
 from ..jobs.rows import Row, to_row, to_text
@@ -134,7 +134,7 @@ def infer(
         raise click.UsageError("nothing to do: give a SOURCE, or --batch DIR")
     _check_resume(output, resume=resume, retry_failed=retry_failed, overwrite=overwrite)
     limits = Limits(max_bytes, max_pixels)
-    raise_pillows_limit(max_pixels)
+    raise_pillow_limit(max_pixels)
     isolation = _choose_isolation(isolate, max_seconds, max_memory)
     if isolation is not None and jpeg == "gpu":
         raise click.UsageError("--isolate decodes in worker processes on the CPU: leave --jpeg gpu out")

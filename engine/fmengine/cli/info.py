@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ..jobs.rows import one_line
-from ..model.file import load_model_file, resolve, shipped
+from ..model.file import available_models, load_model_file, resolve
 from .console import print_data, print_json, to_json
 
 
@@ -32,7 +32,7 @@ def info(model: str | None, as_json: bool) -> None:
         "validation": "; ".join(measured) or "not said",
         "weights": f"sha256 {spec.weights_sha256 or 'not said'}",
         "digest": f"sha256 {spec.file_sha256}, verified",
-        "shipped": ", ".join(shipped()),
+        "shipped": ", ".join(available_models()),
     }
     for name, value in rows.items():
         print_data(f"{name:14} {one_line(value)}")

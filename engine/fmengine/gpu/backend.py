@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from ..check.gate import check_kernel
 from ..errors import Kind, ModelError, NoRoomError, SourceError
-from ..image.preprocess import Pixels
-from ..model.file import ModelFile, Precision
+from ..model.file import ModelFile
+from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.cache import Cache
-from ..types import Channels, DeviceImage, ImageOutputs, Outputs
+from ..types import Channels, DecodedImage, DeviceImage, ImageOutputs, InputBatch, Outputs
 from .context import Context
 from .driver import describe_gpu
 from .interop import Arrivals, Picture, device_picture
@@ -77,7 +78,7 @@ class GpuBackend(ABC):
     def lanes(self) -> int:
         return self._lanes
 
-    def run(self, images: Pixels) -> Outputs:
+    def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run uint8 `[N, C, H, W]`, any N from 1.
 
         Raises:
@@ -108,7 +109,7 @@ class GpuBackend(ABC):
         except NoRoomError as error:
             raise SourceError(Kind.TOO_LARGE, str(error)) from error
 
-    def time_stages(self, batch: Pixels | Sequence[Picture]) -> tuple[Outputs | ImageOutputs, Stages]:
+    def time_stages(self, batch: InputBatch | Sequence[Picture]) -> tuple[Outputs | ImageOutputs, Stages]:
         """Run a batch of at most `max_batch` and say what each stage of it took on the GPU."""
         with self.context.use():
             stopwatch = Stopwatch(self.context.cuda)
@@ -152,7 +153,7 @@ class GpuBackend(ABC):
 def _warm_up(slots: Sequence[Slot]) -> None:
     """The driver loads a kernel when it is first launched."""
     for slot in slots:
-        slot.run([np.zeros((8, 8), np.uint8)])
+        slot.run([DecodedImage(np.zeros((8, 8), np.uint8))])
 
 
 def _describe_graphs(slot: Slot) -> str:

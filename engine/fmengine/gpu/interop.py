@@ -9,15 +9,14 @@ import threading
 from typing import Any, NamedTuple
 
 from ..errors import DeviceError, FmengineError, Kind, SourceError
-from ..image.preprocess import Pixels
-from ..types import Channels, DeviceImage
+from ..types import Channels, DecodedImage, DeviceImage
 from .context import Context
 
 CUDA_DEVICE = 2  # DLPack's kDLCUDA
 LEGACY_STREAM = 1  # handle of the default stream
 
 
-Picture = Pixels | DeviceImage
+Picture = DecodedImage | DeviceImage
 
 
 def size_of(picture: Picture) -> tuple[int, int]:

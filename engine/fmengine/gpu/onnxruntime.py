@@ -12,7 +12,8 @@ from ..errors import (
     UnavailableError,
     install_hint,
 )
-from ..model.file import ModelFile, Precision
+from ..model.file import ModelFile
+from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.telemetry import import_onnxruntime
 from ..trt.build import Profile

@@ -10,9 +10,8 @@ from typing import TypeVar, cast
 import numpy as np
 
 from ..errors import ClosedError, NoRoomError
-from ..image.preprocess import Pixels
-from ..model.file import ModelSpec
-from ..types import ImageOutputs, Outputs
+from ..model.spec import ModelSpec
+from ..types import ImageOutputs, InputBatch, Outputs
 from .context import LAST_WAIT
 from .interop import Picture
 from .preprocessor import weigh
@@ -24,7 +23,7 @@ UPLOAD = 64 * 1024 * 1024
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Batch = Pixels | Sequence[Picture]
+Batch = InputBatch | Sequence[Picture]
 
 
 class Pool:
@@ -37,7 +36,7 @@ class Pool:
         for slot in slots:
             self._free.put(slot)
 
-    def run(self, images: Pixels) -> Outputs:
+    def run(self, images: InputBatch) -> Outputs:
         """Answer for preprocessed pictures, uint8 `[N, C, H, W]`. Raises as `run_pictures` does."""
         return Outputs(*map(np.concatenate, zip(*self._run(images), strict=True)))
 
@@ -71,7 +70,7 @@ class Pool:
                     if len(part) == 1:
                         raise
                     middle = len(part) // 2
-                    parts.extendleft((part[middle:], part[:middle]))
+                    parts.extendleft(cast("tuple[Batch, Batch]", (part[middle:], part[:middle])))
         finally:
             self._abandon(flying)
         return answers
@@ -150,7 +149,7 @@ def make_slots(make: Callable[[], Slot], count: int) -> list[Slot]:
 def split(batch: Batch, most: int, spec: ModelSpec) -> list[Batch]:
     """Cut a batch into parts of at most `most` pictures and about `UPLOAD` bytes, in order."""
     if isinstance(batch, np.ndarray):
-        return [batch[start : start + most] for start in range(0, len(batch), most)]
+        return [InputBatch(batch[start : start + most]) for start in range(0, len(batch), most)]
     parts: list[Batch] = []
     start = size = 0
     for index, picture in enumerate(batch):

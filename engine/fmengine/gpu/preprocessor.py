@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import Kind, SourceError
-from ..image.preprocess import Pixels, check_resize, fit_box
-from ..model.file import ModelSpec
+from ..image.geometry import check_resize, fit_box
+from ..model.spec import ModelSpec
 from ..system.cache import Cache
-from ..types import DeviceImage
+from ..types import DeviceImage, InputBatch
 from .arena import Buffer, aligned
 from .context import Context
 from .driver import describe_gpu
@@ -97,7 +97,7 @@ class Preprocessor:
             kernel = self._kernels.functions[launch.kernel]
             kernel(*launch.arguments, grid=(launch.grid, 1), block=(*launch.block, 1), stream=stream)
 
-    def copy(self, images: Pixels, address: int) -> None:
+    def copy(self, images: InputBatch, address: int) -> None:
         """Upload pictures that are preprocessed already to the device address `address`.
 
         Raises:
@@ -130,22 +130,20 @@ class Preprocessor:
         else:
             height, width, channels = (*picture.shape, 1)[:3]
             bgr, stride = False, width * channels
-        size, target = (width, height), (spec.width, spec.height)
-        check_resize(size, target, spec.fit)
-        box = fit_box(size, target, spec.fit)
+        box = check_resize((width, height), spec.input)
         return Geometry(offset, height, width, stride, channels, bgr, box)
 
 
 def weigh(picture: Picture, spec: ModelSpec) -> int:
     """Bytes on the GPU that a picture takes: pixels that must be uploaded, and the rows between the passes."""
     height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
-    _, top, _, bottom = fit_box((width, height), (spec.width, spec.height), spec.fit)
+    _, top, _, bottom = fit_box((width, height), spec.input)
     uploaded = picture.size if isinstance(picture, np.ndarray) else 0
     return int(uploaded + (bottom - top) * spec.width * spec.channels)
 
 
-def read_back(context: Context, address: int, shape: tuple[int, ...]) -> Pixels:
+def read_back(context: Context, address: int, shape: tuple[int, int, int, int]) -> InputBatch:
     """A copy of device memory, once everything before on its stream is done."""
-    pixels = np.empty(shape, np.uint8)
+    pixels = InputBatch(np.empty(shape, np.uint8))
     context.cuda.memcpy_dtoh(pixels, address)
     return pixels

@@ -32,10 +32,10 @@ from ..check.gate import (
 )
 from ..errors import BackendError, DeviceError
 from ..image.decode import decode_bytes
-from ..image.preprocess import Pixels
-from ..model.file import ModelFile, ModelSpec, load_model_file, resolve
+from ..model.file import ModelFile, load_model_file, resolve
+from ..model.spec import ModelSpec
 from ..options import BackendOptions, Limits
-from ..types import ImageOutputs, Outputs
+from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs
 from .arena import Buffer
 from .backend import GpuBackend
 from .context import Context
@@ -183,7 +183,7 @@ def _kernel(device: int, model: str | None, pictures: int) -> str:
 
 def _alone(
     context: Context, spec: ModelSpec, opened: list[Callable[[], None]]
-) -> Callable[[Sequence[Pixels]], Pixels]:
+) -> Callable[[Sequence[DecodedImage]], InputBatch]:
     """A preprocessor on a stream of its own; what must be given back is added to `opened`."""
     kernels = Kernels(context)
     opened.append(kernels.free)
@@ -196,7 +196,7 @@ def _alone(
     images = Buffer(context, int(np.prod(spec.input_shape(MOST))))
     opened.append(images.free)
 
-    def run(batch: Sequence[Pixels]) -> Pixels:
+    def run(batch: Sequence[DecodedImage]) -> InputBatch:
         preprocessor.launch(batch, preprocessor.stage(batch), images.address)
         streams[0].synchronize()
         return read_back(context, images.address, spec.input_shape(len(batch)))
@@ -241,7 +241,9 @@ def _composition(chosen: _Chosen) -> str:
         whole = backend.run(images).probabilities
         largest = 0.0
         for size in (1, 2, 7, 33):
-            parts = [backend.run(images[start : start + size]) for start in range(0, len(images), size)]
+            parts = [
+                backend.run(InputBatch(images[start : start + size])) for start in range(0, len(images), size)
+            ]
             found = np.concatenate([part.probabilities for part in parts])
             _same_labels(found, whole, f"batches of {size}")
             largest = max(largest, float(np.abs(found - whole).max()))

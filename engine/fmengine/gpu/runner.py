@@ -10,13 +10,13 @@ from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ..check.gate import Way
 from ..image.flatness import is_flat_input
-from ..image.preprocess import Pixels
-from ..model.file import ModelSpec
+from ..model.spec import ModelSpec
 from ..trt.build import Profile
-from ..types import ImageOutputs, Outputs
+from ..types import ImageOutputs, InputBatch, Outputs
 from .arena import Buffer, aligned
 from .context import Context
 from .graph import CaptureError, Graph
@@ -129,7 +129,7 @@ class Slot:
             self.free()
             raise
 
-    def submit(self, batch: Pixels | Sequence[Picture], mark: Mark = no_mark) -> None:
+    def submit(self, batch: InputBatch | Sequence[Picture], mark: Mark = no_mark) -> None:
         """Start a batch of at most the largest profile's size. `collect` must follow before the next.
 
         Args:
@@ -162,8 +162,8 @@ class Slot:
         if self._sizes is None:
             return outputs
         shape = self._spec.input_shape(count)
-        images = self._images.host[: int(np.prod(shape))].reshape(shape)
-        return ImageOutputs(*outputs, is_flat_input(images, self._sizes, self._spec.fit))
+        images = InputBatch(self._images.host[: int(np.prod(shape))].reshape(shape))
+        return ImageOutputs(*outputs, is_flat_input(images, self._sizes, self._spec.input))
 
     def wait(self) -> None:
         """Let nothing be in flight, whatever happened before."""
@@ -171,18 +171,18 @@ class Slot:
         self._preprocessor.done()
         self._batch = 0
 
-    def preprocess(self, pictures: Sequence[Picture]) -> Pixels:
+    def preprocess(self, pictures: Sequence[Picture]) -> InputBatch:
         """Preprocess a batch alone, and read the network's input back, uint8 `[N, C, H, W]`."""
         self._bring(pictures, no_mark)
         self.wait()
         return read_back(self._context, self._images.address, self._spec.input_shape(len(pictures)))
 
-    def run(self, batch: Pixels | Sequence[Picture], mark: Mark = no_mark) -> Outputs | ImageOutputs:
+    def run(self, batch: InputBatch | Sequence[Picture], mark: Mark = no_mark) -> Outputs | ImageOutputs:
         """`submit`, then `collect`."""
         self.submit(batch, mark)
         return self.collect()
 
-    def run_profile(self, profile: int, images: Pixels) -> Outputs | ImageOutputs:
+    def run_profile(self, profile: int, images: InputBatch) -> Outputs | ImageOutputs:
         """Run preprocessed images through one profile, whichever would be chosen for them, without a graph."""
         self._bring(images, no_mark)
         self._executions[profile].enqueue(len(images), self.stream)
@@ -196,7 +196,7 @@ class Slot:
         self._executions, self.graphs = [], {}
         self._finished = self.stream = self._preprocessor = None  # destroyed here, where the context is current
 
-    def _bring(self, batch: Pixels | Sequence[Picture], mark: Mark) -> None:
+    def _bring(self, batch: InputBatch | Sequence[Picture], mark: Mark) -> None:
         """Fill the network's input."""
         if not 1 <= len(batch) <= self.most:
             raise ValueError(f"a batch of {len(batch)}; this slot takes 1 to {self.most}")
@@ -255,7 +255,7 @@ class Slot:
                 return
             self.graphs[count] = graph
 
-    def _read_answers(self) -> Pixels:
+    def _read_answers(self) -> npt.NDArray[np.uint8]:
         """A copy of all bytes of the answers, once the stream is done."""
         self._context.cuda.memcpy_dtoh_async(self._answers.host, self._answers.address, self.stream)
         self.stream.synchronize()

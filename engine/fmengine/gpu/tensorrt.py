@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from ..backend.onnxruntime import OnnxRuntimeBackend
 from ..check.gate import Passed, check_engine
-from ..model.file import ModelFile, Precision
+from ..model.file import ModelFile
+from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.cache import Cache
 from ..trt.build import (

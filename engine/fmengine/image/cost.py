@@ -1,4 +1,4 @@
-"""What decoding a picture costs, told before anything of it is decoded.
+"""What decoding a picture costs, estimated before anything of it is decoded.
 
 `Limits.max_pixels` bounds time and memory together. Most pictures cost what as many pixels cost in a PNG. Where a
 format, or the way that a file uses it, may cost more, each pixel counts more than once.
@@ -8,31 +8,37 @@ of up to a megabyte takes 5 seconds of a core, larger ones that for each megabyt
 gigabyte of memory.
 """
 
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from PIL import Image
 
 from ..errors import Kind, SourceError
-from ..options import LEAST_ROW, Limits
+from ..options import MIN_ROW, Limits
 from .headers import (
-    LEAST_SCAN,
-    bitmap_sizes,
-    codestream_sizes,
+    MIN_SCAN_BYTES,
     count_scans,
+    find_smallest_cell,
     holds_no_baseline,
-    png_sizes,
+    read_bitmap_sizes,
+    read_codestream_sizes,
     read_frame,
-    smallest_cell,
+    read_png_sizes,
 )
 
 MEGABYTE = 1_000_000
-MADE, KEPT = 4, 3  # bytes a pixel, at most: of the picture that Pillow makes, and of what we make of that
+PILLOW_BYTES, OUTPUT_BYTES = 4, 3  # a pixel, at most: of the image that Pillow makes, and of what we make of that
 
 SCANS = 12  # of a JPEG: they take as long as all else does
 ARITHMETIC = 240  # scans of Huffman codes that take as long as one of arithmetic codes may
 CELL = 2400  # bytes that OpenJPEG holds for a code-block or precinct of four components
+LARGE = 128_000_000  # bytes: what takes as much to decode is decoded one at a time
+_large = threading.Lock()
+_small = nullcontext()
+
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
-MOST_COMMENTS = 1000  # in a PNM of plain text, of which Pillow copies a megabyte for each
+MAX_COMMENTS = 1000  # in a PNM of plain text, of which Pillow copies a megabyte for each
 
 
 class Cost(NamedTuple):
@@ -49,8 +55,12 @@ class Cost(NamedTuple):
     why: str = ""
 
     def weight(self, size: int) -> float:
-        """How often a pixel counts in a file of so many bytes, once at least. More bytes may take more time."""
-        return max(1.0, self.time / max(1.0, size / MEGABYTE), (MADE + self.memory) / (MADE + KEPT))
+        """Compute how often a pixel counts in a file of so many bytes, 1 or more. More bytes take more time."""
+        return max(
+            1.0,
+            self.time / max(1.0, size / MEGABYTE),
+            (PILLOW_BYTES + self.memory) / (PILLOW_BYTES + OUTPUT_BYTES),
+        )
 
 
 USUAL = Cost()
@@ -60,6 +70,16 @@ ICON = Cost(time=8, why="of an icon")
 IN_PYTHON = Cost(time=8, memory=12, why="that Pillow decodes in Python")
 LAB = Cost(time=2, why="in CIELAB")
 JPEG_IN_TIFF = Cost(time=16, why="of a TIFF in JPEG that is not baseline")
+
+
+def check_bytes(size: int, limits: Limits) -> None:
+    """Refuse an encoded picture that has more bytes than a file may have.
+
+    Raises:
+        SourceError: of the kind `file_too_large`.
+    """
+    if size > limits.max_bytes:
+        raise SourceError(Kind.FILE_TOO_LARGE, f"over {limits.max_bytes:,} bytes, the limit for one file")
 
 
 def check_pixels(width: int, height: int, limits: Limits, cost: Cost = USUAL, size: int = 0) -> None:
@@ -76,9 +96,9 @@ def check_pixels(width: int, height: int, limits: Limits, cost: Cost = USUAL, si
         SourceError: of the kind `too_large`.
     """
     weight = 1.0 if cost is USUAL else cost.weight(size)
-    if max(width, LEAST_ROW) * height * weight <= limits.max_pixels:
+    if max(width, MIN_ROW) * height * weight <= limits.max_pixels:
         return
-    rules = [f"a row counts as {LEAST_ROW} at least"] if width < LEAST_ROW else []
+    rules = [f"a row counts as {MIN_ROW} at least"] if width < MIN_ROW else []
     if weight > 1:
         rules.append(f"pixels {cost.why} count {weight:.3g} times")
     raise SourceError(
@@ -97,35 +117,35 @@ def check_inside(data: bytes, limits: Limits) -> None:
         SourceError: of the kind `too_large`.
     """
     if data.startswith((b"icns", b"\0\0\1\0")):
-        for width, height in (*png_sizes(data), *(bitmap_sizes(data) if data[0] == 0 else ())):
+        for width, height in (*read_png_sizes(data), *(read_bitmap_sizes(data) if data[0] == 0 else ())):
             check_pixels(width, height, limits, ICON, len(data))
     if data.startswith((b"icns", b"\xff\x4f", b"\0\0\0\x0cjP")):
-        for width, height in codestream_sizes(data):
-            check_pixels(width, height, limits, cost_of_jpeg2000(data), len(data))
+        for width, height in read_codestream_sizes(data):
+            check_pixels(width, height, limits, estimate_jpeg2000(data), len(data))
 
 
 def check_opened(image: Image.Image, data: bytes, limits: Limits) -> Cost:
-    """Refuse a file that Pillow opened and did not decode yet, for what that would cost; else say what it costs.
+    """Refuse a file that Pillow opened and did not decode yet, for what that would cost, which is returned.
 
     Raises:
         SourceError: of the kind `too_large`.
     """
-    codec = _codec(image)
-    cost = _cost_of_opened(image, codec, data, limits)
+    codec = _get_codec(image)
+    cost = _estimate_opened(image, codec, data, limits)
     check_pixels(*image.size, limits, cost, len(data))
     if image.format == "TIFF":  # whose tiles are decoded whole, however little of one the picture takes
         width, length = (getattr(image, "tag_v2", {}).get(tag) for tag in (TILE_WIDTH, TILE_LENGTH))
         if isinstance(width, int) and isinstance(length, int):
             check_pixels(width, length, limits, cost, len(data))
-    if codec == "ppm_plain" and data.count(b"#") > MOST_COMMENTS:
-        raise SourceError(Kind.TOO_LARGE, f"over {MOST_COMMENTS:,} comments, the limit of a PNM in plain text")
+    if codec == "ppm_plain" and data.count(b"#") > MAX_COMMENTS:
+        raise SourceError(Kind.TOO_LARGE, f"over {MAX_COMMENTS:,} comments, the limit of a PNM in plain text")
     return cost
 
 
-def cost_of_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
-    """The cost of a JPEG: libjpeg goes over all pixels once a scan, however little there is in it."""
-    if pixels * len(data) * ARITHMETIC <= limits.max_pixels * LEAST_SCAN * SCANS:
-        return USUAL  # whatever its header says; nearly all files end here
+def estimate_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
+    """Estimate the cost of a JPEG: libjpeg goes over all pixels once a scan, however little there is in it."""
+    if pixels * len(data) * ARITHMETIC <= limits.max_pixels * MIN_SCAN_BYTES * SCANS:
+        return USUAL  # whatever its header holds; nearly all files end here
     frame = read_frame(data)
     if frame is None or not (frame.in_scans or frame.arithmetic):
         return USUAL
@@ -139,17 +159,22 @@ def cost_of_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
     return Cost(scans * codes / SCANS, memory, why + (" of arithmetic codes" if frame.arithmetic else ""))
 
 
-def cost_of_jpeg2000(data: bytes) -> Cost:
-    """The cost of a JPEG 2000, which grows with the blocks that it is cut into."""
-    return Cost(28, 16 + CELL / smallest_cell(data), "of a JPEG 2000")
+def estimate_jpeg2000(data: bytes) -> Cost:
+    """Estimate the cost of a JPEG 2000, which grows with the blocks that it is cut into."""
+    return Cost(28, 16 + CELL / find_smallest_cell(data), "of a JPEG 2000")
 
 
-def _cost_of_opened(image: Image.Image, codec: str, data: bytes, limits: Limits) -> Cost:
+def wait_for_memory(size: float) -> AbstractContextManager[object]:
+    """Wait, where a picture takes so many bytes that it is `LARGE`, until no other such picture is decoded."""
+    return _large if size >= LARGE else _small
+
+
+def _estimate_opened(image: Image.Image, codec: str, data: bytes, limits: Limits) -> Cost:
     match image.format:
         case "JPEG" | "MPO":
-            return cost_of_jpeg(data, image.width * image.height, limits)
+            return estimate_jpeg(data, image.width * image.height, limits)
         case "JPEG2000":
-            return cost_of_jpeg2000(data)
+            return estimate_jpeg2000(data)
         case "WEBP":
             return WEBP
         case "AVIF":
@@ -164,7 +189,7 @@ def _cost_of_opened(image: Image.Image, codec: str, data: bytes, limits: Limits)
     return IN_PYTHON if codec in Image.DECODERS else USUAL
 
 
-def _codec(image: Image.Image) -> str:
-    """What Pillow calls the decoder that a file needs; nothing where it does not say so beforehand."""
+def _get_codec(image: Image.Image) -> str:
+    """Return Pillow's name for the decoder that a file needs; nothing where it is not known beforehand."""
     tiles = getattr(image, "tile", None)
     return str(tiles[0][0]) if tiles else ""

@@ -9,22 +9,22 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..types import Fit
-from .preprocess import Pixels, pad_box
+from ..model.spec import InputSpec
+from ..types import InputBatch, NetworkInput
+from .geometry import Size, pad_box
 
-FLAT = (
-    2.0  # levels of standard deviation, of each channel: JPEG's noise on one colour has less, every face has more
-)
+# Levels of standard deviation, of each channel: JPEG's noise on one colour has less, every face has more.
+FLAT = 2.0
 
 
 class Prepared(NamedTuple):
     """One picture's input for the network, uint8 `[C, H, W]`, and whether it is flat."""
 
-    image: Pixels
+    image: NetworkInput
     flat: bool
 
 
-def is_flat(images: Pixels) -> npt.NDArray[np.bool_]:
+def is_flat(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Whether every channel's standard deviation is under `FLAT` levels, from exact integer sums.
 
     Args:
@@ -45,8 +45,8 @@ def is_flat(images: Pixels) -> npt.NDArray[np.bool_]:
     return flat
 
 
-def _varies(channel: Pixels) -> bool:
-    """Whether some 64 pixels show already that a channel is not flat, in a third of the time of all.
+def _varies(channel: npt.NDArray[np.uint8]) -> bool:
+    """Whether some 64 pixels suffice to show that a channel is not flat, in a third of the time of all.
 
     It is exact: the squared deviations of some pixels from their mean add up to no more than those of all.
     """
@@ -56,39 +56,38 @@ def _varies(channel: Pixels) -> bool:
     return deviations >= FLAT**2 * len(some) * channel.size
 
 
-def is_flat_input(images: Pixels, sizes: Sequence[tuple[int, int]], fit: Fit) -> npt.NDArray[np.bool_]:
-    """Whether what each picture shows of itself in the network's input is flat.
+def is_flat_input(inputs: InputBatch, sizes: Sequence[Size], spec: InputSpec) -> npt.NDArray[np.bool_]:
+    """Whether what each picture shows of itself in the network's input is flat; borders of `pad` do not count.
 
     Args:
-        images: the inputs, uint8 `[N, C, H, W]`.
+        inputs: uint8 `[N, C, H, W]`.
         sizes: width and height of each picture that they were made from.
-        fit: that they were made with; the borders that `pad` adds do not count.
+        spec: of the inputs.
 
     Returns:
         bool `[N]`.
     """
-    if fit != "pad":
-        return is_flat(images)
-    target = images.shape[3], images.shape[2]
-    shown = (image[:, *_within_borders(size, target)] for image, size in zip(images, sizes, strict=True))
+    if spec.fit != "pad":
+        return is_flat(inputs)
+    shown = (image[:, *_find_inner(size, spec.size)] for image, size in zip(inputs, sizes, strict=True))
     return np.array([is_flat(part[np.newaxis])[0] for part in shown], np.bool_)
 
 
-def _within_borders(size: tuple[int, int], target: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of a padded input that no black border was blended into; at least the middle one.
+def _find_inner(size: Size, target: Size) -> tuple[slice, slice]:
+    """Find the rows and columns of a padded input that no black border was blended into, or the middle ones.
 
     Args:
         size: width and height of the picture.
         target: width and height of the input.
     """
     left, top, right, bottom = pad_box(size, target)
-    across = _own(size[0], left, right - left, target[0])
-    down = _own(size[1], top, bottom - top, target[1])
+    across = _find_unblended(size[0], left, right - left, target[0])
+    down = _find_unblended(size[1], top, bottom - top, target[1])
     return down, across
 
 
-def _own(length: int, start: int, padded: int, target: int) -> slice:
-    """The outputs of a triangle filter from `padded` to `target` whose support lies inside the picture.
+def _find_unblended(length: int, start: int, padded: int, target: int) -> slice:
+    """Find the outputs of a triangle filter from `padded` to `target` whose support lies inside the picture.
 
     Args:
         length: of the picture, in pixels.

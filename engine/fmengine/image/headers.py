@@ -1,4 +1,4 @@
-"""How files say that they are coded, read without decoding them, as their decoders will read it.
+"""How files are coded, read from their headers as their decoders will read those.
 
 A decoder's way through a file is not always known beforehand. Then more is found than it would find, never less.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 SOS, EOI = 0xDA, 0xD9
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-LEAST_SCAN = 10  # bytes of a scan's header
+MIN_SCAN_BYTES = 10  # a scan's header
 _MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)  # neither stuffed bytes nor restarts
 _NO_BASELINE = re.compile(rb"\xff[\xc2\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]")
 
@@ -37,25 +37,30 @@ class Frame(NamedTuple):
         return self.marker > 0xC8
 
 
+def is_jpeg(data: bytes) -> bool:
+    """Whether a file begins as a JPEG does."""
+    return data[:3] == b"\xff\xd8\xff"
+
+
 def read_frame(data: bytes) -> Frame | None:
     """Read a JPEG's header up to its first scan; None where it makes no sense, as the decoder will find too."""
     marker, sampling = 0, b""
     with suppress(IndexError, ValueError, ZeroDivisionError):
-        for kind, at in _segments(data):
+        for kind, at in _walk_segments(data):
             if kind in FRAMES:
                 marker, components = kind, data[at + 7]
                 sampling = data[at + 9 : at + 8 + 3 * components : 3]
             elif kind == SOS:
                 factors = [(byte >> 4, byte & 15) for byte in sampling]
                 blocks = sum(across * down for across, down in factors)
-                most = max(across for across, _ in factors) * max(down for _, down in factors)
-                return Frame(marker, blocks / most, marker & 3 == 2 or data[at + 2] < len(factors))
+                largest = max(across for across, _ in factors) * max(down for _, down in factors)
+                return Frame(marker, blocks / largest, marker & 3 == 2 or data[at + 2] < len(factors))
     return None
 
 
 def count_scans(data: bytes) -> int:
-    """How many scans a JPEG has; those of a thumbnail inside it are not among them."""
-    return sum(kind == SOS for kind, _ in _segments(data))
+    """Count the scans of a JPEG; those of a thumbnail inside it are not among them."""
+    return sum(kind == SOS for kind, _ in _walk_segments(data))
 
 
 def holds_no_baseline(data: bytes) -> bool:
@@ -63,8 +68,8 @@ def holds_no_baseline(data: bytes) -> bool:
     return _NO_BASELINE.search(data) is not None
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """A JPEG's markers, each with where the length of its segment stands.
+def _walk_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Walk a JPEG's markers, each with where the length of its segment is.
 
     As libjpeg reads them: up to the end marker, over whatever lies between two segments.
     """
@@ -78,8 +83,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 # JPEG 2000.
 
 
-def codestream_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Width and height as each header of a JPEG 2000 codestream (SIZ) in a file gives them."""
+def read_codestream_sizes(data: bytes) -> Iterator[tuple[int, int]]:
+    """Read width and height from each header of a JPEG 2000 codestream (SIZ) in a file."""
     for match in re.finditer(rb"\xff\x51", data):
         with suppress(struct.error):
             length, _, right, bottom, left, top, *_, components = struct.unpack_from(">2H8IH", data, match.end())
@@ -87,15 +92,15 @@ def codestream_sizes(data: bytes) -> Iterator[tuple[int, int]]:
                 yield max(0, right - left), max(0, bottom - top)
 
 
-def smallest_cell(data: bytes) -> int:
-    """Pixels of the smallest code-block or precinct that a JPEG 2000's coding styles (COD, COC) ask for."""
-    return min(_cells(data), default=64 * 64)
+def find_smallest_cell(data: bytes) -> int:
+    """Find the smallest code-block or precinct, in pixels, of a JPEG 2000's coding styles (COD, COC)."""
+    return min(_walk_cells(data), default=64 * 64)
 
 
-def _cells(data: bytes) -> Iterator[int]:
+def _walk_cells(data: bytes) -> Iterator[int]:
     for match in re.finditer(rb"\xff[\x52\x53]", data):
         at = match.end()
-        first = at + (7 if data[at - 1] == 0x52 else 4)  # of what both say: levels, two exponents and two flags
+        first = at + (7 if data[at - 1] == 0x52 else 4)  # of what both hold: levels, two exponents and two flags
         with suppress(IndexError):
             flags = data[at + 2 if data[at - 1] == 0x52 else at + 3]
             precincts = data[first + 5 : first + 6 + data[first]] if flags & 1 else b""
@@ -108,14 +113,14 @@ def _cells(data: bytes) -> Iterator[int]:
 # Icons.
 
 
-def png_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Width and height of each PNG in a file."""
+def read_png_sizes(data: bytes) -> Iterator[tuple[int, int]]:
+    """Read width and height of each PNG in a file."""
     for match in re.finditer(rb"IHDR(.{4})(.{4})", data, re.DOTALL):
         yield int.from_bytes(match[1]), int.from_bytes(match[2])
 
 
-def bitmap_sizes(icon: bytes) -> Iterator[tuple[int, int]]:
-    """Width and height of each bitmap in a Windows icon; its mask adds to the height."""
+def read_bitmap_sizes(icon: bytes) -> Iterator[tuple[int, int]]:
+    """Read width and height of each bitmap in a Windows icon; its mask adds to the height."""
     for entry in range(int.from_bytes(icon[4:6], "little")):
         with suppress(struct.error):
             (at,) = struct.unpack_from("<I", icon, 6 + 16 * entry + 12)

@@ -15,8 +15,9 @@ from string import Template
 from PIL import Image
 
 from ..errors import OutputError
-from ..image.decode import as_source_error, decode
-from ..model.file import ModelSpec
+from ..image.decode import decode
+from ..image.faults import as_source_error
+from ..model.spec import ModelSpec
 from ..options import Isolation, Limits
 from ..system.cores import usable_cores
 from ..system.files import open_atomic

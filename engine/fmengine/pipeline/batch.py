@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..model.file import ModelSpec
+from ..model.spec import ModelSpec
 from ..types import DecodedImage, DeviceImage, InputBatch, Result, Source
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024  # of decoded images that wait for a GPU: photographs must not fill the memory

@@ -12,10 +12,10 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from ..backend.registry import Backend
-from ..errors import BusyError, ClosedError, SourceError
+from ..errors import BusyError, ClosedError
 from ..types import Channels, Failure, Prediction, Source
 from .batch import Batch, Task
-from .stages import Stages
+from .stages import Stages, make_error
 
 
 class Request(NamedTuple):
@@ -158,7 +158,7 @@ def _settle(future: "Future[Prediction]", task: Task) -> None:
         case Prediction() as prediction:
             future.set_result(prediction)
         case Failure() as failure:
-            future.set_exception(SourceError(failure.kind, failure.message))
+            future.set_exception(make_error(failure))
         case BaseException() as error:
             future.set_exception(error)
         case None:

@@ -14,34 +14,24 @@ from PIL import Image
 
 from ..backend.registry import Backend, ImageBackend
 from ..errors import FmengineError, Kind, SourceError
-from ..image.decode import (
-    as_source_error,
-    bytes_of,
-    decode,
-    decode_bytes,
-    is_encoded,
-    is_plain_jpeg,
-    may_be_turned,
-    on_gpu,
-    path_of,
-    read_file,
-)
+from ..image.decode import decode, decode_bytes
+from ..image.faults import as_source_error
 from ..image.flatness import is_flat_input
+from ..image.jpeg import is_plain_jpeg, may_be_turned
 from ..image.preprocess import preprocess_batch
-from ..model.file import ModelSpec
-from ..options import Limits
-from ..types import (
-    UNSURE,
-    Channels,
-    DecodedImage,
-    Encoded,
-    Failure,
-    InputBatch,
-    NetworkInput,
-    Prediction,
-    Reason,
-    Source,
+from ..image.source import (
+    describe_source,
+    get_bytes,
+    get_path,
+    is_encoded,
+    is_file_like,
+    is_on_device,
+    read_file,
+    read_file_like,
 )
+from ..model.spec import ModelSpec
+from ..options import Limits
+from ..types import UNSURE, Channels, DecodedImage, Failure, InputBatch, NetworkInput, Prediction, Reason, Source
 from .batch import Batch, Content, Task
 
 if TYPE_CHECKING:
@@ -204,11 +194,13 @@ class Stages:
     def _content_of(self, source: Source, channels: Channels, copy: bool) -> Content:
         """What there is of a source, as the next stages take it."""
         if isinstance(source, str | os.PathLike):
-            return path_of(source)
+            return get_path(source)
         if isinstance(source, bytes | bytearray | memoryview):
-            return bytes_of(source)
-        if self.device is not None and on_gpu(source):
+            return get_bytes(source)
+        if self.device is not None and is_on_device(source):
             return self.device.admit(source, channels)
+        if is_file_like(source):
+            return read_file_like(source, self.limits)
         image = self._decode_source(source, self.spec.color, self.limits, channels)
         # Of an image or a file it is new memory already; an array may be given as it is.
         return DecodedImage(image.copy()) if copy and not isinstance(source, Image.Image) else image
@@ -217,7 +209,7 @@ class Stages:
         """Prepare a picture whose pixels are not made here alone: on a GPU, or in a worker process."""
         content = task.content
         if self.workers is not None and is_encoded(content):
-            made = self.workers.prepare(cast(Encoded, content))
+            made = self.workers.prepare(content)
             if self.device is None:
                 row = len(batch)
                 batch.inputs[row], batch.flat[row] = made.image, made.flat
@@ -251,11 +243,10 @@ class Stages:
 
     def _preprocess_into(self, tasks: list[Task], images: list[DecodedImage], batch: Batch) -> None:
         """Write images as the next rows of a batch, all of them or none."""
-        spec, begin, end = self.spec, len(batch), len(batch) + len(tasks)
-        inputs = InputBatch(batch.inputs[begin:end])
-        inputs[...] = preprocess_batch(images, spec.height, spec.width, spec.color, spec.fit)
+        spec, begin, end = self.spec.input, len(batch), len(batch) + len(tasks)
+        inputs = preprocess_batch(images, spec, InputBatch(batch.inputs[begin:end]))
         sizes = [(image.shape[1], image.shape[0]) for image in images]
-        batch.flat[begin:end] = is_flat_input(inputs, sizes, spec.fit)
+        batch.flat[begin:end] = is_flat_input(inputs, sizes, spec)
         batch.tasks += tasks
 
     def _run_network(self, batch: Batch, backend: Backend) -> None:
@@ -285,6 +276,11 @@ def make_failure(error: Exception, source: Source) -> Failure:
     """Make a picture's `Failure` of whatever was raised on its way; an error that is no picture's is raised."""
     error = as_source_error(error)
     return Failure(error.kind, error.message, source)
+
+
+def make_error(failure: Failure) -> SourceError:
+    """Make the error that `predict` raises, which names its source."""
+    return SourceError(failure.kind, failure.message, describe_source(failure.source))
 
 
 def _not_finite(source: Source, probabilities: dict[str, float]) -> Failure:

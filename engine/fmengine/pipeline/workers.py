@@ -34,13 +34,16 @@ from typing import Any
 import numpy as np
 
 from ..errors import Kind, SourceError, UnavailableError
-from ..image.decode import as_source_error, bytes_of, decode, path_of, raise_pillows_limit, read_error
+from ..image.decode import decode
+from ..image.faults import as_source_error, read_error
 from ..image.flatness import Prepared, is_flat_input
+from ..image.pillow import raise_pillow_limit
 from ..image.preprocess import preprocess
-from ..model.file import ModelSpec
+from ..image.source import get_bytes, get_path
+from ..model.spec import InputSpec, ModelSpec
 from ..options import Isolation, Limits
 from ..system import fork
-from ..types import Color, Encoded, Fit
+from ..types import Color, Encoded, Fit, InputBatch, NetworkInput
 
 log = logging.getLogger(__name__)
 
@@ -143,10 +146,11 @@ class Workers:
 class InputWorkers:
     """Workers that make the network's input; see `Workers`."""
 
-    def __init__(self, spec: ModelSpec, limits: Limits, isolation: Isolation, *, least: int, count: int) -> None:
-        self._shape = spec.input_shape(1)[1:]
-        settings = {name: getattr(spec, name) for name in ("color", "height", "width", "fit")}
-        settings |= dataclasses.asdict(limits) | {"least": least}
+    def __init__(
+        self, spec: ModelSpec, limits: Limits, isolation: Isolation, *, min_side: int, count: int
+    ) -> None:
+        self._shape = spec.input.shape
+        settings = dataclasses.asdict(spec.input) | dataclasses.asdict(limits) | {"min_side": min_side}
         self._workers = Workers(f"{__name__}:network_input", settings, isolation, count)
         self.close = self._workers.close
 
@@ -155,7 +159,8 @@ class InputWorkers:
         data = self._workers.run(source)
         if len(data) != math.prod(self._shape) + 1:
             raise SourceError(Kind.CRASHED, f"its decoder gave {len(data)} bytes; expected {self._shape} and one")
-        return Prepared(np.frombuffer(data, np.uint8, len(data) - 1).reshape(self._shape), data[-1] != 0)
+        pixels = np.frombuffer(data, np.uint8, len(data) - 1).reshape(self._shape)
+        return Prepared(NetworkInput(pixels), data[-1] != 0)
 
 
 class _Worker:
@@ -237,8 +242,8 @@ class _Worker:
 
 def _request(source: Encoded) -> tuple[bytes, bytes]:
     if not isinstance(source, str | os.PathLike):
-        return _DATA, bytes_of(source)
-    path = path_of(source)
+        return _DATA, get_bytes(source)
+    path = get_path(source)
     try:
         return _PATH, os.fsencode(os.path.abspath(path))  # the engine's current folder may not be the worker's
     except (OSError, ValueError) as error:
@@ -290,26 +295,27 @@ def _exactly(come_from: socket.socket, size: int, until: float | None) -> bytes:
 def network_input(
     source: Encoded,
     *,
-    color: Color,
     height: int,
     width: int,
+    color: Color,
     fit: Fit,
     max_bytes: int,
     max_pixels: int,
-    least: int,
+    min_side: int,
 ) -> bytes:
     """The task of an engine: the network's input, uint8 `[C, height, width]`, and one byte, whether it is flat."""
-    pixels = decode(source, color, Limits(max_bytes, max_pixels), least=least)
-    image = preprocess(pixels, height, width, color, fit)
-    (flat,) = is_flat_input(image[np.newaxis], [(pixels.shape[1], pixels.shape[0])], fit)
-    return image.tobytes() + bytes([int(flat)])
+    spec = InputSpec(height, width, color, fit)
+    image = decode(source, color, Limits(max_bytes, max_pixels), min_side=min_side)
+    made = preprocess(image, spec)
+    (flat,) = is_flat_input(InputBatch(made[np.newaxis]), [(image.shape[1], image.shape[0])], spec)
+    return made.tobytes() + bytes([int(flat)])
 
 
 def serve(descriptor: int, task: str, settings: dict[str, Any], seconds: float, memory: int) -> None:
     """Do a task for every request, until the other end is closed."""
     module, name = task.split(":")
     do: Task = getattr(import_module(module), name)
-    raise_pillows_limit(settings["max_pixels"])
+    raise_pillow_limit(settings["max_pixels"])
     _confine(memory)
     with socket.socket(fileno=descriptor) as pipe:
         _send(pipe, _READY, b"")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..errors import BackendError, DeviceError, NoRoomError
-from ..model.file import ModelSpec
+from ..model.spec import ModelSpec
 from .build import Profile, is_rtx, words_of
 
 OUTPUTS = ("logits", "probabilities")

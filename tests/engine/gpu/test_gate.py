@@ -14,17 +14,17 @@ from fmengine.check.gate import (
     check_engine,
     gate_images,
 )
-from fmengine.image.preprocess import Pixels
-from fmengine.model.file import ModelSpec, load_model_file, resolve
+from fmengine.model.file import load_model_file, resolve
+from fmengine.model.spec import ModelSpec
 from fmengine.options import BackendOptions
 from fmengine.trt.build import Profile
-from fmengine.types import Outputs
+from fmengine.types import InputBatch, Outputs
 
 pytestmark = pytest.mark.timeout(120)
 FILE = load_model_file(resolve(None, ("fp16",)))
 SPEC: ModelSpec = FILE.spec
 PROFILES = (Profile(1, 1, 1), Profile(1, 8, 16))
-Run = Callable[[Pixels], Outputs]
+Run = Callable[[InputBatch], Outputs]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def cpu() -> Run:
     answers = backend.run(images)
     known = {image.tobytes(): row for row, image in enumerate(images)}
 
-    def run(batch: Pixels) -> Outputs:  # the same bits in any batch, so each picture is run once
+    def run(batch: InputBatch) -> Outputs:  # the same bits in any batch, so each picture is run once
         rows = [known[image.tobytes()] for image in batch]
         return Outputs(answers.logits[rows], answers.probabilities[rows])
 
@@ -44,7 +44,7 @@ def cpu() -> Run:
 def altered(cpu: Run, alter: Callable[[np.ndarray], np.ndarray], only: int | None = None) -> Run:
     """The CPU's answers with a fault, in every batch or in those of one size."""
 
-    def run(batch: Pixels) -> Outputs:
+    def run(batch: InputBatch) -> Outputs:
         logits, probabilities = cpu(batch)
         return Outputs(logits, alter(probabilities.copy()) if only in (None, len(batch)) else probabilities)
 
@@ -92,7 +92,7 @@ def test_a_fault_at_one_batch_size_is_refused(cpu: Run, fault: Callable, batch: 
 def test_a_fault_in_one_picture_is_refused(cpu: Run) -> None:
     target = gate_images(SPEC)[200].tobytes()
 
-    def run(batch: Pixels) -> Outputs:
+    def run(batch: InputBatch) -> Outputs:
         logits, probabilities = cpu(batch)
         hit = [image.tobytes() == target for image in batch]
         return Outputs(logits, np.where(np.array(hit)[:, None], probabilities[:, ::-1], probabilities))
@@ -111,7 +111,7 @@ def test_every_batch_is_full(cpu: Run, profile: Profile) -> None:
     """An engine refuses fewer pictures than its profile's least, and the largest batch must be the most."""
     seen = []
 
-    def run(batch: Pixels) -> Outputs:
+    def run(batch: InputBatch) -> Outputs:
         seen.append(len(batch))
         return cpu(batch)
 

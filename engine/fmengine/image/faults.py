@@ -1,0 +1,65 @@
+"""The error of one picture, from whatever was raised on its way."""
+
+import logging
+import traceback
+
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import FmengineError, Kind, SourceError
+from ..system.files import FileTooLargeError, NotRegularError, explain_read_error, is_not_found
+
+log = logging.getLogger(__name__)
+
+
+def as_source_error(error: Exception) -> SourceError:
+    """Turn whatever was raised on a picture's way into its error, so that no library can end a run.
+
+    The traceback of what nobody foresaw is logged. An error of ours that is no picture's is raised again.
+    """
+    match error:
+        case SourceError():
+            return error
+        case FmengineError():
+            raise error
+        case MemoryError():
+            return decode_error(error)
+    log.debug("a picture failed for a reason that nobody foresaw", exc_info=error)
+    return SourceError(Kind.INTERNAL, describe_exception(error))
+
+
+def read_error(error: OSError | ValueError) -> SourceError:
+    """Make the error of a picture whose file cannot be read, from what `read_regular_file` raised."""
+    match error:
+        case NotRegularError():
+            kind = Kind.NOT_A_FILE
+        case FileTooLargeError():
+            kind = Kind.FILE_TOO_LARGE
+        case _:
+            kind = Kind.NOT_FOUND if is_not_found(error) else Kind.UNREADABLE
+    return SourceError(kind, explain_read_error(error))
+
+
+def decode_error(error: Exception) -> SourceError:
+    """Make the error of a picture that cannot be decoded, from whatever a decoder raised."""
+    text = str(error) or type(error).__name__
+    match error:
+        case SourceError():
+            return error
+        case UnidentifiedImageError():
+            return SourceError(Kind.NOT_AN_IMAGE, "no known image format; expected JPEG, PNG, WebP or alike")
+        case Image.DecompressionBombError():
+            return SourceError(Kind.TOO_LARGE, f"too large to decode: {text}")
+        case MemoryError():
+            return SourceError(Kind.OUT_OF_MEMORY, f"no room to decode it: {text}")
+        case NotImplementedError():
+            return SourceError(Kind.UNSUPPORTED, f"a variant of the format that cannot be decoded: {text}")
+        case EOFError():
+            return SourceError(Kind.TRUNCATED, f"the file ends before the picture does: {text}")
+        case OSError() if "truncated" in text.lower():
+            return SourceError(Kind.TRUNCATED, f"the file ends before the picture does: {text}")
+    return SourceError(Kind.CORRUPT, f"the picture cannot be decoded: {text}")
+
+
+def describe_exception(error: Exception) -> str:
+    """Return an exception's name and text. Its own `str` is code of whoever raised it, and may raise as well."""
+    return "".join(traceback.format_exception_only(error)).strip()
