@@ -89,7 +89,7 @@ class GpuBackend(ABC):
         if images.dtype != "uint8" or images.shape != expected or not len(images):
             raise ModelError(f"images of {images.dtype} {images.shape}; expected uint8 {expected}, N from 1")
         with self.context.use():
-            return self.pool.run(images)
+            return self.pool.run(InputBatch(images))
 
     def admit(self, source: object, channels: Channels) -> DeviceImage:
         with self.context.use():
