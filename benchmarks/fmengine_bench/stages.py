@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from fmengine.backend.registry import DeviceBackend
 from fmengine.engine import Engine
-from fmengine.gpu.backend import GpuBackend
 
 from .timing import Figure, Summary, figure, summary
 
@@ -109,7 +109,7 @@ def _marks(engine: Engine, path: str) -> list[float]:
 
 
 def _on_device(engine: Engine, path: str) -> dict[str, float]:
-    if not isinstance(engine.backend, GpuBackend):
+    if not isinstance(engine.backend, DeviceBackend):
         return {}
     _, stages = engine.backend.time_stages([engine._decode(engine._read(path), "rgb")])
     return {

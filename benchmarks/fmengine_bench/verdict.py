@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.backend.registry import ImageBackend, Options
+from fmengine.backend.registry import DeviceBackend, Options
 from fmengine.check.compare import HALF, SAME, compare
 from fmengine.engine import Engine
 from fmengine.image.preprocess import Pixels
@@ -69,7 +69,7 @@ def judge(engine: Engine, paths: Sequence[str]) -> Verdict:
     reference = OnnxRuntimeBackend.open(model, Options(threads=1))
     expected = np.concatenate([reference.run(images[np.newaxis]).probabilities for images in inputs])
     reference.close()
-    on_gpu = isinstance(engine.backend, ImageBackend)
+    on_gpu = isinstance(engine.backend, DeviceBackend)
     agreement = compare(many, expected, HALF if on_gpu else SAME)
     return Verdict(
         pictures=len(good),

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .ahead import outcomes as outcomes_ahead
-from .backend.registry import Attempt, Backend, ImageBackend, Options, open_backend
+from .backend.registry import Attempt, Backend, DeviceBackend, Options, open_backend
 from .errors import (
     CLOSED,
     DeadlineError,
@@ -42,10 +42,9 @@ from .model.file import ModelFile, ModelSpec
 from .options import Isolation, Limits
 from .pipeline.coalesce import Batcher
 from .system.cores import usable_cores
-from .types import UNSURE, Channels, Failure, ImageOutputs, Prediction, Reason, Source
+from .types import UNSURE, AnyImage, Channels, Failure, ImageOutputs, Prediction, Reason, Source
 
 if TYPE_CHECKING:
-    from .gpu.interop import Picture
     from .pipeline.coalesce import Item
     from .pipeline.workers import InputWorkers
 
@@ -82,7 +81,7 @@ class Engine:
         """Use an open backend; `open_for_lanes` opens it once more, for several batches at once, when needed."""
         self.backend = backend
         # Asked once: to see whether an object follows a protocol takes longer than to preprocess a small face.
-        self._on_device = backend if isinstance(backend, ImageBackend) else None
+        self._on_device = backend if isinstance(backend, DeviceBackend) else None
         self.model_path = model.path
         self.spec: ModelSpec = model.spec
         self.limits = limits or Limits()
@@ -166,7 +165,7 @@ class Engine:
             raise ValueError("jpeg 'gpu' decodes in this process; isolate needs jpeg 'cpu'")
         options = Options(device=device, max_batch=max_batch, threads=threads or usable_cores(), jpeg=jpeg)
         opened, file, attempts = open_backend(backend, None if model is None else str(model), options)
-        on_cpu = not isinstance(opened, ImageBackend)
+        on_cpu = not isinstance(opened, DeviceBackend)
         if jpeg == "gpu" and on_cpu:
             opened.close()
             raise UnavailableError(
@@ -298,7 +297,7 @@ class Engine:
             partial(self._picture_or_fail, channels=channels),
             self._answer_or_fail,
             workers=self._workers,
-            lanes=self._on_device.lanes,
+            lanes=self._on_device.streams,
             size=size,
             in_flight=in_flight,
         )
@@ -373,7 +372,7 @@ class Engine:
 
     def _compute(self, pictures: "Sequence[Item]", backend: Backend) -> ImageOutputs:
         if self._on_device is not None:
-            return self._on_device.run_pictures(cast("list[Picture]", pictures))
+            return self._on_device.run_pictures(cast("list[AnyImage]", pictures))
         images, flat = zip(*cast("list[Prepared]", pictures), strict=True)
         outputs = backend.run(images[0][np.newaxis] if len(images) == 1 else np.stack(images))
         return ImageOutputs(*outputs, np.array(flat))

@@ -9,7 +9,8 @@ from fmengine.errors import ModelError, OutputError
 from fmengine.jobs.rows import printable
 from fmengine.model.file import PRECISIONS, Precision, load_model_file, resolve
 from fmengine.system.files import check_target
-from fmengine.trt.build import BuildOptions, load_library
+from fmengine.trt.library import load_library
+from fmengine.trt.profile import BuildOptions
 
 from . import tensorrt
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fmengine.gpu
-from fmengine.gpu.launch import PICTURE, Geometry, Plan
+from fmengine.gpu.launch import DESCRIPTOR, Geometry, Plan
 from fmengine.image.preprocess import Pixels
 
 HERE = Path(__file__).parent
@@ -71,8 +71,8 @@ class HostKernel:
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
-        if (size := self._library.size_of_picture()) != PICTURE.itemsize:
-            raise RuntimeError(f"struct Picture has {size} bytes, its NumPy type {PICTURE.itemsize}")
+        if (size := self._library.size_of_descriptor()) != DESCRIPTOR.itemsize:
+            raise RuntimeError(f"struct Descriptor has {size} bytes, its NumPy type {DESCRIPTOR.itemsize}")
 
     def run(self, geometries: Sequence[Geometry], base: int, channels: int, height: int, width: int) -> Pixels:
         """Preprocess a batch that lies at the address `base`; every buffer has just the size of the plan."""
@@ -80,7 +80,7 @@ class HostKernel:
         tables = np.full(plan.tables_size, 0xA5, np.uint8)
         workspace = np.full(plan.workspace_size, 0xA5, np.uint8)
         images = np.full(plan.shape, 0xA5, np.uint8)
-        buffers = [plan.pictures, tables, workspace, images]
+        buffers = [plan.descriptors, tables, workspace, images]
         for launch in plan.launches(base, *(buffer.ctypes.data for buffer in buffers)):
             values = [np.array(argument) for argument in launch.arguments]
             pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmengine.errors import SourceError
-from fmengine.gpu.launch import PICTURE, Geometry, Plan
+from fmengine.gpu.launch import DESCRIPTOR, Geometry, Plan
 from fmengine.image.decode import decode
 from fmengine.image.preprocess import fit_box, preprocess
 from fmengine.options import Limits
@@ -309,13 +309,13 @@ def test_a_read_past_a_picture_is_caught(tmp_path: Path) -> None:
 def test_the_descriptor_is_the_kernels() -> None:
     """Field by field: the compiler sees names and order, and `HostKernel` compares the size."""
     text = SOURCE.read_text(encoding="utf-8")
-    body = re.sub(r"//.*", "", text[text.index("struct Picture {") : text.index("};")])
+    body = re.sub(r"//.*", "", text[text.index("struct Descriptor {") : text.index("};")])
     fields = [
         (name.strip(), {"int": "int32", "long long": "int64"}[kind])
         for kind, names in re.findall(r"(long long|int) ([\w, ]+);", body)
         for name in names.split(",")
     ]
-    assert fields == [(name, PICTURE[name].name) for name in PICTURE.names]
+    assert fields == [(name, DESCRIPTOR[name].name) for name in DESCRIPTOR.names]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import FmengineError
-from ..gpu.driver import version_in
+from ..system.nvidia import find_version
 from .registry import BACKENDS, Options, open_backend
 
 LIBRARIES = (
@@ -137,7 +137,7 @@ def _described(line: str) -> str:
     """A GPU, from a line of `nvidia-smi`."""
     *values, driver = line.split(",", len(SMI))
     parts = [f"{label} {value.strip()}".strip() for label, value in zip(SMI.values(), values, strict=False)]
-    return ", ".join([*parts, f"driver {version_in(driver)}"])
+    return ", ".join([*parts, f"driver {find_version(driver)}"])
 
 
 def _cpu() -> dict[str, str]:

@@ -10,7 +10,6 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import click
@@ -18,6 +17,7 @@ from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import FmengineError, UnavailableError, install_hint
+from ..system.imports import load_object
 from .console import (
     configure,
     flush,
@@ -78,9 +78,8 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         entry = COMMANDS[name]
-        module, attribute = entry.target.split(":")
         try:
-            command: click.Command = getattr(import_module(module), attribute)
+            command: click.Command = load_object(entry.target)
         except ModuleNotFoundError as error:
             raise _missing_extra(name, error) from error
         return command

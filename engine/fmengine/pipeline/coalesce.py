@@ -13,13 +13,12 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import CLOSED, BusyError, FmengineError, SourceError
-from ..types import Channels, Failure, Prediction, Source
+from ..types import AnyImage, Channels, Failure, Prediction, Source
 
 if TYPE_CHECKING:
-    from ..gpu.interop import Picture
     from ..image.flatness import Prepared
 
-    Item = Picture | Prepared  # what the backend is given
+    Item = AnyImage | Prepared  # what the backend is given
 
 Decode = Callable[[Source, Channels], "Item | Failure"]
 Answer = Callable[["list[tuple[Source, Item]]"], list[Prediction | Failure]]
