@@ -60,13 +60,13 @@ MUTANTS = {
     "wrong blocks": ("gpu/preprocessor.py", "block=(*launch.block, 1)", "block=(*launch.block[::-1], 1)"),
     "kernels in another order": (
         "gpu/preprocessor.py",
-        "in plan.launches(*addresses)",
-        "in plan.launches(*addresses)[::-1]",
+        "in plan.list_launches(*addresses)",
+        "in plan.list_launches(*addresses)[::-1]",
     ),
     "one kernel left out": (
         "gpu/preprocessor.py",
-        "in plan.launches(*addresses)",
-        "in plan.launches(*addresses)[1:]",
+        "in plan.list_launches(*addresses)",
+        "in plan.list_launches(*addresses)[1:]",
     ),
     "a launch with a wrong argument size": (
         "gpu/launch.py",

@@ -81,7 +81,7 @@ class HostKernel:
         workspace = np.full(plan.workspace_size, 0xA5, np.uint8)
         images = np.full(plan.shape, 0xA5, np.uint8)
         buffers = [plan.descriptors, tables, workspace, images]
-        for launch in plan.launches(base, *(buffer.ctypes.data for buffer in buffers)):
+        for launch in plan.list_launches(base, *(buffer.ctypes.data for buffer in buffers)):
             values = [np.array(argument) for argument in launch.arguments]
             pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
             if self._library.launch(launch.kernel.encode(), launch.grid, *launch.block, pointers):

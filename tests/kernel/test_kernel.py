@@ -339,7 +339,7 @@ def test_a_batch_of_too_many_rows_is_refused() -> None:
     tall = Geometry(0, 2**30 - 1, 1, 1, 1, False, (0, 0, 1, 2**30 - 1))
     plan = Plan.make([tall] * 17, 1, 8, 8)
     with pytest.raises(ValueError, match="launch them in two batches"):
-        plan.launches(0, 0, 0, 0, 0)
+        plan.list_launches(0, 0, 0, 0, 0)
 
 
 # The commands

@@ -80,7 +80,7 @@ class Backend(Protocol):
         ...
 
     def describe(self) -> dict[str, str]:
-        """Library, version, device and settings, for people and reports."""
+        """Return library, version, device and settings, for people and reports."""
         ...
 
     def close(self) -> None:
@@ -166,7 +166,7 @@ def open_backend(name: str, model: str | None, options: Options) -> tuple[Backen
     load = cache(load_model_file)  # several candidates run the same file
     for candidate, others in _in_order() if name == "auto" else ((name, ()),):
         try:
-            file = _find(candidate, model, load)
+            file = _find_file(candidate, model, load)
             backend = open_file(candidate, file, options)
             if name == "auto":
                 _check_answers(backend, file)
@@ -196,7 +196,7 @@ def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
 
 
 def _check_answers(backend: Backend, file: ModelFile) -> None:
-    """A CPU backend that is not the default one must answer as that one does, where it is installed."""
+    """Compare a CPU backend that is not the default one with the default one, where that is installed."""
     default, *others = CPU_BACKENDS
     if backend.name in others and find_spec(default) is not None:
         from .select import check_answers
@@ -221,8 +221,8 @@ def load_backend_class(name: str) -> type[Backend]:
     return kind
 
 
-def _find(name: str, model: str | None, load: Callable[[Path], ModelFile]) -> ModelFile:
-    """The model file that suits a backend."""
+def _find_file(name: str, model: str | None, load: Callable[[Path], ModelFile]) -> ModelFile:
+    """Find the model file that suits a backend."""
     return load(resolve(model, load_backend_class(name).precisions))
 
 
@@ -250,7 +250,7 @@ def open_file(name: str, file: ModelFile, options: Options) -> Backend:
 
 
 def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
-    """The first run of a shape is the slow one, and shows whether the model takes it."""
+    """Run a batch of zeros: the first run of a shape is slow, and shows whether the model takes it."""
     expected = (batch, len(file.spec.labels))
     try:
         outputs = backend.run(np.zeros(file.spec.input_shape(batch), dtype=np.uint8))
@@ -269,5 +269,5 @@ def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
 
 
 def describe_threads(threads: int, streams: int) -> str:
-    """For `describe`: threads of a batch, and batches at once if several."""
+    """Describe, for `Backend.describe`, the threads of a batch, and the batches at once if several."""
     return f"{threads}" if streams == 1 else f"{threads} each for {streams} batches"

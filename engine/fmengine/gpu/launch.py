@@ -117,7 +117,7 @@ class Plan:
         shape = (len(descriptors), color_channels, height, width)
         return cls(descriptors, shape, 4 * int(table_ints.sum()), int(intermediate.sum()), int(groups.sum()))
 
-    def launches(self, base: int, descriptors: int, tables: int, workspace: int, images: int) -> list[Launch]:
+    def list_launches(self, base: int, descriptors: int, tables: int, workspace: int, images: int) -> list[Launch]:
         """Return the launches, in order, for these device addresses.
 
         Args:

@@ -70,7 +70,7 @@ class Preprocessor:
             self._imports.block(stream.handle)
         workspace = self._workspace.address + align(plan.tables_size)
         addresses = (self._upload.address, self._upload.address, self._workspace.address, workspace, images)
-        for launch in plan.launches(*addresses):
+        for launch in plan.list_launches(*addresses):
             kernel = self._kernels.functions[launch.kernel]
             kernel(*launch.arguments, grid=(launch.grid, 1), block=(*launch.block, 1), stream=stream)
 

@@ -1,16 +1,11 @@
 """The claims that `fmengine doctor --verify` proves on a GPU: kernels, engine, graphs, streams, JPEG, soak."""
 
 import io
-import os
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,20 +13,15 @@ from PIL import Image
 
 from ..backend.onnxruntime import OnnxRuntimeBackend
 from ..backend.registry import GPU_BACKENDS, Options, open_backend
-from ..check.gate import GateError, check_engine, check_kernel, gate_images, gate_pictures, random_picture
+from ..check.gate import GateError, check_engine, gate_images, gate_pictures, random_picture
 from ..check.proofs import Claim, Effort, NotRun
 from ..errors import BackendError, DeviceError
 from ..image.decode import decode_bytes
-from ..image.preprocess import Pixels
-from ..model.file import ModelFile, ModelSpec, load_model_file, resolve
+from ..model.file import ModelFile
 from ..options import Limits
 from ..types import ImageOutputs, Outputs
-from .arena import Buffer
 from .backend import GpuBackend
-from .context import Context
-from .interop import ImportStream
-from .kernels import Kernels
-from .preprocessor import Preprocessor, read_back
+from .kernel_proofs import prove_kernels, prove_sanitized
 from .runner import Runner, list_execution_paths
 
 SEED = 11
@@ -41,11 +31,11 @@ MAX_BATCH = 64
 def list_claims(backend: str, model: str | None, device: int, effort: Effort) -> list[Claim]:
     """List what is to be proven on a GPU, in order; see `fmengine.check.proofs.verify_gpu`."""
     # The kernels need no TensorRT, so they are proven also where that is missing.
-    kernels = Claim("preprocessing kernel, bit for bit", lambda: _prove_kernels(device, model, effort.pictures))
+    kernels = Claim("preprocessing kernel, bit for bit", lambda: prove_kernels(device, model, effort.pictures))
     sanitized = [
         Claim(
             f"preprocessing kernel under compute-sanitizer {tool}",
-            partial(_prove_sanitized, tool, device, effort.sanitized),
+            partial(prove_sanitized, tool, device, effort.sanitized),
         )
         for tool in ("memcheck", "racecheck", "initcheck")
     ]
@@ -91,60 +81,6 @@ class _Target:
                 backend.close()
             return
         raise NotRun("; ".join(reasons))
-
-
-def _prove_kernels(device: int, model: str | None, pictures: int) -> str:
-    """Compare the kernels with the definition, without any network."""
-    spec = load_model_file(resolve(model, ("fp16", "fp32", "int8"))).spec
-    context = Context(device)
-    opened: list[Callable[[], None]] = []
-    try:
-        with context.use():
-            check_kernel(_make_preprocessing(context, spec, opened), spec, MAX_BATCH, pictures=pictures, seed=SEED)
-    finally:
-        context.close(opened)
-    return f"{pictures:,} random pictures of 1 to 300 pixels a side, no level differs"
-
-
-def _make_preprocessing(
-    context: Context, spec: ModelSpec, opened: list[Callable[[], None]]
-) -> Callable[[Sequence[Pixels]], Pixels]:
-    """Make a function that preprocesses on a stream of its own; what must be given back is added to `opened`."""
-    kernels = Kernels(context)
-    opened.append(kernels.free)
-    streams = [context.cuda.Stream(context.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)]
-    opened.append(streams.clear)
-    imports = ImportStream(context)
-    opened.append(imports.free)
-    preprocessor = Preprocessor(context, kernels, imports, spec, streams[0])
-    opened.append(preprocessor.free)
-    images = Buffer(context, int(np.prod(spec.input_shape(MAX_BATCH))))
-    opened.append(images.free)
-
-    def run(batch: Sequence[Pixels]) -> Pixels:
-        preprocessor.launch(batch, preprocessor.upload(batch), images.address)
-        streams[0].synchronize()
-        return read_back(context, images.address, spec.input_shape(len(batch)))
-
-    return run
-
-
-def _prove_sanitized(tool: str, device: int, pictures: int) -> str:
-    """Run `_prove_kernels` in a process under one of compute-sanitizer's tools."""
-    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=_toolkit())
-    if found is None:
-        raise NotRun("compute-sanitizer is not installed; it comes with the CUDA toolkit")
-    Context(device).close([])  # raises without a GPU, which is the reason to report then
-    command = [found, "--tool", tool, "--error-exitcode", "9"]
-    command += [sys.executable, "-m", __name__, str(device), str(pictures)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise AssertionError(f"exit status {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
-    return f"{pictures} pictures, no finding"
-
-
-def _toolkit() -> str:
-    return str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")
 
 
 def _prove_parity(target: _Target) -> str:
@@ -265,7 +201,3 @@ def _check_bits(answers: Sequence[Outputs | ImageOutputs]) -> str:
         largest = float(np.abs(outputs.probabilities - answers[0].probabilities).max())
         assert np.array_equal(outputs.logits, answers[0].logits), f"answers differ, by {largest:.2g} at most"
     return f"{len(answers)} times {len(answers[0].logits)} answers, the same bits"
-
-
-if __name__ == "__main__":
-    print(_prove_kernels(int(sys.argv[1]), None, int(sys.argv[2])))
