@@ -16,9 +16,9 @@ import numpy as np
 import simplejpeg
 
 from fmengine.backend.diagnose import environment
+from fmengine.backend.registry import DeviceBackend
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-from fmengine.gpu.backend import GpuBackend
 from fmengine.model.file import load_model_file
 from fmengine.system.cores import usable_cores
 from fmengine.types import Failure
@@ -142,7 +142,7 @@ def run(
     means = {name: stage.mean for name, stage in one_by_one.stages.items()}
     device = {name: part.mean for name, part in one_by_one.device.items()}
     ways_on_gpu: list[Way] = []
-    if isinstance(engine.backend, GpuBackend):
+    if isinstance(engine.backend, DeviceBackend):
         say("graphs and streams")
         ways_on_gpu = ways(engine, effort.rounds, say)
     return Report(
@@ -200,8 +200,8 @@ def _limit(engine: Engine, effort: Effort, alone: Summary) -> tuple[Work, Peak |
     """
     work, backend = work_of(load_model_file(engine.model_path)), engine.backend
     batches = [batch for batch in BATCHES if batch <= engine.max_batch]
-    if isinstance(backend, GpuBackend):
-        peak = measure_gpu_peak(backend.context.index)
+    if isinstance(backend, DeviceBackend):
+        peak = measure_gpu_peak(backend.device_index)
         if peak is None:
             return work, None, []
         rounds = [{batch: network_time(backend, batch) for batch in batches} for _ in range(effort.rounds)]
@@ -243,10 +243,7 @@ def _pictures_a_joule(engine: Engine, paths: Sequence[str], effort: Effort) -> F
 
 def pci_address_of(engine: Engine) -> str | None:
     """Of the GPU that the engine is on."""
-    if not isinstance(engine.backend, GpuBackend):
-        return None
-    address: str = engine.backend.context.cuda.Device(engine.backend.context.index).pci_bus_id()
-    return address
+    return engine.backend.pci_bus_id if isinstance(engine.backend, DeviceBackend) else None
 
 
 def describe(engine: Engine, pictures: int, load: float) -> dict[str, str]:

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from fmengine.backend.registry import DeviceBackend
 from fmengine.engine import Engine
 from fmengine.errors import FmengineError, UnavailableError
-from fmengine.gpu.backend import GpuBackend
 from fmengine.system.files import write_file
 
 from .metrics import Accuracy, accuracy_of
@@ -86,7 +86,7 @@ def against(
 
 def device_of(engine: Engine) -> str:
     """Where it computes, and where those peers do that can: `cpu`, or `cuda:N`."""
-    return f"cuda:{engine.backend.context.index}" if isinstance(engine.backend, GpuBackend) else "cpu"
+    return f"cuda:{engine.backend.device_index}" if isinstance(engine.backend, DeviceBackend) else "cpu"
 
 
 def network_for(name: str) -> Path | None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median
 
+from fmengine.backend.registry import DeviceBackend, load_backend_class
 from fmengine.engine import Engine
 from fmengine.errors import BackendError
-from fmengine.gpu.backend import GpuBackend
-from fmengine.gpu.onnxruntime import OnnxRuntimeCudaBackend
 from fmengine.model.file import load_model_file
 from fmengine.options import BackendOptions
 from fmengine.types import InputBatch
@@ -18,6 +17,7 @@ from fmengine.types import InputBatch
 from .timing import TURN, Call, Figure, figure, latencies, random_inputs
 
 STREAMS = (1, 2, 4)
+CUDA_PROVIDER = "onnxruntime-cuda"  # whose runs cannot be captured into graphs
 EVENTS = 20  # runs a round that the GPU's events time
 
 
@@ -57,10 +57,10 @@ def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = 
         opened = dict(_opened(engine, stack, say))
         calls: dict[str, Call] = {}
         for name, backend in opened.items():
-            lanes = stack.enter_context(ThreadPoolExecutor(backend.lanes))
+            threads = stack.enter_context(ThreadPoolExecutor(backend.streams))
             for batch in batches:
                 calls[f"{name}/{batch}"] = partial(backend.run, images[batch])
-            calls[f"{name}/all"] = partial(_on_every_stream, backend, lanes, images[batches[-1]])
+            calls[f"{name}/all"] = partial(_on_every_stream, backend, threads, images[batches[-1]])
         taken = latencies(calls, rounds, turn, least=3)
         for name, backend in rounds * list(opened.items()):
             for batch in batches:
@@ -71,40 +71,41 @@ def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = 
                 backend.describe()["cuda graphs"],
                 {batch: figure([median(each) for each in taken[f"{name}/{batch}"]]) for batch in batches},
                 {batch: figure(alone[f"{name}/{batch}"]) for batch in batches},
-                figure([1e3 * backend.lanes * batches[-1] / fmean(each) for each in taken[f"{name}/all"]]),
+                figure([1e3 * backend.streams * batches[-1] / fmean(each) for each in taken[f"{name}/all"]]),
             )
             for name, backend in opened.items()
         ]
 
 
-def network_time(backend: GpuBackend, batch: int) -> float:
+def network_time(backend: DeviceBackend, batch: int) -> float:
     """Milliseconds of the network alone, by the GPU's events: the median of some runs."""
     images = random_inputs(backend.spec, batch)
     return median(backend.time_stages(images)[1].network for _ in range(EVENTS))
 
 
-def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Iterator[tuple[str, GpuBackend]]:
+def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Iterator[tuple[str, DeviceBackend]]:
     """The engine's own backend with and without graphs, and the same file in ONNX Runtime's CUDA provider."""
     own = engine.backend
-    assert isinstance(own, GpuBackend)
+    assert isinstance(own, DeviceBackend)
     file = load_model_file(engine.model_path)
-    kinds: list[tuple[type[GpuBackend], bool]] = [(OnnxRuntimeCudaBackend, False)]  # whose runs cannot be captured
-    if not isinstance(own, OnnxRuntimeCudaBackend):
-        kinds = [(type(own), True), (type(own), False), *kinds]
+    kinds = [(CUDA_PROVIDER, False)]
+    if own.name != CUDA_PROVIDER:
+        kinds = [(own.name, True), (own.name, False), *kinds]
     for kind, graphs in kinds:
-        title = f"{kind.name}, graphs" if graphs else kind.name
+        title = f"{kind}, graphs" if graphs else kind
         try:
             for streams in STREAMS:
-                options = BackendOptions(own.context.index, engine.max_batch, streams=streams, graphs=graphs)
-                backend = stack.enter_context(closing(kind.open(file, options)))
+                options = BackendOptions(own.device_index, engine.max_batch, streams=streams, graphs=graphs)
+                backend = stack.enter_context(closing(load_backend_class(kind).open(file, options)))
+                assert isinstance(backend, DeviceBackend)
                 name = f"{title}, {streams} stream{'s' if streams > 1 else ''}"
-                if backend.lanes == streams:
+                if backend.streams == streams:
                     yield name, backend
                 else:
-                    say(f"{name} is not measured: the GPU has room for {backend.lanes}")
+                    say(f"{name} is not measured: the GPU has room for {backend.streams}")
         except BackendError as error:
             say(f"{title} is not measured: {error}")
 
 
-def _on_every_stream(backend: GpuBackend, threads: ThreadPoolExecutor, images: InputBatch) -> None:
-    list(threads.map(backend.run, [images] * backend.lanes))
+def _on_every_stream(backend: DeviceBackend, threads: ThreadPoolExecutor, images: InputBatch) -> None:
+    list(threads.map(backend.run, [images] * backend.streams))

@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
+from fmengine.backend.registry import DeviceBackend
 from fmengine.engine import Engine
-from fmengine.gpu.backend import GpuBackend
 from fmengine.image.decode import decode
 from fmengine.pipeline.stages import STAGES
 
@@ -92,7 +92,7 @@ def serial(engine: Engine, paths: Sequence[str], seconds: float, least: int = 10
 
 
 def _on_device(engine: Engine, path: str) -> dict[str, float]:
-    if not isinstance(engine.backend, GpuBackend):
+    if not isinstance(engine.backend, DeviceBackend):
         return {}
     _, stages = engine.backend.time_stages([decode(path, engine.spec.color, engine.limits)])
     return {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.backend.registry import ImageBackend
+from fmengine.backend.registry import DeviceBackend
 from fmengine.check.compare import HALF, SAME, compare
 from fmengine.engine import Engine
 from fmengine.model.file import load_model_file
@@ -69,7 +69,7 @@ def judge(engine: Engine, paths: Sequence[str]) -> Verdict:
     reference = OnnxRuntimeBackend.open(model, BackendOptions(threads=1))
     expected = np.concatenate([reference.run(InputBatch(images[np.newaxis])).probabilities for images in inputs])
     reference.close()
-    on_gpu = isinstance(engine.backend, ImageBackend)
+    on_gpu = isinstance(engine.backend, DeviceBackend)
     agreement = compare(many, expected, HALF if on_gpu else SAME)
     return Verdict(
         pictures=len(good),

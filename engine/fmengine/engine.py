@@ -12,7 +12,7 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
-from .backend.registry import Attempt, Backend, ImageBackend, open_backend
+from .backend.registry import Attempt, Backend, DeviceBackend, open_backend
 from .errors import ClosedError, DeadlineError, UnavailableError
 from .image.arrays import check_channels
 from .image.faults import as_source_error
@@ -51,7 +51,7 @@ class Engine:
         open_again: OpenAgain | None = None,
     ) -> None:
         """Use an open backend; `open_again` opens it once more, for several batches at once, when needed."""
-        spec, device = model.spec, backend if isinstance(backend, ImageBackend) else None
+        spec, device = model.spec, backend if isinstance(backend, DeviceBackend) else None
         self.backend, self.spec, self.attempts = backend, spec, tuple(attempts)
         self.model_path, self.limits, self.max_batch = model.path, options.limits, options.max_batch
         recommended = options.unsure_below == "recommended"
@@ -130,7 +130,7 @@ class Engine:
         threads = threads or usable_cores()
         settings = BackendOptions(device=device, max_batch=max_batch, threads=threads, jpeg=jpeg)
         opened, file, attempts = open_backend(backend, None if model is None else str(model), settings)
-        if isinstance(opened, ImageBackend):
+        if isinstance(opened, DeviceBackend):
             return cls(opened, file, options, attempts=attempts)
         if jpeg == "gpu":
             opened.close()
@@ -333,7 +333,7 @@ class Engine:
 
     def _make_executor(self, sources: Iterable[Source], batch_size: int, in_flight: int | None) -> Executor:
         """Choose the body that suits a job."""
-        threads = self._threads + (self._device.lanes if self._device else 0)
+        threads = self._threads + (self._device.streams if self._device else 0)
         if isinstance(sources, list | tuple):
             threads = min(threads, len(sources))
         executor: Executor

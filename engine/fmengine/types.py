@@ -70,6 +70,9 @@ class DeviceImage(NamedTuple):
     owner: object
 
 
+AnyImage = _Bytes | DeviceImage  # a decoded image, in host or in device memory
+
+
 class Outputs(NamedTuple):
     """What a network answers, one row a picture.
 

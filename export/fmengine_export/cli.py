@@ -11,7 +11,8 @@ from fmengine.jobs.rows import printable
 from fmengine.model.file import load_model_file, resolve
 from fmengine.model.spec import PRECISIONS, Precision
 from fmengine.system.files import check_target
-from fmengine.trt.build import BuildOptions, load_library
+from fmengine.trt.library import load_library
+from fmengine.trt.profile import BuildOptions
 
 from . import tensorrt
 

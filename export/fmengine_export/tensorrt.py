@@ -5,18 +5,13 @@ from pathlib import Path
 
 from fmengine.cli.console import Progress
 from fmengine.errors import OutputError
-from fmengine.gpu.driver import describe_gpu, on_gpu
 from fmengine.model.file import ModelFile
 from fmengine.system.cache import Cache, pack, write_private_file
 from fmengine.system.files import check_target
-from fmengine.trt.build import (
-    BuildOptions,
-    Library,
-    build_engine,
-    engine_key,
-    load_library,
-    timings_on,
-)
+from fmengine.trt.build import build_engine, engine_key, load_timings
+from fmengine.trt.device import describe_gpu, use_gpu
+from fmengine.trt.library import Library, load_library
+from fmengine.trt.profile import BuildOptions
 
 FORMS: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -60,9 +55,9 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, target: Pa
         if phase in outermost:  # what is nested in it would make the bar jump
             bar.move_to(done, total)
 
-    timings = timings_on(library, gpu, Cache()) if gpu else None
+    timings = load_timings(library, gpu, Cache()) if gpu else None
     bar = Progress(None, "steps", caption=f"building {target.name}")
-    with bar, on_gpu(device) if form == "tensorrt" else nullcontext():
+    with bar, use_gpu(device) if form == "tensorrt" else nullcontext():
         engine = build_engine(library, model, options, progress=show, timings=timings)
     try:
         write_private_file(target, pack(engine_key(library, model, options, gpu), engine))

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from fmengine.errors import FmengineError, ModelError, OutputError, UnavailableError
 from fmengine.model.file import load_model_file, resolve
 from fmengine.system.cache import read_file
-from fmengine.trt.build import BuildError
+from fmengine.trt.profile import BuildError
 from fmengine_export.cli import export
 
 pytestmark = pytest.mark.timeout(120)

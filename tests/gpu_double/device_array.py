@@ -77,7 +77,7 @@ class DlpackArray(DeviceArray):
         return (2, self.context.index)
 
     def __dlpack__(self, *, stream: int | None = None) -> Any:
-        driver = self.context.runtime  # make the reader's stream wait
+        driver = self.context.driver  # make the reader's stream wait
         _, event = driver.cuEventCreate(2)
         driver.cuEventRecord(event, self.stream.handle)
         driver.cuStreamWaitEvent(stream, event, 0)

@@ -79,7 +79,7 @@ def shuffle(seed: int, count: int, backend: str = "tensorrt") -> None:
             rows.max(axis=1), [answer.confidence for answer in expected(count)[:some]], atol=NEAR
         )
         check([engine.predict(picture) for picture in pictures(count)[:3]], 3)
-        parts = [pictures(count)[start::4] for start in range(4)]  # more threads than slots
+        parts = [pictures(count)[start::4] for start in range(4)]  # more threads than runners
         with ThreadPoolExecutor(4) as threads:
             for part, outputs in enumerate(threads.map(engine.backend.run_pictures, parts)):
                 right = [answer.confidence for answer in expected(count)[part::4]]

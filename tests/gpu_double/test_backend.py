@@ -120,7 +120,7 @@ def test_streams_and_graphs_change_no_bit(streams, graphs):
     with backend() as usual, backend(streams=streams, graphs=graphs) as other:
         for left, right in zip(usual.run(batch), other.run(batch), strict=True):
             np.testing.assert_array_equal(left, right)
-        assert other.lanes == streams
+        assert other.streams == streams
         assert other.describe()["cuda graphs"] == ("batches of 1, 16" if graphs else "off")
 
 
@@ -224,8 +224,8 @@ def test_large_pictures_wait_small(monkeypatch):
 def test_an_engine_is_built_and_held_against_the_cpu_once():
     with backend() as opened:
         largest = max(passed.largest for passed in opened.passed)
-    ways = ["profile 0", *["profile 1"] * 3, "graph of 1", "graph of 16"]
-    assert [(p.way, p.batch) for p in opened.passed] == list(zip(ways, [1, 1, 9, 16, 1, 16], strict=True))
+    paths = ["profile 0", *["profile 1"] * 3, "graph of 1", "graph of 16"]
+    assert [(p.path, p.batch) for p in opened.passed] == list(zip(paths, [1, 1, 9, 16, 1, 16], strict=True))
     assert largest < 1e-6
     runs = driver.count("operations")
     with backend():
@@ -252,7 +252,7 @@ def test_an_engine_that_does_not_load_is_built_again(monkeypatch, caplog):
     with backend() as opened:
         assert len(opened.run(images(3)).logits) == 3
     assert "building the engine again: tensorrt 11.4.0.106 does not load this engine" in caplog.text
-    assert "It says: Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed" in caplog.text
+    assert "Its log: Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed" in caplog.text
 
 
 # Bad input
@@ -388,8 +388,8 @@ def test_fewer_streams_where_there_is_no_room_for_all(caplog):
     driver.set_fault("fail allocations from", 2 * made + 4)
     with backend(streams=64) as opened:
         driver.set_fault("fail allocations from", 0)
-        assert opened.lanes < 64
-        assert f"{opened.lanes} streams instead of 64: GPU 0 has no room" in caplog.text
+        assert opened.streams < 64
+        assert f"{opened.streams} streams instead of 64: GPU 0 has no room" in caplog.text
         assert len(opened.run(images(40)).logits) == 40
 
 
@@ -456,7 +456,7 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "ways", partial(on_gpu.ways, turn=0.01))
     monkeypatch.setattr(on_gpu, "EVENTS", 3)
     every, seen = on_gpu._on_every_stream, []
-    monkeypatch.setattr(on_gpu, "_on_every_stream", lambda b, *rest: (seen.append(b.lanes), every(b, *rest)))
+    monkeypatch.setattr(on_gpu, "_on_every_stream", lambda b, *rest: (seen.append(b.streams), every(b, *rest)))
     onnxruntime_double.install(monkeypatch)
     paths = bench.drawn_pictures(tmp_path, 12)
     effort = bench.Effort(0.01, 5, 2)
@@ -508,7 +508,7 @@ def test_a_rate_counts_every_streams_pictures(monkeypatch):
 
 
 def test_streams_that_there_is_no_room_for_are_not_measured(monkeypatch):
-    monkeypatch.setattr(TensorRtBackend, "lanes", property(lambda self: 1))
+    monkeypatch.setattr(TensorRtBackend, "streams", property(lambda self: 1))
     monkeypatch.setattr(on_gpu, "EVENTS", 1)
     said = []
     with load(max_batch=4) as engine:

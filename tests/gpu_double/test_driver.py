@@ -101,7 +101,7 @@ def test_a_copy_past_an_allocation_is_an_error(context, capfd):
 
 def test_a_kernel_that_reads_past_an_allocation_loses_the_context(context):
     """Descriptors of 80 bytes each are read from an allocation that holds none."""
-    kernel = kernels().get_function("tabulate")
+    kernel = kernels().get_function("precompute_coeffs")
     memory, stream = cuda.mem_alloc(256), cuda.Stream(1)
     address = np.uint64(int(memory) + 256)
     kernel(address, np.int32(1), np.int32(8), np.int32(8), address, grid=(1, 1), block=(128, 1, 1), stream=stream)
@@ -114,7 +114,9 @@ def test_a_kernel_that_reads_past_an_allocation_loses_the_context(context):
 @pytest.mark.parametrize("arguments", [[np.uint64(0)] * 5, [np.uint64(0), np.int32(0)]])
 def test_a_launch_with_other_arguments_is_an_error(context, capfd, arguments):
     with pytest.raises(cuda.LogicError, match="invalid argument"):
-        kernels().get_function("tabulate")(*arguments, grid=(1, 1), block=(128, 1, 1), stream=cuda.Stream(1))
+        kernels().get_function("precompute_coeffs")(
+            *arguments, grid=(1, 1), block=(128, 1, 1), stream=cuda.Stream(1)
+        )
     assert "arguments of another size" in capfd.readouterr().err
 
 

@@ -26,7 +26,7 @@ MUTANTS = {
         DOWNLOAD,
         "",
     ),
-    "a short copy of the inputs": ("gpu/runner.py", "self._images.host[:seen]", "self._images.host[: seen // 8]"),
+    "a short copy of the inputs": ("gpu/runner.py", "self._images.host[:size]", "self._images.host[: size // 8]"),
     "a short copy of the answers": (
         "gpu/runner.py",
         "self._answers.host[:used]",
@@ -60,13 +60,13 @@ MUTANTS = {
     "wrong blocks": ("gpu/preprocessor.py", "block=(*launch.block, 1)", "block=(*launch.block[::-1], 1)"),
     "kernels in another order": (
         "gpu/preprocessor.py",
-        "in plan.launches(*addresses)",
-        "in plan.launches(*addresses)[::-1]",
+        "in plan.list_launches(*addresses)",
+        "in plan.list_launches(*addresses)[::-1]",
     ),
     "one kernel left out": (
         "gpu/preprocessor.py",
-        "in plan.launches(*addresses)",
-        "in plan.launches(*addresses)[1:]",
+        "in plan.list_launches(*addresses)",
+        "in plan.list_launches(*addresses)[1:]",
     ),
     "a launch with a wrong argument size": (
         "gpu/launch.py",
@@ -75,17 +75,17 @@ MUTANTS = {
     ),
     "a buffer reused in flight": (
         "gpu/pool.py",
-        "                flying.append(slot)\n",
-        "                flying.append(slot)\n                self._free.put(slot)\n",
+        "                in_flight.append(runner)\n",
+        "                in_flight.append(runner)\n                self._free.put(runner)\n",
     ),
-    "a slot given back before its answers are read": (
+    "a runner given back before its answers are read": (
         "gpu/pool.py",
-        "        outputs = slot.collect()\n        flying.popleft()\n        self._free.put(slot)\n",
-        "        flying.popleft()\n        self._free.put(slot)\n        outputs = slot.collect()\n",
+        "        outputs = runner.collect()\n        in_flight.popleft()\n        self._free.put(runner)\n",
+        "        in_flight.popleft()\n        self._free.put(runner)\n        outputs = runner.collect()\n",
     ),
     "a context reshaped under its graph": (
         "gpu/runner.py",
-        "execution = self._owned(self.network.execution(index, self._addresses, self.stream))",
+        "execution = self._own(self.network.create_execution(index, self._addresses, self.stream))",
         "execution = self._executions[index]",
     ),
     "a capture of what has not run": (
@@ -97,18 +97,18 @@ MUTANTS = {
     "a picture read without waiting": ("gpu/interop.py", "self._order(self.handle, reader)", "pass"),
     "the network before its input": (
         "gpu/runner.py",
-        "            self._bring(batch, mark)\n            self._infer(len(batch))\n",
-        "            self._infer(len(batch))\n            self._bring(batch, mark)\n",
+        "            self._fill_input(batch, record)\n            self._infer(len(batch))\n",
+        "            self._infer(len(batch))\n            self._fill_input(batch, record)\n",
     ),
     "a part left out of a large batch": (
         "gpu/pool.py",
-        "range(0, len(batch), most)",
-        "range(0, len(batch) - most, most)",
+        "range(0, len(batch), max_batch)",
+        "range(0, len(batch) - max_batch, max_batch)",
     ),
     "logits for probabilities": (
         "gpu/runner.py",
-        "for at in (0, self._probabilities_at))",
-        "for at in (self._probabilities_at, 0))",
+        "for at in (0, self._probabilities_offset))",
+        "for at in (self._probabilities_offset, 0))",
     ),
     "a shape that is not renewed": (
         "trt/engine.py",
@@ -140,7 +140,7 @@ def test_a_planted_fault_turns_the_shuffles_red(fault, tmp_path):
 
 @pytest.mark.outside
 def test_without_a_fault_they_are_green(tmp_path):
-    done = mutants.run_mutant(tmp_path, "gpu/runner.py", '"""Time nothing."""', '"""Nothing."""')
+    done = mutants.run_mutant(tmp_path, "gpu/timing.py", '"""Time nothing."""', '"""Nothing."""')
     assert done.returncode == 0, done.stderr
 
 

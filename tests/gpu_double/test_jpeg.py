@@ -82,7 +82,7 @@ def test_a_cpu_says_that_it_has_no_gpu_to_decode_on():
 @pytest.mark.outside
 def test_the_real_library_has_the_names_and_decodes_luma_as_the_cpu_does():
     """Its CPU decoder, which is what runs without a GPU: bit-equal here, which says nothing of the GPU's."""
-    from fmengine.gpu.nvjpeg import parameters
+    from fmengine.gpu.nvjpeg import make_parameters
     from fmengine.image.decode import decode_bytes
 
     codec = pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed")
@@ -91,11 +91,12 @@ def test_the_real_library_has_the_names_and_decodes_luma_as_the_cpu_does():
     for pixels in shuffles.pictures(30):
         data = jpeg(pixels)
         for color in ("gray", "rgb"):
-            image = decoder.decode(codec.CodeStream(data), params=parameters(codec, color), cuda_stream=0)
+            image = decoder.decode(codec.CodeStream(data), params=make_parameters(codec, color), cuda_stream=0)
             expected = decode_bytes(data, color, Limits())
             if color == "gray":
                 np.testing.assert_array_equal(np.asarray(image).squeeze(axis=2), expected)
             assert np.asarray(image).shape[:2] == expected.shape[:2]
     assert (
-        decoder.decode(codec.CodeStream(jpeg(pixels)), params=parameters(codec, "gray"), cuda_stream=0) is not None
+        decoder.decode(codec.CodeStream(jpeg(pixels)), params=make_parameters(codec, "gray"), cuda_stream=0)
+        is not None
     )

@@ -8,7 +8,12 @@ import re
 
 from fmengine.gpu import kernels as nvrtc
 
-THREADS = {"tabulate": 128, "squeeze_gray": 256, "squeeze_rgb": 256, "stack": 256}  # a block
+THREADS = {
+    "precompute_coeffs": 128,
+    "resize_horizontal_gray": 256,
+    "resize_horizontal_rgb": 256,
+    "resize_vertical": 256,
+}  # a block
 REGISTERS = 65_536  # an SM, on all of these
 REGISTER_UNIT = 256  # registers are given to warps in this many
 SHARED_UNIT, SHARED_OF_SYSTEM = 128, 1024  # bytes a block
@@ -37,13 +42,14 @@ def occupancy(architecture: str, threads: int, registers: int, shared: int) -> f
 
 
 def main() -> None:
-    print(f"NVRTC {'.'.join(map(str, nvrtc.version()))}: registers, and share of an SM's threads that is resident")
+    version = ".".join(map(str, nvrtc.get_version()))
+    print(f"NVRTC {version}: registers, and share of an SM's threads that is resident")
     print("| | " + " | ".join(THREADS) + " |")
     print("|---" * (len(THREADS) + 1) + "|")
     for architecture in LIMITS:
         found = {
             name: (int(used), rest)
-            for name, used, rest in ENTRY.findall(nvrtc.compile_cubin(nvrtc.source(), architecture)[1])
+            for name, used, rest in ENTRY.findall(nvrtc.compile_cubin(nvrtc.read_source(), architecture)[1])
         }
         cells = []
         for name, threads in THREADS.items():

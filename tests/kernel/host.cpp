@@ -26,22 +26,22 @@ static int sizes(void (*)(A...), size_t* sizes) {
 extern "C" int sizes_of(const char* name, size_t* found) {
 #define SIZES_OF(kernel) \
     if (!strcmp(name, #kernel)) return sizes(kernel, found);
-    SIZES_OF(tabulate)
-    SIZES_OF(squeeze_gray)
-    SIZES_OF(squeeze_rgb)
-    SIZES_OF(stack)
+    SIZES_OF(precompute_coeffs)
+    SIZES_OF(resize_horizontal_gray)
+    SIZES_OF(resize_horizontal_rgb)
+    SIZES_OF(resize_vertical)
     return -1;
 }
 
 extern "C" int launch(const char* name, unsigned grid, unsigned x, unsigned y, void** arguments) {
 #define KERNEL_NAMED(kernel, barriers) \
     if (!strcmp(name, #kernel)) return run(kernel, barriers, grid, x, y, arguments), 0;
-    KERNEL_NAMED(tabulate, false)
-    KERNEL_NAMED(squeeze_gray, true)
-    KERNEL_NAMED(squeeze_rgb, true)
-    KERNEL_NAMED(stack, false)
+    KERNEL_NAMED(precompute_coeffs, false)
+    KERNEL_NAMED(resize_horizontal_gray, true)
+    KERNEL_NAMED(resize_horizontal_rgb, true)
+    KERNEL_NAMED(resize_vertical, false)
     fprintf(stderr, "no kernel is called %s\n", name);
     return 1;
 }
 
-extern "C" int size_of_picture() { return sizeof(Picture); }
+extern "C" int size_of_descriptor() { return sizeof(Descriptor); }

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fmengine.gpu
-from fmengine.gpu.launch import PICTURE, Geometry, Plan
+from fmengine.gpu.launch import DESCRIPTOR, Geometry, Plan
 
 HERE = Path(__file__).parent
 SOURCE = Path(fmengine.gpu.__file__).parent / "preprocess.cu"
@@ -70,8 +70,8 @@ class HostKernel:
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
-        if (size := self._library.size_of_picture()) != PICTURE.itemsize:
-            raise RuntimeError(f"struct Picture has {size} bytes, its NumPy type {PICTURE.itemsize}")
+        if (size := self._library.size_of_descriptor()) != DESCRIPTOR.itemsize:
+            raise RuntimeError(f"struct Descriptor has {size} bytes, its NumPy type {DESCRIPTOR.itemsize}")
 
     def run(
         self, geometries: Sequence[Geometry], base: int, channels: int, height: int, width: int
@@ -81,8 +81,8 @@ class HostKernel:
         tables = np.full(plan.tables_size, 0xA5, np.uint8)
         workspace = np.full(plan.workspace_size, 0xA5, np.uint8)
         images = np.full(plan.shape, 0xA5, np.uint8)
-        buffers = [plan.pictures, tables, workspace, images]
-        for launch in plan.launches(base, *(buffer.ctypes.data for buffer in buffers)):
+        buffers = [plan.descriptors, tables, workspace, images]
+        for launch in plan.list_launches(base, *(buffer.ctypes.data for buffer in buffers)):
             values = [np.array(argument) for argument in launch.arguments]
             pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
             if self._library.launch(launch.kernel.encode(), launch.grid, *launch.block, pointers):

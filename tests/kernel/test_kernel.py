@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmengine.errors import SourceError
-from fmengine.gpu.launch import PICTURE, Geometry, Plan
+from fmengine.gpu.launch import DESCRIPTOR, Geometry, Plan
 from fmengine.image.decode import decode
 from fmengine.image.geometry import fit_box
 from fmengine.image.preprocess import preprocess
@@ -312,13 +312,13 @@ def test_a_read_past_a_picture_is_caught(tmp_path: Path) -> None:
 def test_the_descriptor_is_the_kernels() -> None:
     """Field by field: the compiler sees names and order, and `HostKernel` compares the size."""
     text = SOURCE.read_text(encoding="utf-8")
-    body = re.sub(r"//.*", "", text[text.index("struct Picture {") : text.index("};")])
+    body = re.sub(r"//.*", "", text[text.index("struct Descriptor {") : text.index("};")])
     fields = [
         (name.strip(), {"int": "int32", "long long": "int64"}[kind])
         for kind, names in re.findall(r"(long long|int) ([\w, ]+);", body)
         for name in names.split(",")
     ]
-    assert fields == [(name, PICTURE[name].name) for name in PICTURE.names]
+    assert fields == [(name, DESCRIPTOR[name].name) for name in DESCRIPTOR.names]
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_a_batch_of_too_many_rows_is_refused() -> None:
     tall = Geometry(0, 2**30 - 1, 1, 1, 1, False, (0, 0, 1, 2**30 - 1))
     plan = Plan.make([tall] * 17, 1, 8, 8)
     with pytest.raises(ValueError, match="launch them in two batches"):
-        plan.launches(0, 0, 0, 0, 0)
+        plan.list_launches(0, 0, 0, 0, 0)
 
 
 # The commands

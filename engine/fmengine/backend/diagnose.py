@@ -11,9 +11,9 @@ from typing import Any
 
 from .. import __version__
 from ..errors import FmengineError
-from ..gpu.driver import version_in
 from ..options import BackendOptions
 from ..system.cores import usable_cores
+from ..system.nvidia import find_version
 from .registry import BACKENDS, open_backend
 
 LIBRARIES = (
@@ -139,7 +139,7 @@ def _describe_gpu(line: str) -> str:
     """Describe a GPU from a line of `nvidia-smi`."""
     *values, driver = line.split(",", len(SMI))
     parts = [f"{label} {value.strip()}".strip() for label, value in zip(SMI.values(), values, strict=False)]
-    return ", ".join([*parts, f"driver {version_in(driver)}"])
+    return ", ".join([*parts, f"driver {find_version(driver)}"])
 
 
 def _read_cpu() -> dict[str, str]:

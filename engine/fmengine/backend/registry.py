@@ -1,4 +1,4 @@
-"""What runs a network. A backend is one file with one class of four methods; `BACKENDS` lists them.
+"""Open what runs a network. A backend is one file with one class of four methods; `BACKENDS` lists them.
 
 Whether a backend works on this machine is found out by opening it: lists of "available" devices and
 providers name what a library was compiled with, not what runs.
@@ -7,10 +7,9 @@ providers name what a library was compiled with, not what runs.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +21,16 @@ from ..errors import (
     RefusedModelError,
     UnavailableError,
 )
-from ..gpu.driver import require_driver
 from ..model.file import ModelFile, load_model_file, resolve
-from ..model.spec import Precision
+from ..model.spec import ModelSpec, Precision
 from ..options import BackendOptions
-from ..types import Channels, DeviceImage, ImageOutputs, InputBatch, Outputs
-
-if TYPE_CHECKING:
-    from ..gpu.interop import Picture
-    from ..types import DeviceImage
+from ..system.imports import load_object
+from ..system.nvidia import require_driver
+from ..types import AnyImage, Channels, DeviceImage, ImageOutputs, InputBatch, Outputs
 
 log = logging.getLogger(__name__)
 
-# In the order in which `auto` tries them.
+# In the order in which `auto` tries them; by name, so that a machine without a GPU imports nothing of `gpu`.
 BACKENDS = {
     "tensorrt": "fmengine.gpu.tensorrt:TensorRtBackend",
     "tensorrt-rtx": "fmengine.gpu.tensorrt:TensorRtRtxBackend",
@@ -63,7 +59,7 @@ class Backend(Protocol):
         ...
 
     def describe(self) -> dict[str, str]:
-        """Library, version, device and settings, for people and reports."""
+        """Return library, version, device and settings, for people and reports."""
         ...
 
     def close(self) -> None:
@@ -71,25 +67,53 @@ class Backend(Protocol):
         ...
 
 
+class StageTimes(NamedTuple):
+    """What a batch took on a GPU, in milliseconds between events of its stream."""
+
+    upload: float
+    preprocess: float
+    network: float
+    download: float
+
+
 @runtime_checkable
-class ImageBackend(Backend, Protocol):
-    """A backend that preprocesses too, where the network is: it is given decoded pictures of any sizes."""
+class DeviceBackend(Backend, Protocol):
+    """A backend on a GPU, which preprocesses there too: it is given decoded images of any sizes."""
 
     @property
-    def lanes(self) -> int:
+    def spec(self) -> ModelSpec:
+        """The model file's specification."""
+        ...
+
+    @property
+    def device_index(self) -> int:
+        """Index of the GPU."""
+        ...
+
+    @property
+    def pci_bus_id(self) -> str:
+        """Address of the GPU, such as `0000:01:00.0`."""
+        ...
+
+    @property
+    def streams(self) -> int:
         """Batches that it works on at once, for as many threads."""
         ...
 
-    def admit(self, source: object, channels: Channels) -> "DeviceImage":
-        """Take a picture that is in its memory. Raises SourceError for one that it cannot read there."""
+    def admit(self, source: object, channels: Channels) -> DeviceImage:
+        """Take an image that is in its memory. Raises SourceError for one that it cannot read there."""
         ...
 
-    def decode_jpeg(self, data: bytes) -> "DeviceImage | None":
-        """Decode a plain JPEG where the network is, if that was asked for and is possible."""
+    def decode_jpeg(self, data: bytes) -> DeviceImage | None:
+        """Decode a plain JPEG on the GPU; None where that is not switched on, or not possible."""
         ...
 
-    def run_pictures(self, pictures: "Sequence[Picture]") -> ImageOutputs:
+    def run_pictures(self, pictures: Sequence[AnyImage]) -> ImageOutputs:
         """Preprocess and run. Raises SourceError if there is no room for one of them alone."""
+        ...
+
+    def time_stages(self, batch: InputBatch | Sequence[AnyImage]) -> tuple[Outputs | ImageOutputs, StageTimes]:
+        """Run a batch of `max_batch` or fewer, and measure what each stage took on the GPU."""
         ...
 
 
@@ -103,10 +127,10 @@ class Attempt(NamedTuple):
 def open_backend(
     name: str, model: str | None, options: BackendOptions
 ) -> tuple[Backend, ModelFile, Sequence[Attempt]]:
-    """Open the backend asked for, or with `auto` the first that works; of several on a CPU, the fastest.
+    """Open a backend by name, or with `auto` the first that works; of several on a CPU, the fastest.
 
     Args:
-        name: one of `BACKENDS`, or `auto`. A backend asked for by name works, or it is an error.
+        name: one of `BACKENDS`, or `auto`. A backend that is named works, or it is an error.
         model: a path, the name of a shipped model, or None.
         options: device, batch and threads.
 
@@ -123,7 +147,7 @@ def open_backend(
     load = cache(load_model_file)  # several candidates run the same file
     for candidate, others in _in_order() if name == "auto" else ((name, ()),):
         try:
-            file = _find(candidate, model, load)
+            file = _find_file(candidate, model, load)
             backend = open_file(candidate, file, options)
             if name == "auto":
                 _check_answers(backend, file)
@@ -138,7 +162,7 @@ def open_backend(
 
 
 def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
-    """What `auto` tries, and what there is to say of others where it is taken."""
+    """Yield what `auto` tries, in order, and the attempts to report besides where it is taken."""
     on_cpu = [name for name in CPU_BACKENDS if name in BACKENDS]
     yield from ((name, ()) for name in BACKENDS if name not in on_cpu)
     if sum(find_spec(name) is not None for name in on_cpu) < 2:
@@ -153,7 +177,7 @@ def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
 
 
 def _check_answers(backend: Backend, file: ModelFile) -> None:
-    """A CPU backend that is not the default one must answer as that one does, where it is installed."""
+    """Compare a CPU backend that is not the default one with the default one, where that is installed."""
     default, *others = CPU_BACKENDS
     if backend.name in others and find_spec(default) is not None:
         from .select import check_answers
@@ -166,17 +190,21 @@ def _check_answers(backend: Backend, file: ModelFile) -> None:
             raise
 
 
-def _class_of(name: str) -> type[Backend]:
+def load_backend_class(name: str) -> type[Backend]:
+    """Import the class of one of `BACKENDS`.
+
+    Raises:
+        UnavailableError: for a GPU's on a machine without a driver.
+    """
     if name in GPU_BACKENDS:
         require_driver()  # first: what a GPU needs takes longer to import than all else at a start without one
-    module, attribute = BACKENDS[name].split(":")
-    kind: type[Backend] = getattr(import_module(module), attribute)
+    kind: type[Backend] = load_object(BACKENDS[name])
     return kind
 
 
-def _find(name: str, model: str | None, load: Callable[[Path], ModelFile]) -> ModelFile:
-    """The model file that suits a backend."""
-    return load(resolve(model, _class_of(name).precisions))
+def _find_file(name: str, model: str | None, load: Callable[[Path], ModelFile]) -> ModelFile:
+    """Find the model file that suits a backend."""
+    return load(resolve(model, load_backend_class(name).precisions))
 
 
 def open_file(name: str, file: ModelFile, options: BackendOptions) -> Backend:
@@ -186,7 +214,7 @@ def open_file(name: str, file: ModelFile, options: BackendOptions) -> Backend:
         BackendError: if it does not work on this machine, or does not run this file.
         ModelError: if the file is at fault.
     """
-    kind = _class_of(name)
+    kind = load_backend_class(name)
     if file.spec.precision not in kind.precisions:
         raise RefusedModelError(
             f"{file.path} is {file.spec.precision}, which {name} does not run; "
@@ -203,7 +231,7 @@ def open_file(name: str, file: ModelFile, options: BackendOptions) -> Backend:
 
 
 def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
-    """The first run of a shape is the slow one, and shows whether the model takes it."""
+    """Run a batch of zeros: the first run of a shape is slow, and shows whether the model takes it."""
     expected = (batch, len(file.spec.labels))
     try:
         outputs = backend.run(InputBatch(np.zeros(file.spec.input_shape(batch), dtype=np.uint8)))
@@ -222,5 +250,5 @@ def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
 
 
 def describe_threads(threads: int, streams: int) -> str:
-    """For `describe`: threads of a batch, and batches at once if several."""
+    """Describe, for `Backend.describe`, the threads of a batch, and the batches at once if several."""
     return f"{threads}" if streams == 1 else f"{threads} each for {streams} batches"

@@ -11,7 +11,7 @@ from PIL import Image
 from ..errors import BackendError
 from ..image.preprocess import preprocess, preprocess_batch
 from ..model.spec import ModelSpec
-from ..trt.build import Profile
+from ..trt.profile import Profile
 from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs
 
 PICTURES = 256
@@ -28,13 +28,13 @@ class GateError(BackendError):
     exit_code = 1
 
 
-class Way(NamedTuple):
-    """One way through an engine: a profile, or a graph.
+class ExecutionPath(NamedTuple):
+    """One path through an engine: a profile, or a graph.
 
     Attributes:
         name: for people.
         profile: the batch sizes that it takes.
-        run: the network, that way.
+        run: the network, on that path.
     """
 
     name: str
@@ -43,18 +43,18 @@ class Way(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """One way at one batch size, and how far it was off at most."""
+    """One path at one batch size, and how far it was off at most."""
 
-    way: str
+    path: str
     batch: int
     largest: float
 
 
-def check_engine(ways: Sequence[Way], reference: Run, spec: ModelSpec) -> list[Passed]:
-    """Hold an engine's answers against the CPU's, every way through it, at three batch sizes each.
+def check_engine(paths: Sequence[ExecutionPath], reference: Run, spec: ModelSpec) -> list[Passed]:
+    """Hold an engine's answers against the CPU's, on every path through it, at three batch sizes each.
 
     Args:
-        ways: every profile, and every graph.
+        paths: every profile, and every graph.
         reference: the same weights on the CPU.
         spec: of the model.
 
@@ -67,7 +67,7 @@ def check_engine(ways: Sequence[Way], reference: Run, spec: ModelSpec) -> list[P
     images = gate_images(spec)
     expected = reference(images).probabilities
     passed = []
-    for name, profile, run in ways:
+    for name, profile, run in paths:
         for batch in batch_sizes(profile):
             # Every batch is full: it begins again with the first picture where the last is passed.
             order = np.arange(-(-len(images) // batch) * batch) % len(images)
@@ -109,9 +109,9 @@ def check_kernel(
 
 
 def batch_sizes(profile: Profile) -> list[int]:
-    """The least, an odd one between, and the most that a profile takes."""
-    odd = (profile.least + profile.most) // 2 | 1
-    return sorted({profile.least, min(odd, profile.most), profile.most})
+    """The smallest, an odd one between, and the largest that a profile takes."""
+    odd = (profile.min + profile.max) // 2 | 1
+    return sorted({profile.min, min(odd, profile.max), profile.max})
 
 
 def gate_images(spec: ModelSpec) -> InputBatch:
@@ -144,9 +144,9 @@ def random_picture(rng: np.random.Generator) -> DecodedImage:
 
 
 def _largest(
-    found: "np.typing.NDArray[np.float32]", expected: "np.typing.NDArray[np.float32]", way: str, batch: int
+    found: "np.typing.NDArray[np.float32]", expected: "np.typing.NDArray[np.float32]", path: str, batch: int
 ) -> float:
-    where = f"{way}, batches of {batch}"
+    where = f"{path}, batches of {batch}"
     if found.shape != expected.shape:
         raise GateError(f"{where}: {found.shape} answers; expected {expected.shape}")
     # No label can flip within this whose two best are further apart than twice as much.

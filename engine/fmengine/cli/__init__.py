@@ -9,7 +9,6 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import click
@@ -17,7 +16,13 @@ from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import FmengineError, UnavailableError, install_hint
-from .console import configure, flush, is_structured, report_error
+from ..system.imports import load_object
+from .console import (
+    configure,
+    flush,
+    is_structured,
+    report_error,
+)
 from .streams import discard_stdout, open_streams
 
 
@@ -71,9 +76,8 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         entry = COMMANDS[name]
-        module, attribute = entry.target.split(":")
         try:
-            command: click.Command = getattr(import_module(module), attribute)
+            command: click.Command = load_object(entry.target)
         except ModuleNotFoundError as error:
             raise _name_extra(name, error) from error
         return command

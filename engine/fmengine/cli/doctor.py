@@ -107,13 +107,12 @@ def _check_backend(backend: str) -> None:
 
 
 def _verify(backend: str, model: str | None, device: int, pictures: int, soak: float) -> dict[str, Any]:
-    from ..gpu.proofs import Effort, Proof, summarise
-    from ..gpu.proofs import verify as run
+    from ..check.proofs import Effort, Proof, summarise, verify_gpu
 
-    def tell(proof: Proof) -> None:
+    def report(proof: Proof) -> None:
         inform(f"{proof.verdict:8} {proof.name} ({proof.seconds} s): {proof.detail}", **proof._asdict())
 
-    proofs = run(backend, model, device, Effort(pictures=pictures, soak=soak), tell)
+    proofs = verify_gpu(backend, model, device, Effort(pictures=pictures, soak=soak), report)
     verdict = summarise(proofs)
     inform(f"verification {verdict}", verdict=verdict)
     return {

@@ -11,13 +11,13 @@ from .context import Context
 ALIGNMENT = 256  # bytes; TensorRT wants it of a tensor's address, and coalesced reads gain by it
 
 
-def aligned(size: int) -> int:
-    """The next multiple of `ALIGNMENT`."""
+def align(size: int) -> int:
+    """Round a size up to a multiple of `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class Buffer:
-    """Bytes on the GPU, and as many pinned on the host where asked for. They grow, and lose what they held.
+    """Bytes on the GPU, with `pinned` as many pinned on the host. It grows on demand, and loses what it held.
 
     Attributes:
         address: on the GPU; 0 while empty.
@@ -35,7 +35,7 @@ class Buffer:
         self.reserve(size)
 
     def reserve(self, size: int) -> None:
-        """Hold at least `size` bytes; nothing in flight may use the buffer.
+        """Grow to `size` bytes or more; nothing in flight may use the buffer.
 
         Raises:
             NoRoomError: with what was needed and what was free. The buffer is empty then.
@@ -44,7 +44,7 @@ class Buffer:
             return
         self.free()
         # Growth by powers of two is rare; where that much does not fit, what is needed may.
-        for attempt in (1 << (size - 1).bit_length(), aligned(size)):
+        for attempt in (1 << (size - 1).bit_length(), align(size)):
             try:
                 self._memory = self._context.cuda.mem_alloc(attempt)
                 if self._pinned:
@@ -61,9 +61,9 @@ class Buffer:
             "free. Choose a smaller batch, or free memory on it"
         )
 
-    def trim(self, most: int) -> None:
-        """Free the buffer if it is larger than `most` bytes; nothing in flight may use it."""
-        if self.size > most:
+    def trim(self, max_size: int) -> None:
+        """Free the buffer if it is larger than `max_size` bytes; nothing in flight may use it."""
+        if self.size > max_size:
             self.free()
 
     def free(self) -> None:

@@ -1,4 +1,4 @@
-"""What every backend on a GPU has in common: a context, the kernel, and a pool of slots around its network."""
+"""What every backend on a GPU has in common: a context, the kernels, and a pool of runners around its network."""
 
 import weakref
 from abc import ABC, abstractmethod
@@ -8,30 +8,35 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from ..backend.registry import StageTimes
 from ..check.gate import check_kernel
 from ..errors import Kind, ModelError, NoRoomError, SourceError
 from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.cache import Cache
-from ..types import Channels, DecodedImage, DeviceImage, ImageOutputs, InputBatch, Outputs
+from ..types import AnyImage, Channels, DecodedImage, DeviceImage, ImageOutputs, InputBatch, Outputs
 from .context import Context
 from .driver import describe_gpu
-from .interop import Arrivals, Picture, device_picture
+from .interop import ImportStream, import_image
+from .kernels import Kernels
+from .network import LoadedNetwork
 from .nvjpeg import JpegDecoder
-from .pool import Pool, make_slots
-from .preprocessor import Kernels
-from .runner import Networkable, Slot, Stages, Stopwatch
+from .pool import Pool, make_runners
+from .runner import Runner
+from .timing import StageTimer
 
 STREAMS = 2  # batches under way at once: the copies of one overlap the work of the other
 
 
 class GpuBackend(ABC):
-    """See `fmengine.backend.registry.ImageBackend`. A subclass says which network runs.
+    """See `fmengine.backend.registry.DeviceBackend`. A subclass loads the network.
 
     Attributes:
         gpu: that it runs on.
         context: its primary context.
+        device_index: of the GPU.
+        pci_bus_id: address of the GPU.
     """
 
     name: ClassVar[str]
@@ -51,21 +56,24 @@ class GpuBackend(ABC):
                 self._jpeg = JpegDecoder(self.context, self.spec.color) if options.jpeg == "gpu" else None
                 if self._jpeg is not None:
                     opened.append(self._jpeg.free)
-                self._arrivals = Arrivals(self.context)
-                opened.append(self._arrivals.free)
-                network = self._network(model, options)
+                self._imports = ImportStream(self.context)
+                opened.append(self._imports.free)
+                network = self._load_network(model, options)
                 opened.append(network.close)
-                slots = make_slots(
-                    lambda: Slot(self.context, network, kernels, self._arrivals, self.spec, graphs=options.graphs),
+                runners = make_runners(
+                    lambda: Runner(
+                        self.context, network, kernels, self._imports, self.spec, graphs=options.graphs
+                    ),
                     options.streams or STREAMS,
                 )
-                self.pool = Pool(slots, self.spec)
+                self.pool = Pool(runners, self.spec)
                 opened.append(self.pool.close)
-                self._approve_kernel(slots[0], kernels)
-                self._approve(slots[0])
-                _warm_up(slots)
-                self._graphs = _describe_graphs(slots[0]) if options.graphs else "off"
-                self._lanes = len(slots)
+                self._check_kernel(runners[0], kernels)
+                self._check_network(runners[0])
+                _warm_up(runners)
+                self._graphs = _describe_graphs(runners[0]) if options.graphs else "off"
+                self.device_index, self._streams = self.context.index, len(runners)
+                self.pci_bus_id: str = self.context.cuda.Device(self.device_index).pci_bus_id()
         except BaseException:
             self._close()
             raise
@@ -75,8 +83,9 @@ class GpuBackend(ABC):
         return cls(model, options)
 
     @property
-    def lanes(self) -> int:
-        return self._lanes
+    def streams(self) -> int:
+        """Batches that it works on at once."""
+        return self._streams
 
     def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run uint8 `[N, C, H, W]`, any N from 1.
@@ -93,35 +102,35 @@ class GpuBackend(ABC):
 
     def admit(self, source: object, channels: Channels) -> DeviceImage:
         with self.context.use():
-            return device_picture(source, self.context, self._arrivals, channels)
+            return import_image(source, self.context, self._imports, channels)
 
     def decode_jpeg(self, data: bytes) -> DeviceImage | None:
         if self._jpeg is None:
             return None
         with self.context.use():
             image = self._jpeg.decode(data)
-            return None if image is None else device_picture(image, self.context, self._arrivals, "rgb")
+            return None if image is None else import_image(image, self.context, self._imports, "rgb")
 
-    def run_pictures(self, pictures: Sequence[Picture]) -> ImageOutputs:
+    def run_pictures(self, pictures: Sequence[AnyImage]) -> ImageOutputs:
         try:
             with self.context.use():
                 return self.pool.run_pictures(pictures)
         except NoRoomError as error:
             raise SourceError(Kind.TOO_LARGE, str(error)) from error
 
-    def time_stages(self, batch: InputBatch | Sequence[Picture]) -> tuple[Outputs | ImageOutputs, Stages]:
-        """Run a batch of at most `max_batch` and say what each stage of it took on the GPU."""
+    def time_stages(self, batch: InputBatch | Sequence[AnyImage]) -> tuple[Outputs | ImageOutputs, StageTimes]:
+        """Run a batch of `max_batch` or fewer, and measure what each stage took on the GPU."""
         with self.context.use():
-            stopwatch = Stopwatch(self.context.cuda)
-            return self.pool.with_slot(lambda slot: slot.run(batch, stopwatch)), stopwatch.stages()
+            timer = StageTimer(self.context.cuda)
+            return self.pool.with_runner(lambda runner: runner.run(batch, timer.record)), timer.elapsed()
 
     def describe(self) -> dict[str, str]:
         return {
             "backend": self.name,
-            "library": self._library_version(),
+            "library": self._describe_library(),
             "device": f"GPU {self.context.index}, {self.gpu.name}",
             "driver": self.gpu.driver,
-            "streams": str(self._lanes),
+            "streams": str(self._streams),
             "cuda graphs": self._graphs,
             "jpeg": "gpu" if self._jpeg else "cpu",
         }
@@ -131,32 +140,32 @@ class GpuBackend(ABC):
         self._close()
 
     @abstractmethod
-    def _network(self, model: ModelFile, options: BackendOptions) -> Networkable:
-        """The network, loaded onto the GPU."""
+    def _load_network(self, model: ModelFile, options: BackendOptions) -> LoadedNetwork:
+        """Load the network onto the GPU."""
 
-    def _approve_kernel(self, slot: Slot, kernels: Kernels) -> None:
-        """Hold the compiled kernel against its definition, once for each compiler, driver and GPU."""
+    def _check_kernel(self, runner: Runner, kernels: Kernels) -> None:
+        """Compare the compiled kernels with the definition, once for each compiler, driver and GPU."""
         cache = Cache()
         key = {"kernel": kernels.digest, "gpu": str(self.gpu), "model": str(self.spec.input_shape(1))}
         if cache.load("kernel", key) is None:
-            check_kernel(slot.preprocess, self.spec, min(16, slot.most))
+            check_kernel(runner.preprocess, self.spec, min(16, runner.max_batch))
             cache.store("kernel", key, b"bit for bit")
 
-    def _approve(self, slot: Slot) -> None:  # noqa: B027
-        """See that its answers are right before it may give any."""
+    def _check_network(self, runner: Runner) -> None:  # noqa: B027
+        """Check that the network's answers are right before it may give any."""
 
     @abstractmethod
-    def _library_version(self) -> str:
-        """Name and version of what runs the network."""
+    def _describe_library(self) -> str:
+        """Return name and version of what runs the network."""
 
 
-def _warm_up(slots: Sequence[Slot]) -> None:
-    """The driver loads a kernel when it is first launched."""
-    for slot in slots:
-        slot.run([DecodedImage(np.zeros((8, 8), np.uint8))])
+def _warm_up(runners: Sequence[Runner]) -> None:
+    """Launch every kernel once: the driver loads it then."""
+    for runner in runners:
+        runner.run([DecodedImage(np.zeros((8, 8), np.uint8))])
 
 
-def _describe_graphs(slot: Slot) -> str:
-    if slot.refusal:
-        return f"none: {slot.refusal}"
-    return f"batches of {', '.join(map(str, slot.graphs))}" if slot.graphs else "none"
+def _describe_graphs(runner: Runner) -> str:
+    if runner.refusal:
+        return f"none: {runner.refusal}"
+    return f"batches of {', '.join(map(str, runner.graphs))}" if runner.graphs else "none"

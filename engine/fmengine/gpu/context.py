@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import (
@@ -17,11 +17,11 @@ from ..errors import (
     UnavailableError,
     install_hint,
 )
-from .driver import find_device, start_driver
+from .driver import check_status, find_device, start_driver
 
-LAST_WAIT = 60.0  # seconds that closing waits for other threads: one that was interrupted may never come
+CLOSE_TIMEOUT = 60.0  # seconds that closing waits for other threads: one that was interrupted may never come
 log = logging.getLogger(__name__)
-_parked: list[object] = []
+_kept_after_fork: list[object] = []  # never destroyed: the parent's
 INSTALL = f"{install_hint('gpu')} (pycuda is built from source: it needs a C++ compiler and CUDA's headers)"
 
 
@@ -31,14 +31,14 @@ class Context:
     Attributes:
         index: of the GPU.
         cuda: the module `pycuda.driver`.
-        runtime: the module `cuda.bindings.driver`, for graphs and what pycuda has no words for.
+        driver: the module `cuda.bindings.driver`, for graphs and what else pycuda lacks.
     """
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.runtime = start_driver()
-        self._device = find_device(self.runtime, index)
-        self.cuda = load_pycuda()
+        self.driver = start_driver()
+        self._device = find_device(self.driver, index)
+        self.cuda = _load_pycuda()
         try:
             self.cuda.init()
             _check_versions(self.cuda)
@@ -60,7 +60,7 @@ class Context:
             NoRoomError: if its memory does not suffice.
             FmengineError: if the context is closed.
         """
-        self._check()
+        self._check_usable()
         with self._idle:
             self._users += 1
         try:
@@ -79,15 +79,15 @@ class Context:
                 self._idle.notify_all()
 
     def fail(self, message: str) -> DeviceError:
-        """Note that this context is lost, and make the error that says so."""
+        """Note that this context is lost, and return the error to raise."""
         self._failure = (
             f"{message}. Its answers can no longer be trusted: load the engine again in a new process; "
-            "`nvidia-smi` and `dmesg` tell of the GPU's health"
+            "`nvidia-smi` and `dmesg` show the GPU's health"
         )
         return DeviceError(self._failure)
 
     def free_memory(self) -> tuple[int, int]:
-        """Bytes that are free on the GPU, and that it has; within `use`."""
+        """Return the GPU's free memory and all its memory, in bytes; call it within `use`."""
         free, total = self.cuda.mem_get_info()
         return int(free), int(total)
 
@@ -99,7 +99,7 @@ class Context:
         """
         if os.getpid() != self._process:
             # A forked child: CUDA is its parent's, and even the destructors of what was made must not run.
-            _parked.append((self, opened))
+            _kept_after_fork.append((self, opened))
             return
         self._closed = True
         self._context.push()
@@ -109,20 +109,24 @@ class Context:
         except (self.cuda.Error, DeviceError) as error:  # of a GPU that failed; its memory goes with the context
             log.debug("not given back: %s", error)
         with self._idle:  # pycuda takes a context that is given back from under who still uses it
-            self._idle.wait_for(lambda: not self._users, LAST_WAIT)
+            self._idle.wait_for(lambda: not self._users, CLOSE_TIMEOUT)
         self._detach()
 
     def _detach(self) -> None:
-        """Release the context, which is current: pycuda does so nowhere else, and leaves it on the driver's
-        stack, below the one that was current before."""
+        """Release the context, and make current again what was current before.
+
+        pycuda releases a context only where it is current, and then leaves it on the driver's stack, below the
+        one that was current before.
+        """
         handle = self._context.handle
         self._context.detach()
-        status, before = self.runtime.cuCtxPopCurrent()
-        if status == self.runtime.CUresult.CUDA_SUCCESS and int(before) != handle:
-            self.runtime.cuCtxPopCurrent()
-            self.runtime.cuCtxPushCurrent(before)
+        with suppress(DeviceError):  # there is nothing to restore
+            (before,) = check_status(self.driver.cuCtxPopCurrent(), "CUDA cannot restore a context: {status}")
+            if int(before) != handle:
+                self.driver.cuCtxPopCurrent()
+                self.driver.cuCtxPushCurrent(before)
 
-    def _check(self) -> None:
+    def _check_usable(self) -> None:
         if os.getpid() != self._process:
             raise DeviceError(
                 f"this engine was opened by process {self._process} and used after a fork by {os.getpid()}: CUDA "
@@ -135,8 +139,8 @@ class Context:
             raise DeviceError(self._failure)
 
 
-def load_pycuda() -> Any:
-    """The module `pycuda.driver`.
+def _load_pycuda() -> Any:
+    """Import the module `pycuda.driver`.
 
     Raises:
         UnavailableError: if pycuda is missing, or was built for another CUDA.
@@ -149,7 +153,7 @@ def load_pycuda() -> Any:
 
 
 def _check_versions(cuda: Any) -> None:
-    """A pycuda that was built for a newer CUDA than the driver speaks fails later, and says less."""
+    """Refuse a pycuda that was built for a newer CUDA than the driver speaks: it would fail later, unexplained."""
     built, speaks = cuda.get_version(), cuda.get_driver_version()
     if built[0] > speaks // 1000:
         raise UnavailableError(

@@ -1,9 +1,11 @@
 """A CUDA graph: work captured from a stream once, and launched again as one."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..errors import DeviceError
+from .driver import check_status
 
 
 class CaptureError(DeviceError):
@@ -28,25 +30,25 @@ class Graph:
         self._executable: Any = None
         # Thread-local: what other threads allocate meanwhile is no business of this capture.
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._call(driver.cuStreamBeginCapture(stream, mode), "begin a capture")
+        _check(driver.cuStreamBeginCapture(stream, mode), "begin a capture")
         try:
             enqueue()
         except BaseException as error:  # a stream in capture is good for nothing else
-            status, graph = driver.cuStreamEndCapture(stream)
-            if status == driver.CUresult.CUDA_SUCCESS:
+            with suppress(CaptureError):
+                (graph,) = _check(driver.cuStreamEndCapture(stream), "end a capture")
                 driver.cuGraphDestroy(graph)
             if isinstance(error, DeviceError):
                 raise CaptureError(f"the network cannot be captured: {error}") from error
             raise
-        (graph,) = self._call(driver.cuStreamEndCapture(stream), "capture the network")
+        (graph,) = _check(driver.cuStreamEndCapture(stream), "capture the network")
         try:
-            (self._executable,) = self._call(driver.cuGraphInstantiate(graph, 0), "instantiate the graph")
+            (self._executable,) = _check(driver.cuGraphInstantiate(graph, 0), "instantiate the graph")
         finally:
             driver.cuGraphDestroy(graph)
 
     def launch(self, stream: int) -> None:
         """Put the captured work into a stream."""
-        self._call(self._driver.cuGraphLaunch(self._executable, stream), "launch the graph")
+        _check(self._driver.cuGraphLaunch(self._executable, stream), "launch the graph")
 
     def free(self) -> None:
         """Give everything back. Freeing twice is no error."""
@@ -54,8 +56,6 @@ class Graph:
             self._driver.cuGraphExecDestroy(self._executable)
             self._executable = None
 
-    def _call(self, answer: Any, what: str) -> tuple[Any, ...]:
-        status, *results = answer
-        if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise CaptureError(f"CUDA cannot {what}: {status.name}")
-        return tuple(results)
+
+def _check(answer: tuple[Any, ...], action: str) -> tuple[Any, ...]:
+    return check_status(answer, f"CUDA cannot {action}: {{status}}", CaptureError)

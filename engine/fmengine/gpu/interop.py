@@ -1,29 +1,20 @@
-"""Pictures that lie in a GPU's memory already, over the two protocols that array libraries share.
+"""Import images that are in a GPU's memory already, over the two protocols that array libraries share.
 
 `__cuda_array_interface__` (versions 2 and 3, numba.readthedocs.io) and DLPack (dmlc.github.io/dlpack). Nothing is
-copied: the kernel reads where they lie, after the work that writes them.
+copied: the kernel reads them there, after the work that writes them.
 """
 
 import ctypes
 import threading
 from typing import Any, NamedTuple
 
-from ..errors import DeviceError, FmengineError, Kind, SourceError
-from ..types import Channels, DecodedImage, DeviceImage
+from ..errors import FmengineError, Kind, SourceError
+from ..types import Channels, DeviceImage
 from .context import Context
+from .driver import check_status
 
 CUDA_DEVICE = 2  # DLPack's kDLCUDA
 LEGACY_STREAM = 1  # handle of the default stream
-
-
-Picture = DecodedImage | DeviceImage
-
-
-def size_of(picture: Picture) -> tuple[int, int]:
-    """Width and height of a picture."""
-    if isinstance(picture, DeviceImage):
-        return picture.width, picture.height
-    return picture.shape[1], picture.shape[0]
 
 
 class _Layout(NamedTuple):
@@ -33,9 +24,9 @@ class _Layout(NamedTuple):
     strides: tuple[int, ...] | None  # bytes
 
 
-class Arrivals:
-    """The order between the streams that write pictures and those that read them: a stream that waits for every
-    picture as it is admitted, and that readers wait for.
+class ImportStream:
+    """A stream that orders readers after producers: it waits for whoever writes an image that is imported, and
+    readers wait for it.
 
     Make, use and free it within the context; from any thread.
     """
@@ -43,51 +34,47 @@ class Arrivals:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = threading.Lock()  # an event is recorded and waited for in one go
-        driver = context.runtime
+        driver = context.driver
         self._stream: Any = context.cuda.Stream(driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
-        status, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
-        if status != driver.CUresult.CUDA_SUCCESS:
-            raise DeviceError(f"CUDA cannot make an event: {status.name}")
-        self._event: Any = event
+        created = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        (self._event,) = check_status(created, "CUDA cannot make an event: {status}")
 
     @property
     def handle(self) -> int:
-        """Of the stream."""
+        """Handle of the stream."""
         return int(self._stream.handle)
 
     def wait_for(self, producer: int) -> None:
-        """What a stream (its handle) holds now comes before whatever is admitted."""
+        """Make this stream wait for what a producer's stream (its handle) holds now."""
         self._order(producer, self.handle)
 
-    def before(self, reader: int) -> None:
-        """Whatever was admitted comes before what a stream (its handle) is given next."""
+    def block(self, reader: int) -> None:
+        """Make a reader's stream (its handle) wait for every image that was imported until now."""
         self._order(self.handle, reader)
 
     def free(self) -> None:
         """Give everything back."""
         if self._event is not None:
-            self._context.runtime.cuEventDestroy(self._event)
+            self._context.driver.cuEventDestroy(self._event)
         self._event = self._stream = None
 
     def _order(self, first: int, second: int) -> None:
-        driver = self._context.runtime
+        driver = self._context.driver
+        message = f"cannot wait for stream {first:#x} of the picture: {{status}}"
         with self._lock:
-            (status,) = driver.cuEventRecord(self._event, first)
-            if status == driver.CUresult.CUDA_SUCCESS:
-                (status,) = driver.cuStreamWaitEvent(second, self._event, 0)
-        if status != driver.CUresult.CUDA_SUCCESS:
-            raise _refused(f"cannot wait for stream {first:#x} of the picture: {status.name}")
+            check_status(driver.cuEventRecord(self._event, first), message, _unsupported)
+            check_status(driver.cuStreamWaitEvent(second, self._event, 0), message, _unsupported)
 
 
-def device_picture(source: Any, context: Context, arrivals: Arrivals, channels: Channels) -> DeviceImage:
-    """Take a picture in device memory: uint8, `[H, W]` or `[H, W, C]` with C of 1, 3 or 4, pixels side by side.
+def import_image(source: Any, context: Context, imports: ImportStream, channels: Channels) -> DeviceImage:
+    """Import an image in device memory: uint8, `[H, W]` or `[H, W, C]` with C of 1, 3 or 4, pixels side by side.
 
-    Call it in the thread that made the picture: libraries order by that thread's current stream.
+    Call it in the thread that made the image: libraries order by that thread's current stream.
 
     Args:
         source: has `__dlpack__` or `__cuda_array_interface__`.
         context: of the GPU that will read it.
-        arrivals: of the same.
+        imports: of the same.
         channels: the order of the channels.
 
     Raises:
@@ -97,17 +84,19 @@ def device_picture(source: Any, context: Context, arrivals: Arrivals, channels: 
         if hasattr(source, "__dlpack__"):
             kind, index = source.__dlpack_device__()
             _check_device(int(kind), int(index), context)
-            owner = (source, source.__dlpack__(stream=arrivals.handle))
+            owner = (source, source.__dlpack__(stream=imports.handle))
             layout = _from_dlpack(owner[1])
         else:
             interface = source.__cuda_array_interface__
             owner, layout = source, _from_interface(interface)
-            _check_place(layout, context)
-            _wait_for_producer(interface, arrivals)
+            _check_address(layout, context)
+            _wait_for_producer(interface, imports)
     except (FmengineError, context.cuda.Error):
         raise
     except Exception as error:  # of the library that holds it, such as for a tensor that needs gradients
-        raise _refused(f"its library does not hand the picture over: {type(error).__name__}: {error}") from error
+        raise _unsupported(
+            f"its library does not hand the picture over: {type(error).__name__}: {error}"
+        ) from error
     height, width, count = _shape(layout)
     stride = _row_stride(layout, height, width, count)
     return DeviceImage(layout.address, height, width, stride, count, channels == "bgr" and count > 1, owner)
@@ -115,10 +104,10 @@ def device_picture(source: Any, context: Context, arrivals: Arrivals, channels: 
 
 def _shape(layout: _Layout) -> tuple[int, int, int]:
     if layout.dtype != "|u1":
-        raise _refused(f"device memory of type {layout.dtype}; expected |u1, uint8 levels from 0 to 255")
+        raise _unsupported(f"device memory of type {layout.dtype}; expected |u1, uint8 levels from 0 to 255")
     height, width, count = (*layout.shape, 1)[:3] if len(layout.shape) in (2, 3) else (0, 0, 0)
     if count not in (1, 3, 4):
-        raise _refused(
+        raise _unsupported(
             f"device memory of shape {layout.shape}; expected [H, W] or [H, W, C] with C of 1, 3 or 4: "
             "for a tensor of [C, H, W], give tensor.permute(1, 2, 0).contiguous()"
         )
@@ -135,42 +124,42 @@ def _row_stride(layout: _Layout, height: int, width: int, count: int) -> int:
         for stride, extent, expected in zip(layout.strides or usual, layout.shape, usual, strict=True)
     )
     if strides[1:] != usual[1:] or strides[0] < usual[0]:
-        raise _refused(
+        raise _unsupported(
             f"device memory with strides of {layout.strides} bytes; expected pixels side by side, such as "
             f"{usual}: make it contiguous. Rows may be further apart"
         )
     return strides[0]
 
 
-def _check_place(layout: _Layout, context: Context) -> None:
-    """The driver knows what an address belongs to."""
-    driver = context.runtime
-    kinds = driver.CUpointer_attribute
+def _check_address(layout: _Layout, context: Context) -> None:
+    """Refuse an address that is not this GPU's; the driver knows what it belongs to."""
+    driver = context.driver
+    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     if 0 in layout.shape:
         raise SourceError(Kind.EMPTY, f"device memory of shape {layout.shape} has no pixels")
-    status, index = driver.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, layout.address)
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise _refused(
-            f"the address {layout.address:#x} is no memory of a GPU ({status.name}); expected device memory"
-        )
+    message = f"the address {layout.address:#x} is no memory of a GPU ({{status}}); expected device memory"
+    (index,) = check_status(driver.cuPointerGetAttribute(ordinal, layout.address), message, _unsupported)
     _check_device(CUDA_DEVICE, int(index), context)
 
 
 def _check_device(kind: int, index: int, context: Context) -> None:
-    """A device as DLPack names it."""
+    """Refuse a device, as DLPack names it, that is not this GPU."""
     if kind != CUDA_DEVICE:
-        raise _refused(f"DLPack names device type {kind}; expected {CUDA_DEVICE}, CUDA")
+        raise _unsupported(f"DLPack names device type {kind}; expected {CUDA_DEVICE}, CUDA")
     if index != context.index:
-        raise _refused(f"the picture lies on GPU {index}, and this engine runs on GPU {context.index}")
+        raise _unsupported(f"the picture lies on GPU {index}, and this engine runs on GPU {context.index}")
 
 
-def _wait_for_producer(interface: dict[str, Any], arrivals: Arrivals) -> None:
-    """Version 3 names the stream that writes, or none if the pixels are there; version 2 means the default one."""
+def _wait_for_producer(interface: dict[str, Any], imports: ImportStream) -> None:
+    """Wait for the stream that writes the pixels.
+
+    Version 3 names it, or none if they are there already; version 2 means the default one.
+    """
     producer = interface.get("stream") if interface["version"] >= 3 else LEGACY_STREAM
     if producer == 0:
-        raise _refused("`__cuda_array_interface__` names stream 0, which it forbids: 1 is the default stream")
+        raise _unsupported("`__cuda_array_interface__` names stream 0, which it forbids: 1 is the default stream")
     if producer is not None:
-        arrivals.wait_for(int(producer))
+        imports.wait_for(int(producer))
 
 
 def _from_interface(interface: dict[str, Any]) -> _Layout:
@@ -216,5 +205,5 @@ def _from_dlpack(capsule: Any) -> _Layout:
     )
 
 
-def _refused(message: str) -> SourceError:
+def _unsupported(message: str) -> SourceError:
     return SourceError(Kind.UNSUPPORTED, message)

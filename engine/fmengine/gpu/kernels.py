@@ -1,6 +1,6 @@
-"""The preprocessing kernel for the GPU at hand: compiled by NVRTC, a wheel, and kept in the cache.
+"""The preprocessing kernels for the GPU at hand: compiled by NVRTC, a wheel, kept in the cache, and loaded.
 
-It gives a cubin and no PTX: PTX of a compiler newer than the driver is refused, and is compiled again at each
+NVRTC gives a cubin and no PTX: PTX of a compiler newer than the driver is refused, and is compiled again at each
 load where it is not.
 """
 
@@ -10,9 +10,12 @@ from typing import Any
 
 from ..errors import BackendError, UnavailableError
 from ..system.cache import Cache
+from .context import Context
+from .driver import check_status, describe_gpu
 
 SOURCE = "preprocess.cu"
-# The source does not depend on it, and says where; without contraction nothing new can come to depend on it.
+KERNELS = ("precompute_coeffs", "resize_horizontal_gray", "resize_horizontal_rgb", "resize_vertical")
+# Without contraction of products and sums: the source relies on no default of the compiler's.
 OPTIONS = ("--fmad=false", "--std=c++17")
 
 
@@ -20,62 +23,77 @@ class KernelError(BackendError):
     """The kernel does not compile: a bug of ours, or a compiler that we do not know."""
 
 
+class Kernels:
+    """The loaded kernels of preprocess.cu, for any stream. Make them within the context.
+
+    Attributes:
+        digest: sha256 of the compiled code.
+        functions: by name, one for each of `KERNELS`.
+    """
+
+    def __init__(self, context: Context, cache: Cache | None = None) -> None:
+        cubin = load_cubin(describe_gpu(context.index).compute_capability, cache)
+        self.digest = hashlib.sha256(cubin).hexdigest()
+        self._module = context.cuda.module_from_buffer(cubin)
+        self.functions = {name: self._module.get_function(name) for name in KERNELS}
+
+    def free(self) -> None:
+        """Unload them."""
+        self.functions = {}
+        self._module = None
+
+
 def load_cubin(compute_capability: tuple[int, int], cache: Cache | None = None) -> bytes:
-    """The compiled kernel for a GPU.
+    """Load the compiled kernels for a GPU from the cache, or compile them.
 
     Args:
         compute_capability: of the GPU, such as (8, 6).
-        cache: where it is kept.
+        cache: where they are kept.
 
     Raises:
         UnavailableError: if NVRTC is missing, or knows no such GPU.
         KernelError: with the compiler's own words.
     """
-    architecture = architecture_of(compute_capability)
-    text = source()
+    architecture = find_architecture(compute_capability)
+    text = read_source()
     key = {
         "source": hashlib.sha256(text.encode()).hexdigest(),
         "architecture": architecture,
-        "compiler": "nvrtc {}.{}".format(*version()),
+        "compiler": "nvrtc {}.{}".format(*get_version()),
         "options": " ".join(OPTIONS),
     }
     return (cache or Cache()).get("cubin", key, lambda: compile_cubin(text, architecture)[0])
 
 
 def compile_cubin(text: str, architecture: str) -> tuple[bytes, str]:
-    """Compile a kernel; returns the cubin and the assembler's report on registers and memory."""
-    nvrtc = _nvrtc()
-    error, program = nvrtc.nvrtcCreateProgram(text.encode(), SOURCE.encode(), 0, [], [])
-    _check(nvrtc, error, "create a program")
+    """Compile kernels; return the cubin and the assembler's report on registers and memory."""
+    nvrtc = _import_nvrtc()
+    (program,) = _check(nvrtc.nvrtcCreateProgram(text.encode(), SOURCE.encode(), 0, [], []), "create a program")
     try:
         options = [
             option.encode() for option in (f"--gpu-architecture={architecture}", *OPTIONS, "--ptxas-options=-v")
         ]
-        (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        report = _text(nvrtc, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
-        if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise KernelError(f"NVRTC {version()} does not compile {SOURCE} for {architecture}: {report.strip()}")
-        error, size = nvrtc.nvrtcGetCUBINSize(program)
-        _check(nvrtc, error, "give the cubin's size")
+        compiled = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        report = _read_report(nvrtc, program)
+        failure = f"NVRTC {get_version()} does not compile {SOURCE} for {architecture}: {report.strip()}"
+        check_status(compiled, failure, KernelError)
+        (size,) = _check(nvrtc.nvrtcGetCUBINSize(program), "give the cubin's size")
         cubin = bytearray(size)
-        (error,) = nvrtc.nvrtcGetCUBIN(program, cubin)
-        _check(nvrtc, error, "give the cubin")
+        _check(nvrtc.nvrtcGetCUBIN(program, cubin), "give the cubin")
         return bytes(cubin), report
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
 
-def architecture_of(compute_capability: tuple[int, int]) -> str:
-    """NVRTC's name of an architecture, such as `sm_86`.
+def find_architecture(compute_capability: tuple[int, int]) -> str:
+    """Find NVRTC's name of the architecture to compile for, such as `sm_86`.
 
     Raises:
         UnavailableError: if this NVRTC does not know it.
     """
-    nvrtc = _nvrtc()
-    error, count = nvrtc.nvrtcGetNumSupportedArchs()
-    _check(nvrtc, error, "count its architectures")
-    error, known = nvrtc.nvrtcGetSupportedArchs()
-    _check(nvrtc, error, "list its architectures")
+    nvrtc = _import_nvrtc()
+    (count,) = _check(nvrtc.nvrtcGetNumSupportedArchs(), "count its architectures")
+    (known,) = _check(nvrtc.nvrtcGetSupportedArchs(), "list its architectures")
     major, minor = compute_capability
     # A cubin runs on later GPUs of the same major version too.
     fitting = [number for number in known[:count] if 10 * major <= number <= 10 * major + minor]
@@ -83,26 +101,24 @@ def architecture_of(compute_capability: tuple[int, int]) -> str:
         names = ", ".join(f"sm_{number}" for number in known[:count])
         which = "an older" if 10 * major + minor < min(known[:count]) else "a newer"
         raise UnavailableError(
-            f"NVRTC {'.'.join(map(str, version()))} compiles for {names}, and not for a GPU of compute "
+            f"NVRTC {'.'.join(map(str, get_version()))} compiles for {names}, and not for a GPU of compute "
             f"capability {major}.{minor}, which needs {which} nvidia-cuda-nvrtc"
         )
     return f"sm_{max(fitting)}"
 
 
-def version() -> tuple[int, int]:
-    """Of NVRTC."""
-    nvrtc = _nvrtc()
-    error, major, minor = nvrtc.nvrtcVersion()
-    _check(nvrtc, error, "tell its version")
+def get_version() -> tuple[int, int]:
+    """Return NVRTC's version."""
+    major, minor = _check(_import_nvrtc().nvrtcVersion(), "give its version")
     return major, minor
 
 
-def source() -> str:
-    """The text of preprocess.cu."""
+def read_source() -> str:
+    """Read the text of preprocess.cu."""
     return resources.files(__package__).joinpath(SOURCE).read_text(encoding="utf-8")
 
 
-def _nvrtc() -> Any:
+def _import_nvrtc() -> Any:
     try:
         from cuda.bindings import nvrtc
 
@@ -114,15 +130,12 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
-def _check(nvrtc: Any, error: Any, what: str) -> None:
-    if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise KernelError(f"NVRTC cannot {what}: {nvrtc.nvrtcGetErrorString(error)[1].decode()}")
-
-
-def _text(nvrtc: Any, size_of: Any, get: Any, program: Any) -> str:
-    error, size = size_of(program)
-    _check(nvrtc, error, "give its log's size")
+def _read_report(nvrtc: Any, program: Any) -> str:
+    (size,) = _check(nvrtc.nvrtcGetProgramLogSize(program), "give its log's size")
     buffer = bytearray(size)
-    (error,) = get(program, buffer)
-    _check(nvrtc, error, "give its log")
+    _check(nvrtc.nvrtcGetProgramLog(program, buffer), "give its log")
     return str(buffer.rstrip(b"\0 "), errors="replace")
+
+
+def _check(answer: tuple[Any, ...], action: str) -> tuple[Any, ...]:
+    return check_status(answer, f"NVRTC cannot {action}: {{status}}", KernelError)

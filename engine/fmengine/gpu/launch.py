@@ -1,6 +1,6 @@
-"""What the preprocessing kernel is told of a batch: a descriptor a picture, and how much memory it takes.
+"""What the preprocessing kernels are given for a batch: a descriptor a picture, memory, and launches.
 
-Nothing here touches a GPU. `preprocess.cu` says what the three launches do.
+Nothing here touches a GPU. `preprocess.cu` describes what the three launches do.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-# `struct Picture` of preprocess.cu, field by field.
-PICTURE = np.dtype(
+# `struct Descriptor` of preprocess.cu, field by field.
+DESCRIPTOR = np.dtype(
     [
         ("pixels", np.int64),
         ("stride", np.int64),
-        ("squeezed", np.int64),
+        ("intermediate", np.int64),
         ("columns", np.int64),
         ("rows", np.int64),
         ("first_group", np.int64),
@@ -30,9 +30,9 @@ PICTURE = np.dtype(
     ]
 )
 
-LANES, ROWS = 32, 8  # threads a block, as in preprocess.cu: 32 columns of 8 rows
-TABULATE_THREADS = 128
-LARGEST = 2**30  # of a coordinate: sums of two stay in 32 bits
+WARP, ROWS = 32, 8  # threads a block, as in preprocess.cu: 32 columns of 8 rows
+COEFFS_THREADS = 128  # a block of `precompute_coeffs`
+MAX_COORDINATE = 2**30  # sums of two stay in 32 bits
 MAX_BLOCKS = 2**31 - 1  # of a launch, in CUDA's x dimension
 
 
@@ -72,14 +72,14 @@ class Plan:
     """A batch, ready to launch.
 
     Attributes:
-        pictures: descriptors, to be copied to the device.
+        descriptors: of the pictures, to be copied to the device.
         shape: of the input that the launches fill, `[N, C, H, W]`.
-        tables_size: bytes of the weight tables, which the first launch fills.
+        tables_size: bytes of the coefficient tables, which the first launch fills.
         workspace_size: bytes between the two passes.
         groups: of `ROWS` source rows in the whole batch.
     """
 
-    pictures: npt.NDArray[np.void]
+    descriptors: npt.NDArray[np.void]
     shape: tuple[int, int, int, int]
     tables_size: int
     workspace_size: int
@@ -99,29 +99,30 @@ class Plan:
             ValueError: for a picture without pixels, or with another number of channels.
         """
         _check(geometries)
-        pictures = np.zeros(len(geometries), PICTURE)
+        descriptors = np.zeros(len(geometries), DESCRIPTOR)
         for name in ("pixels", "height", "width", "stride", "channels", "bgr"):
-            pictures[name] = [getattr(geometry, name) for geometry in geometries]
+            descriptors[name] = [getattr(geometry, name) for geometry in geometries]
         left, top, right, bottom = np.array([geometry.box for geometry in geometries], np.int64).T
-        pictures["left"], pictures["top"] = left, top
-        pictures["crop_width"], pictures["crop_height"] = right - left, bottom - top
-        column_ints = _table_ints(pictures["crop_width"], width)
-        table_ints = np.stack([column_ints, _table_ints(pictures["crop_height"], height)], axis=1).ravel()
+        descriptors["left"], descriptors["top"] = left, top
+        descriptors["crop_width"], descriptors["crop_height"] = right - left, bottom - top
+        column_ints = _count_table_ints(descriptors["crop_width"], width)
+        row_ints = _count_table_ints(descriptors["crop_height"], height)
+        table_ints = np.stack([column_ints, row_ints], axis=1).ravel()
         begins = np.cumsum(table_ints) - table_ints
-        pictures["columns"], pictures["rows"] = begins[0::2], begins[1::2]
-        squeezed = pictures["crop_height"].astype(np.int64) * width * color_channels
-        pictures["squeezed"] = np.cumsum(squeezed) - squeezed
-        groups = -(-pictures["crop_height"].astype(np.int64) // ROWS)
-        pictures["first_group"] = np.cumsum(groups) - groups
-        shape = (len(pictures), color_channels, height, width)
-        return cls(pictures, shape, 4 * int(table_ints.sum()), int(squeezed.sum()), int(groups.sum()))
+        descriptors["columns"], descriptors["rows"] = begins[0::2], begins[1::2]
+        intermediate = descriptors["crop_height"].astype(np.int64) * width * color_channels
+        descriptors["intermediate"] = np.cumsum(intermediate) - intermediate
+        groups = -(-descriptors["crop_height"].astype(np.int64) // ROWS)
+        descriptors["first_group"] = np.cumsum(groups) - groups
+        shape = (len(descriptors), color_channels, height, width)
+        return cls(descriptors, shape, 4 * int(table_ints.sum()), int(intermediate.sum()), int(groups.sum()))
 
-    def launches(self, base: int, pictures: int, tables: int, workspace: int, images: int) -> list[Launch]:
-        """The launches, in order, for these device addresses.
+    def list_launches(self, base: int, descriptors: int, tables: int, workspace: int, images: int) -> list[Launch]:
+        """Return the launches, in order, for these device addresses.
 
         Args:
             base: what `Geometry.pixels` counts from.
-            pictures: of the copied descriptors.
+            descriptors: of the copied descriptors.
             tables: of `tables_size` bytes.
             workspace: of `workspace_size` bytes.
             images: of the input, uint8 `[N, C, H, W]`.
@@ -130,10 +131,10 @@ class Plan:
             ValueError: for a batch with more rows than one launch holds.
         """
         count, channels, height, width = self.shape
-        warps = -(-width // LANES)
-        squeeze_blocks = warps * self.groups
-        stack_blocks = warps * -(-height // ROWS) * channels * count
-        if max(squeeze_blocks, stack_blocks) > MAX_BLOCKS:
+        warps = -(-width // WARP)
+        horizontal_blocks = warps * self.groups
+        vertical_blocks = warps * -(-height // ROWS) * channels * count
+        if max(horizontal_blocks, vertical_blocks) > MAX_BLOCKS:
             raise ValueError(f"{count} pictures of {self.groups * ROWS:,} rows; launch them in two batches")
 
         def pointer(address: int) -> np.generic:
@@ -142,41 +143,46 @@ class Plan:
         n, c, h, w = (np.int32(value) for value in self.shape)
         return [
             Launch(
-                "tabulate",
-                -(-count * (height + width) // TABULATE_THREADS),
-                (TABULATE_THREADS, 1),
-                (pointer(pictures), n, h, w, pointer(tables)),
+                "precompute_coeffs",
+                -(-count * (height + width) // COEFFS_THREADS),
+                (COEFFS_THREADS, 1),
+                (pointer(descriptors), n, h, w, pointer(tables)),
             ),
             Launch(
-                "squeeze_gray" if channels == 1 else "squeeze_rgb",
-                squeeze_blocks,
-                (LANES, ROWS),
-                (pointer(base), pointer(pictures), n, w, pointer(tables), pointer(workspace)),
+                "resize_horizontal_gray" if channels == 1 else "resize_horizontal_rgb",
+                horizontal_blocks,
+                (WARP, ROWS),
+                (pointer(base), pointer(descriptors), n, w, pointer(tables), pointer(workspace)),
             ),
             Launch(
-                "stack",
-                stack_blocks,
-                (LANES, ROWS),
-                (pointer(pictures), c, h, w, pointer(tables), pointer(workspace), pointer(images)),
+                "resize_vertical",
+                vertical_blocks,
+                (WARP, ROWS),
+                (pointer(descriptors), c, h, w, pointer(tables), pointer(workspace), pointer(images)),
             ),
         ]
 
 
-def _table_ints(lengths: npt.NDArray[Any], size: int) -> npt.NDArray[np.int64]:
-    """Ints of the tables that resize `lengths` pixels to `size`: first tap, taps, and Pillow's most weights."""
+def _count_table_ints(lengths: npt.NDArray[Any], size: int) -> npt.NDArray[np.int64]:
+    """Count the ints of the tables that resize `lengths` pixels to `size`.
+
+    For each output: the first tap, the number of taps, and as many weights as Pillow has at most.
+    """
     support = np.maximum(lengths / size, 1.0)
-    most: npt.NDArray[np.int64] = size * (2 + 2 * np.ceil(support).astype(np.int64) + 1)
-    return most
+    ints: npt.NDArray[np.int64] = size * (2 + 2 * np.ceil(support).astype(np.int64) + 1)
+    return ints
 
 
 def _check(geometries: Sequence[Geometry]) -> None:
     for index, picture in enumerate(geometries):
         left, top, right, bottom = picture.box
-        if not (1 <= picture.height < LARGEST and 1 <= picture.width < LARGEST):
+        if not (1 <= picture.height < MAX_COORDINATE and 1 <= picture.width < MAX_COORDINATE):
             raise ValueError(
                 f"picture {index} has {picture.height} rows of {picture.width} pixels; expected 1 or more"
             )
-        if not (-LARGEST < left < right < LARGEST and -LARGEST < top < bottom < LARGEST):
+        if not (
+            -MAX_COORDINATE < left < right < MAX_COORDINATE and -MAX_COORDINATE < top < bottom < MAX_COORDINATE
+        ):
             raise ValueError(f"picture {index} has the box {picture.box}; expected left < right and top < bottom")
         if picture.channels not in (1, 3, 4):
             raise ValueError(f"picture {index} has {picture.channels} channels; expected 1, 3 or 4")

@@ -1,7 +1,7 @@
-"""JPEG files decoded on the GPU by nvImageCodec: off unless asked for, because its pixels may differ.
+"""Decode JPEG files on the GPU with nvImageCodec: off by default, because its pixels may differ.
 
-Its inverse transform and chroma upsampling on the GPU are not libjpeg-turbo's; `fmengine doctor --verify` says how
-far pixels and answers differ on the GPU at hand. Everything but plain JPEGs stays with the CPU.
+Its inverse transform and chroma upsampling on the GPU are not libjpeg-turbo's; `fmengine doctor --verify` measures
+how far pixels and answers differ on the GPU at hand. Everything but plain JPEGs stays with the CPU.
 """
 
 import logging
@@ -27,8 +27,8 @@ class JpegDecoder:
                 f"nvImageCodec cannot be imported ({error}); install it with: {INSTALL}"
             ) from error
         self._codec = nvimgcodec
-        self._parameters = parameters(nvimgcodec, color)
-        self._stream = context.cuda.Stream(context.runtime.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
+        self._parameters = make_parameters(nvimgcodec, color)
+        self._stream = context.cuda.Stream(context.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
         try:
             self._decoder: Any = nvimgcodec.Decoder(device_id=context.index)
         except Exception as error:  # its errors have no base class of their own
@@ -36,7 +36,7 @@ class JpegDecoder:
         self._lock = threading.Lock()
 
     def decode(self, data: bytes) -> Any:
-        """A picture in device memory, uint8 `[H, W, C]`, whole; None where nvImageCodec does not decode it."""
+        """Decode to an image in device memory, uint8 `[H, W, C]`; None where nvImageCodec does not decode it."""
         with self._lock:
             try:
                 stream = self._codec.CodeStream(data)
@@ -52,8 +52,8 @@ class JpegDecoder:
         self._decoder = self._stream = None
 
 
-def parameters(codec: Any, color: Color) -> Any:
-    """What to decode to: a gray model's luma as it is stored, or RGB."""
+def make_parameters(codec: Any, color: Color) -> Any:
+    """Make nvImageCodec's parameters of what to decode to: a gray model's luma as it is stored, or RGB."""
     gray = color == "gray"
     return codec.DecodeParams(
         apply_exif_orientation=False,  # such files stay with the CPU

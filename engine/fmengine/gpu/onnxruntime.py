@@ -16,9 +16,9 @@ from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.telemetry import import_onnxruntime
-from ..trt.build import Profile
+from ..trt.profile import Profile
 from .backend import GpuBackend
-from .runner import Executable
+from .network import Execution
 
 PROVIDER = "CUDAExecutionProvider"
 INSTALL = f"{install_hint('gpu')} (never beside onnxruntime: they overwrite each other's files)"
@@ -48,10 +48,10 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         onnxruntime.set_default_logger_severity(FATAL)
         super().__init__(model, options)
 
-    def _network(self, model: ModelFile, options: BackendOptions) -> "CudaNetwork":
+    def _load_network(self, model: ModelFile, options: BackendOptions) -> "CudaNetwork":
         return CudaNetwork(self._library, model, options)
 
-    def _library_version(self) -> str:
+    def _describe_library(self) -> str:
         return f"onnxruntime {self._library.__version__}, {PROVIDER}"
 
 
@@ -64,8 +64,8 @@ class CudaNetwork:
         self.capturable = False
         self.profiles: tuple[Profile, ...] = (Profile(1, options.max_batch, options.max_batch),)
 
-    def execution(self, profile: int, addresses: dict[str, int], stream: Any) -> Executable:
-        """A session that works on a stream and reads and writes at these addresses.
+    def create_execution(self, profile: int, addresses: dict[str, int], stream: Any) -> Execution:
+        """Create a session that works on a stream and reads and writes at these addresses.
 
         Raises:
             UnavailableError: if the CUDA provider is not really active: ONNX Runtime would fall back silently.
@@ -106,7 +106,7 @@ class CudaExecution:
         self, library: Any, session: Any, model: ModelFile, device: int, addresses: dict[str, int]
     ) -> None:
         self._session, self._spec, self._device, self._addresses = session, model.spec, device, addresses
-        # The slot waits for its stream, once for all that it enqueued.
+        # The runner waits for its stream, once for all that it enqueued.
         self._run = library.RunOptions()
         self._run.log_severity_level = FATAL
         self._run.add_run_config_entry("disable_synchronize_execution_providers", "1")

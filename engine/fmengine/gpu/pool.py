@@ -1,4 +1,4 @@
-"""Slots, lent to whoever runs a batch: from several threads at once, and several to one large batch."""
+"""A pool of runners, lent to whoever runs a batch: to several threads at once, and several to one large batch."""
 
 import logging
 from collections import deque
@@ -11,37 +11,36 @@ import numpy as np
 
 from ..errors import ClosedError, NoRoomError
 from ..model.spec import ModelSpec
-from ..types import ImageOutputs, InputBatch, Outputs
-from .context import LAST_WAIT
-from .interop import Picture
-from .preprocessor import weigh
-from .runner import Slot
+from ..types import AnyImage, ImageOutputs, InputBatch, Outputs
+from .context import CLOSE_TIMEOUT
+from .preprocessor import count_device_bytes
+from .runner import Runner
 
-# Bytes on the GPU that the pictures of one part take: enough that copying is efficient, few enough that slots stay
-# small. One larger picture still goes, alone.
-UPLOAD = 64 * 1024 * 1024
+# Bytes on the GPU that the pictures of one part need: enough that copying is efficient, few enough that runners
+# stay small. One larger picture still goes, alone.
+MAX_PART_BYTES = 64 * 1024 * 1024
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Batch = InputBatch | Sequence[Picture]
+Batch = InputBatch | Sequence[AnyImage]
 
 
 class Pool:
-    """The slots of one engine. Use it within the context."""
+    """The runners of one engine. Use them within the context."""
 
-    def __init__(self, slots: Sequence[Slot], spec: ModelSpec) -> None:
-        self._free: SimpleQueue[Slot | None] = SimpleQueue()
-        self._count = len(slots)
-        self._most, self._spec = slots[0].most, spec
-        for slot in slots:
-            self._free.put(slot)
+    def __init__(self, runners: Sequence[Runner], spec: ModelSpec) -> None:
+        self._free: SimpleQueue[Runner | None] = SimpleQueue()
+        self._count = len(runners)
+        self._max_batch, self._spec = runners[0].max_batch, spec
+        for runner in runners:
+            self._free.put(runner)
 
     def run(self, images: InputBatch) -> Outputs:
-        """Answer for preprocessed pictures, uint8 `[N, C, H, W]`. Raises as `run_pictures` does."""
+        """Run preprocessed pictures, uint8 `[N, C, H, W]`. Raises as `run_pictures` does."""
         return Outputs(*map(np.concatenate, zip(*self._run(images), strict=True)))
 
-    def run_pictures(self, pictures: Sequence[Picture]) -> ImageOutputs:
-        """Answer for pictures of any sizes.
+    def run_pictures(self, pictures: Sequence[AnyImage]) -> ImageOutputs:
+        """Run pictures of any sizes.
 
         Raises:
             NoRoomError: if there is no room for one picture alone.
@@ -50,113 +49,113 @@ class Pool:
         return ImageOutputs(*map(np.concatenate, zip(*answers, strict=True)))
 
     def _run(self, batch: Batch) -> list[Outputs | ImageOutputs]:
-        """Answer for a batch of any size, in parts that fit, as many under way as slots are free."""
-        parts = deque(split(batch, self._most, self._spec))
-        flying: deque[Slot] = deque()
+        """Run a batch of any size, in parts that fit, as many in flight as runners are free."""
+        parts = deque(split_batch(batch, self._max_batch, self._spec))
+        in_flight: deque[Runner] = deque()
         answers: list[Outputs | ImageOutputs] = []
         try:
-            while parts or flying:
-                # Waiting for a slot only while holding none, two threads never wait for each other.
-                slot = self._take(wait=not flying) if parts else None
-                if slot is None:
-                    answers.append(self._collect(flying))
+            while parts or in_flight:
+                # Waiting for a runner only while holding none, two threads never wait for each other.
+                runner = self._take(wait=not in_flight) if parts else None
+                if runner is None:
+                    answers.append(self._collect(in_flight))
                     continue
-                flying.append(slot)
+                in_flight.append(runner)
                 part = parts.popleft()
                 try:
-                    slot.submit(part)
+                    runner.submit(part)
                 except NoRoomError:
-                    self._free.put(flying.pop())
+                    self._free.put(in_flight.pop())
                     if len(part) == 1:
                         raise
                     middle = len(part) // 2
                     parts.extendleft(cast("tuple[Batch, Batch]", (part[middle:], part[:middle])))
         finally:
-            self._abandon(flying)
+            self._abandon(in_flight)
         return answers
 
-    def with_slot(self, work: Callable[[Slot], T]) -> T:
-        """Do something else with a slot."""
-        slot = self._take(wait=True)
-        assert slot is not None  # it was waited for
+    def with_runner(self, work: Callable[[Runner], T]) -> T:
+        """Call a function with a runner."""
+        runner = self._take(wait=True)
+        assert runner is not None  # it was waited for
         try:
-            return work(slot)
+            return work(runner)
         except BaseException:
-            slot.wait()
+            runner.wait()
             raise
         finally:
-            self._free.put(slot)
+            self._free.put(runner)
 
     def close(self) -> None:
-        """Free the slots, each as soon as its batch is done; whoever waits for one gets an error."""
+        """Free the runners, each as soon as its batch is done; whoever waits for one gets an error."""
         for _ in range(self._count):
             try:
-                slot = self._free.get(timeout=LAST_WAIT)
+                runner = self._free.get(timeout=CLOSE_TIMEOUT)
             except Empty:  # a thread was interrupted in a bad moment
                 log.warning("a batch does not end; its memory goes with the context")
                 break
-            if slot is None:  # closed already
+            if runner is None:  # closed already
                 break
-            slot.free()
+            runner.free()
         self._free.put(None)
 
-    def _take(self, *, wait: bool) -> Slot | None:
-        """A free slot; None where there is none and `wait` is false."""
+    def _take(self, *, wait: bool) -> Runner | None:
+        """Take a free runner; None where there is none and `wait` is false."""
         try:
-            slot = self._free.get(block=wait)
+            runner = self._free.get(block=wait)
         except Empty:
             return None
-        if slot is None:
+        if runner is None:
             self._free.put(None)
             raise ClosedError
-        return slot
+        return runner
 
-    def _collect(self, flying: deque[Slot]) -> Outputs | ImageOutputs:
-        slot = flying[0]
-        outputs = slot.collect()
-        flying.popleft()
-        self._free.put(slot)
+    def _collect(self, in_flight: deque[Runner]) -> Outputs | ImageOutputs:
+        runner = in_flight[0]
+        outputs = runner.collect()
+        in_flight.popleft()
+        self._free.put(runner)
         return outputs
 
-    def _abandon(self, flying: deque[Slot]) -> None:
-        """After an error: slots go back when nothing of theirs is in flight."""
-        for slot in flying:
-            with suppress(Exception):  # the error that is on its way already says what went wrong
-                slot.wait()
-            self._free.put(slot)
+    def _abandon(self, in_flight: deque[Runner]) -> None:
+        """Put runners back after an error, once nothing of theirs is in flight."""
+        for runner in in_flight:
+            with suppress(Exception):  # the error that is on its way explains more
+                runner.wait()
+            self._free.put(runner)
 
 
-def make_slots(make: Callable[[], Slot], count: int) -> list[Slot]:
-    """As many slots as were asked for, or as there is room for.
+def make_runners(make: Callable[[], Runner], count: int) -> list[Runner]:
+    """Make `count` runners, or as many as there is room for.
 
     Raises:
         NoRoomError: if there is no room for one.
     """
-    slots: list[Slot] = []
+    runners: list[Runner] = []
     try:
-        while len(slots) < count:
-            slots.append(make())
+        while len(runners) < count:
+            runners.append(make())
     except BaseException as error:
-        if isinstance(error, NoRoomError) and slots:
-            log.warning("%s streams instead of %s: %s", len(slots), count, error)
-            return slots
-        for slot in slots:
-            slot.free()
+        if isinstance(error, NoRoomError) and runners:
+            log.warning("%s streams instead of %s: %s", len(runners), count, error)
+            return runners
+        for runner in runners:
+            runner.free()
         raise
-    return slots
+    return runners
 
 
-def split(batch: Batch, most: int, spec: ModelSpec) -> list[Batch]:
-    """Cut a batch into parts of at most `most` pictures and about `UPLOAD` bytes, in order."""
+def split_batch(batch: Batch, max_batch: int, spec: ModelSpec) -> list[Batch]:
+    """Cut a batch into parts of at most `max_batch` pictures and about `MAX_PART_BYTES` bytes, in order."""
     if isinstance(batch, np.ndarray):
-        return [InputBatch(batch[start : start + most]) for start in range(0, len(batch), most)]
+        return [InputBatch(batch[start : start + max_batch]) for start in range(0, len(batch), max_batch)]
     parts: list[Batch] = []
     start = size = 0
     for index, picture in enumerate(batch):
-        more = weigh(picture, spec)
-        if index > start and (index - start == most or size + more > UPLOAD):
+        needed = count_device_bytes(picture, spec)
+        if index > start and (index - start == max_batch or size + needed > MAX_PART_BYTES):
             parts.append(batch[start:index])
             start, size = index, 0
-        size += more
+        size += needed
     parts.append(batch[start:])
     return parts

@@ -4,9 +4,10 @@
 //
 // Three launches on one stream, each reading what the one before wrote:
 //
-//   tabulate                  one thread an output column or row of a picture: which source pixels, which weights
-//   squeeze_gray, squeeze_rgb the horizontal pass: one warp 32 output columns of one source row
-//   stack                     the vertical pass: one thread an output pixel
+//   precompute_coeffs       one thread an output column or row of a picture: which source pixels, which weights
+//   resize_horizontal_gray, resize_horizontal_rgb
+//                           the horizontal pass: one warp 32 output columns of one source row
+//   resize_vertical         the vertical pass: one thread an output pixel
 //
 // A pass that changes no size has the weights 1 and 0, which give the levels back unchanged: Pillow skips it,
 // and here nothing need be skipped.
@@ -16,21 +17,21 @@
 
 typedef unsigned char Level;
 
-struct Picture {           // 80 bytes; `fmengine.gpu.launch.PICTURE` is the same in NumPy
-    long long pixels;      // bytes from the base address to the first pixel; any value that leads there
-    long long stride;      // bytes from one row to the next
-    long long squeezed;    // bytes from the workspace to the rows after the horizontal pass
-    long long columns;     // ints from the tables to the horizontal pass's table
-    long long rows;        // ints from the tables to the vertical pass's table
-    long long first_group; // of source rows, ROWS each, over the whole batch
-    int height, width;     // of the picture
-    int channels;          // bytes a pixel: 1, 3 or 4, of which the fourth is not read
-    int bgr;               // 1 where blue comes first
-    int left, top;         // of the crop box, negative where it begins outside: black is outside
+struct Descriptor {          // of a picture, 80 bytes; `fmengine.gpu.launch.DESCRIPTOR` is the same in NumPy
+    long long pixels;        // bytes from the base address to the first pixel; any value that leads there
+    long long stride;        // bytes from one row to the next
+    long long intermediate;  // bytes from the workspace to the rows after the horizontal pass
+    long long columns;       // ints from the tables to the horizontal pass's table
+    long long rows;          // ints from the tables to the vertical pass's table
+    long long first_group;   // of source rows, ROWS each, over the whole batch
+    int height, width;       // of the picture
+    int channels;            // bytes a pixel: 1, 3 or 4, of which the fourth is not read
+    int bgr;                 // 1 where blue comes first
+    int left, top;           // of the crop box, negative where it begins outside: black is outside
     int crop_height, crop_width;
 };
 
-constexpr int LANES = 32;  // output columns a warp
+constexpr int WARP = 32;   // threads a warp, each an output column
 constexpr int ROWS = 8;    // rows a block, one warp each
 constexpr int TILE = 512;  // source pixels of a row that are in shared memory at a time
 constexpr int BITS = 22;   // of a weight's fraction, Pillow's PRECISION_BITS
@@ -49,10 +50,11 @@ __device__ double triangle(double x) {
 }
 
 // Pillow's precompute_coeffs and normalize_coeffs_8bpc, `src/libImaging/Resample.c`.
-extern "C" __global__ void tabulate(const Picture* pictures, int count, int height, int width, int* tables) {
+extern "C" __global__ void
+precompute_coeffs(const Descriptor* descriptors, int count, int height, int width, int* tables) {
     const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     if (thread >= (long long)count * (width + height)) return;
-    const Picture& picture = pictures[thread / (width + height)];
+    const Descriptor& picture = descriptors[thread / (width + height)];
     const int index = (int)(thread % (width + height));
     const bool across = index < width;
     const int out = across ? index : index - width;
@@ -81,7 +83,7 @@ __device__ Level rounded(int sum) { return (Level)min(max(sum >> BITS, 0), 255);
 
 // The levels of one pixel of a row: luma for CHANNELS of 1, red, green and blue for 3.
 template <int CHANNELS>
-__device__ void fetch(const Level* row, const Picture& picture, int x, Level* levels, int step) {
+__device__ void fetch(const Level* row, const Descriptor& picture, int x, Level* levels, int step) {
     if (row == nullptr || x < 0 || x >= picture.width) {
         for (int c = 0; c < CHANNELS; ++c) levels[c * step] = 0;
         return;
@@ -102,25 +104,25 @@ __device__ void fetch(const Level* row, const Picture& picture, int x, Level* le
 }
 
 // The picture whose groups of rows hold `group`: the last one that does not begin after it.
-__device__ const Picture& find(const Picture* pictures, int count, long long group) {
+__device__ const Descriptor& find(const Descriptor* descriptors, int count, long long group) {
     int low = 0, high = count - 1;
     while (low < high) {
         const int middle = (low + high + 1) / 2;
-        if (pictures[middle].first_group <= group) low = middle;
+        if (descriptors[middle].first_group <= group) low = middle;
         else high = middle - 1;
     }
-    return pictures[low];
+    return descriptors[low];
 }
 
 template <int CHANNELS>
-__device__ void squeeze(const Level* base, const Picture* pictures, int count, int width, const int* tables,
-                        Level* workspace) {
+__device__ void resize_horizontal(const Level* base, const Descriptor* descriptors, int count, int width,
+                                  const int* tables, Level* workspace) {
     __shared__ Level tile[ROWS][CHANNELS][TILE];
-    const int warps = (width + LANES - 1) / LANES;
+    const int warps = (width + WARP - 1) / WARP;
     const long long group = blockIdx.x / warps;
-    const Picture& picture = find(pictures, count, group);
+    const Descriptor& picture = find(descriptors, count, group);
     const int row = (int)(group - picture.first_group) * ROWS + threadIdx.y;
-    const int begin_column = blockIdx.x % warps * LANES, end_column = min(width, begin_column + LANES);
+    const int begin_column = blockIdx.x % warps * WARP, end_column = min(width, begin_column + WARP);
     const int column = begin_column + threadIdx.x;
     const bool writes = row < picture.crop_height && column < width;
 
@@ -137,7 +139,7 @@ __device__ void squeeze(const Level* base, const Picture* pictures, int count, i
     for (int start = begin_all; start < end_all; start += TILE) {
         const int stop = min(start + TILE, end_all);
         if (row < picture.crop_height)
-            for (int x = start + threadIdx.x; x < stop; x += LANES)
+            for (int x = start + threadIdx.x; x < stop; x += WARP)
                 fetch<CHANNELS>(source, picture, picture.left + x, &tile[threadIdx.y][0][x - start], TILE);
         __syncthreads();
         for (int x = max(begin, start); x < min(end, stop); ++x) {
@@ -147,32 +149,34 @@ __device__ void squeeze(const Level* base, const Picture* pictures, int count, i
         __syncthreads();
     }
     if (!writes) return;
-    Level* out = workspace + picture.squeezed + (long long)row * width + column;
+    Level* out = workspace + picture.intermediate + (long long)row * width + column;
     for (int c = 0; c < CHANNELS; ++c) out[(long long)c * picture.crop_height * width] = rounded(sums[c]);
 }
 
-extern "C" __global__ void __launch_bounds__(LANES * ROWS)
-squeeze_gray(const Level* base, const Picture* pictures, int count, int width, const int* tables, Level* workspace) {
-    squeeze<1>(base, pictures, count, width, tables, workspace);
+extern "C" __global__ void __launch_bounds__(WARP * ROWS)
+resize_horizontal_gray(const Level* base, const Descriptor* descriptors, int count, int width, const int* tables,
+                       Level* workspace) {
+    resize_horizontal<1>(base, descriptors, count, width, tables, workspace);
 }
 
-extern "C" __global__ void __launch_bounds__(LANES * ROWS)
-squeeze_rgb(const Level* base, const Picture* pictures, int count, int width, const int* tables, Level* workspace) {
-    squeeze<3>(base, pictures, count, width, tables, workspace);
+extern "C" __global__ void __launch_bounds__(WARP * ROWS)
+resize_horizontal_rgb(const Level* base, const Descriptor* descriptors, int count, int width, const int* tables,
+                      Level* workspace) {
+    resize_horizontal<3>(base, descriptors, count, width, tables, workspace);
 }
 
-extern "C" __global__ void __launch_bounds__(LANES * ROWS)
-stack(const Picture* pictures, int channels, int height, int width, const int* tables, const Level* workspace,
-      Level* images) {
-    const int warps = (width + LANES - 1) / LANES, groups = (height + ROWS - 1) / ROWS;
-    const int column = blockIdx.x % warps * LANES + threadIdx.x;
+extern "C" __global__ void __launch_bounds__(WARP * ROWS)
+resize_vertical(const Descriptor* descriptors, int channels, int height, int width, const int* tables,
+                const Level* workspace, Level* images) {
+    const int warps = (width + WARP - 1) / WARP, groups = (height + ROWS - 1) / ROWS;
+    const int column = blockIdx.x % warps * WARP + threadIdx.x;
     const int row = blockIdx.x / warps % groups * ROWS + threadIdx.y;
     const int plane = blockIdx.x / warps / groups;  // over all pictures and channels
     if (column >= width || row >= height) return;
-    const Picture& picture = pictures[plane / channels];
+    const Descriptor& picture = descriptors[plane / channels];
     const Table table(tables + picture.rows, height);
     const int* weight = table.weights + row;
-    const Level* level = workspace + picture.squeezed + column +
+    const Level* level = workspace + picture.intermediate + column +
                          ((long long)(plane % channels) * picture.crop_height + table.first[row]) * width;
     int sum = HALF;
     for (int tap = table.taps[row]; tap > 0; --tap, weight += height, level += width) sum += *weight * *level;

@@ -1,6 +1,5 @@
-"""Pictures of any sizes to the network's input, on one stream of a GPU."""
+"""Preprocess pictures of any sizes to the network's input, on one stream of a GPU."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,38 +8,16 @@ import numpy as np
 from ..errors import Kind, SourceError
 from ..image.geometry import check_resize, fit_box
 from ..model.spec import ModelSpec
-from ..system.cache import Cache
-from ..types import DeviceImage, InputBatch
-from .arena import Buffer, aligned
+from ..types import AnyImage, DeviceImage, InputBatch
+from .arena import Buffer, align
 from .context import Context
-from .driver import describe_gpu
-from .interop import Arrivals, Picture
-from .kernels import load_cubin
-from .launch import PICTURE, Geometry, Plan
+from .interop import ImportStream
+from .kernels import Kernels
+from .launch import DESCRIPTOR, Geometry, Plan
 
-# Bytes of a buffer: from the start, as batches of faces need, and kept at most for the next batch.
-USUAL = 4 * 1024 * 1024
-KEPT = 256 * 1024 * 1024
-KERNELS = ("tabulate", "squeeze_gray", "squeeze_rgb", "stack")
-
-
-class Kernels:
-    """The loaded kernels of preprocess.cu, for any stream. Make it within the context.
-
-    Attributes:
-        digest: sha256 of the compiled code.
-    """
-
-    def __init__(self, context: Context, cache: Cache | None = None) -> None:
-        cubin = load_cubin(describe_gpu(context.index).compute_capability, cache)
-        self.digest = hashlib.sha256(cubin).hexdigest()
-        self._module = context.cuda.module_from_buffer(cubin)
-        self.functions = {name: self._module.get_function(name) for name in KERNELS}
-
-    def free(self) -> None:
-        """Unload them."""
-        self.functions = {}
-        self._module = None
+# Bytes of a buffer: at the start, as batches of faces need, and the maximum that is kept for the next batch.
+INITIAL_SIZE = 4 * 1024 * 1024
+MAX_KEPT_SIZE = 256 * 1024 * 1024
 
 
 class Preprocessor:
@@ -50,22 +27,22 @@ class Preprocessor:
     """
 
     def __init__(
-        self, context: Context, kernels: Kernels, arrivals: Arrivals, spec: ModelSpec, stream: Any
+        self, context: Context, kernels: Kernels, imports: ImportStream, spec: ModelSpec, stream: Any
     ) -> None:
-        self._context, self._kernels, self._arrivals = context, kernels, arrivals
+        self._context, self._kernels, self._imports = context, kernels, imports
         self._spec, self._stream = spec, stream
-        self._upload = Buffer(context, USUAL, pinned=True)
-        self._scratch = Buffer(context, USUAL)
-        self._alive: list[object] = []
+        self._upload = Buffer(context, INITIAL_SIZE, pinned=True)
+        self._workspace = Buffer(context, INITIAL_SIZE)
+        self._owners: list[object] = []  # of device images in flight
 
-    def stage(self, pictures: Sequence[Picture]) -> Plan:
-        """Put the pixels of a batch that are not there yet on their way to the GPU.
+    def upload(self, pictures: Sequence[AnyImage]) -> Plan:
+        """Start the copy of a batch to the GPU: descriptors, and the pixels that are not there yet.
 
         Raises:
             NoRoomError: if the batch does not fit.
         """
         spec = self._spec
-        head = aligned(len(pictures) * PICTURE.itemsize)
+        head = align(len(pictures) * DESCRIPTOR.itemsize)
         offsets, end = [], head
         for picture in pictures:
             offsets.append(end)
@@ -76,29 +53,29 @@ class Preprocessor:
             plan = Plan.make(geometries, spec.channels, spec.height, spec.width)
         except ValueError as error:
             raise SourceError(Kind.TOO_LARGE, f"too large to become the model's input: {error}") from error
-        self._scratch.reserve(aligned(plan.tables_size) + plan.workspace_size)
+        self._workspace.reserve(align(plan.tables_size) + plan.workspace_size)
         host = self._upload.host
-        host[: plan.pictures.nbytes] = plan.pictures.view(np.uint8)
+        host[: plan.descriptors.nbytes] = plan.descriptors.view(np.uint8)
         for picture, offset in zip(pictures, offsets, strict=True):
             if not isinstance(picture, DeviceImage):
                 host[offset : offset + picture.size].reshape(picture.shape)[...] = picture
         self._context.cuda.memcpy_htod_async(self._upload.address, host[:end], self._stream)
         return plan
 
-    def launch(self, pictures: Sequence[Picture], plan: Plan, images: int) -> None:
-        """Preprocess a staged batch into the device address `images`."""
+    def launch(self, pictures: Sequence[AnyImage], plan: Plan, images: int) -> None:
+        """Preprocess an uploaded batch into the device address `images`."""
         stream = self._stream
-        self._alive = [picture.owner for picture in pictures if isinstance(picture, DeviceImage)]
-        if self._alive:
-            self._arrivals.before(stream.handle)
-        workspace = self._scratch.address + aligned(plan.tables_size)
-        addresses = (self._upload.address, self._upload.address, self._scratch.address, workspace, images)
-        for launch in plan.launches(*addresses):
+        self._owners = [picture.owner for picture in pictures if isinstance(picture, DeviceImage)]
+        if self._owners:
+            self._imports.block(stream.handle)
+        workspace = self._workspace.address + align(plan.tables_size)
+        addresses = (self._upload.address, self._upload.address, self._workspace.address, workspace, images)
+        for launch in plan.list_launches(*addresses):
             kernel = self._kernels.functions[launch.kernel]
             kernel(*launch.arguments, grid=(launch.grid, 1), block=(*launch.block, 1), stream=stream)
 
-    def copy(self, images: InputBatch, address: int) -> None:
-        """Upload pictures that are preprocessed already to the device address `address`.
+    def upload_inputs(self, images: InputBatch, address: int) -> None:
+        """Start the copy of pictures that are preprocessed already to the device address `address`.
 
         Raises:
             NoRoomError: if they do not fit.
@@ -108,21 +85,21 @@ class Preprocessor:
         host.reshape(images.shape)[...] = images
         self._context.cuda.memcpy_htod_async(address, host, self._stream)
 
-    def done(self) -> None:
-        """The stream has done with the batch: let go of what it read, and of memory that few batches need."""
-        self._alive = []
-        self._upload.trim(KEPT)
-        self._scratch.trim(KEPT)
+    def release(self) -> None:
+        """Let go of what the batch read, once the stream has done with it, and of memory that few batches need."""
+        self._owners = []
+        self._upload.trim(MAX_KEPT_SIZE)
+        self._workspace.trim(MAX_KEPT_SIZE)
 
     def free(self) -> None:
         """Give everything back; nothing may be in flight."""
         self._upload.free()
-        self._scratch.free()
+        self._workspace.free()
         self._stream = None
-        self.done()
+        self.release()
 
-    def _geometry(self, picture: Picture, offset: int) -> Geometry:
-        """Where a picture lies, in bytes from the uploaded buffer's address."""
+    def _geometry(self, picture: AnyImage, offset: int) -> Geometry:
+        """Describe where a picture is, in bytes from the uploaded buffer's address, and what of it is wanted."""
         spec = self._spec
         if isinstance(picture, DeviceImage):
             height, width, channels, bgr = picture.height, picture.width, picture.channels, picture.bgr
@@ -134,16 +111,22 @@ class Preprocessor:
         return Geometry(offset, height, width, stride, channels, bgr, box)
 
 
-def weigh(picture: Picture, spec: ModelSpec) -> int:
-    """Bytes on the GPU that a picture takes: pixels that must be uploaded, and the rows between the passes."""
-    height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
-    _, top, _, bottom = fit_box((width, height), spec.input)
+def get_size(picture: AnyImage) -> tuple[int, int]:
+    """Return the width and height of a picture."""
+    if isinstance(picture, DeviceImage):
+        return picture.width, picture.height
+    return picture.shape[1], picture.shape[0]
+
+
+def count_device_bytes(picture: AnyImage, spec: ModelSpec) -> int:
+    """Count the bytes on the GPU that a picture needs: pixels to upload, and the rows between the passes."""
+    _, top, _, bottom = fit_box(get_size(picture), spec.input)
     uploaded = picture.size if isinstance(picture, np.ndarray) else 0
     return int(uploaded + (bottom - top) * spec.width * spec.channels)
 
 
 def read_back(context: Context, address: int, shape: tuple[int, int, int, int]) -> InputBatch:
-    """A copy of device memory, once everything before on its stream is done."""
+    """Return a copy of device memory, uint8 of this shape."""
     pixels = InputBatch(np.empty(shape, np.uint8))
     context.cuda.memcpy_dtoh(pixels, address)
     return pixels

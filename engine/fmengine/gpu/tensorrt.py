@@ -1,7 +1,7 @@
 """TensorRT, and TensorRT-RTX, on an NVIDIA GPU: decoded pictures in, answers out.
 
-The engine is built from the FP16 model file at first use, on its own GPU, kept in a private cache, and held
-against the CPU's answers before it may give any.
+The engine is built from the FP16 model file at first use, on its own GPU, kept in a private cache, and compared
+with the CPU before it may answer.
 """
 
 import hashlib
@@ -15,18 +15,12 @@ from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.cache import Cache
-from ..trt.build import (
-    BuildOptions,
-    Library,
-    build_engine,
-    engine_key,
-    load_library,
-    logger_of,
-    timings_on,
-)
+from ..trt.build import build_engine, engine_key, load_timings
 from ..trt.engine import EngineFileError, Network
+from ..trt.library import Library, get_logger, load_library
+from ..trt.profile import BuildOptions
 from .backend import GpuBackend
-from .runner import Slot, ways_through
+from .runner import Runner, list_execution_paths
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +39,19 @@ class TensorRtBackend(GpuBackend):
 
     def describe(self) -> dict[str, str]:
         worst = max(passed.largest for passed in self.passed)
-        return super().describe() | {"gate": f"probabilities within {worst:.2g} of the CPU's, every way"}
+        return super().describe() | {"gate": f"probabilities within {worst:.2g} of the CPU's, on every path"}
 
     def _build_options(self, options: BackendOptions) -> BuildOptions:
         return BuildOptions.for_batch(options.max_batch)
 
-    def _network(self, model: ModelFile, options: BackendOptions) -> Network:
-        """The engine from the cache, or built; built again where TensorRT does not take what lies there."""
+    def _load_network(self, model: ModelFile, options: BackendOptions) -> Network:
+        """Load the engine from the cache, or build it, also where TensorRT does not take the cached one."""
         cache, build = Cache(), self._build_options(options)
         key = engine_key(self._library, model, build, self.gpu)
 
         def make() -> bytes:
             log.warning("building the %s engine for %s; this is done once", self.name, self.gpu.name)
-            timings = timings_on(self._library, self.gpu, cache)
+            timings = load_timings(self._library, self.gpu, cache)
             return build_engine(self._library, model, build, timings=timings)
 
         engine = cache.get("engine", key, make)
@@ -73,23 +67,23 @@ class TensorRtBackend(GpuBackend):
         return network
 
     def _deserialise(self, engine: bytes) -> Network:
-        return Network(self._library, logger_of(self._library), engine, self.spec)
+        return Network(self._library, get_logger(self._library), engine, self.spec)
 
-    def _approve(self, slot: Slot) -> None:
-        """The gate: once for each engine and GPU."""
+    def _check_network(self, runner: Runner) -> None:
+        """Pass the gate, once for each engine and GPU."""
         cache = Cache()
         record = cache.load("gate", self._gate_key)
         if record is None:
             reference = OnnxRuntimeBackend.open(self._model, BackendOptions())
             try:
-                passed = check_engine(ways_through(slot), reference.run, self.spec)
+                passed = check_engine(list_execution_paths(runner), reference.run, self.spec)
             finally:
                 reference.close()
             record = json.dumps(passed).encode()
             cache.store("gate", self._gate_key, record)
         self.passed = [Passed(*row) for row in json.loads(record)]
 
-    def _library_version(self) -> str:
+    def _describe_library(self) -> str:
         return f"{self._library.__name__} {self._library.__version__}"
 
 

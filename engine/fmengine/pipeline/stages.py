@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 import numpy as np
 from PIL import Image
 
-from ..backend.registry import Backend, ImageBackend
+from ..backend.registry import Backend, DeviceBackend
 from ..errors import FmengineError, Kind, SourceError
 from ..image.decode import decode, decode_bytes
 from ..image.faults import as_source_error
@@ -72,7 +72,7 @@ class Stages:
         """
         self.spec, self.limits, self.workers = spec, limits, workers
         # Asked once: whether an object follows a protocol takes longer to see than a small face to preprocess.
-        self.device = backend if isinstance(backend, ImageBackend) else None
+        self.device = backend if isinstance(backend, DeviceBackend) else None
         self._min_side, self._unsure_below = min_side, unsure_below
         self._spare: list[Batch] = []  # of one row: to lay one out takes longer than to read a small file
         self.observe(None)

@@ -4,13 +4,14 @@ from typing import Any
 
 from ..errors import BackendError, DeviceError, NoRoomError
 from ..model.spec import ModelSpec
-from .build import Profile, is_rtx, words_of
+from .library import is_rtx, take_messages
+from .profile import Profile
 
 OUTPUTS = ("logits", "probabilities")
 
 
 class EngineFileError(BackendError):
-    """An engine does not load, or is not what the model file says."""
+    """An engine does not load, or does not match the model file."""
 
 
 class Network:
@@ -26,21 +27,23 @@ class Network:
         """Load an engine.
 
         Raises:
-            EngineFileError: with TensorRT's own words.
+            EngineFileError: with TensorRT's messages.
         """
         self._library, self._logger, self._spec = library, logger, spec
-        logger.words.clear()
+        logger.messages.clear()
         try:
             self._runtime = library.Runtime(logger)
         except Exception as error:  # pybind's TypeError where the library cannot start
-            raise EngineFileError(f"{library.__name__} does not start: {error}. {words_of(logger)}") from error
+            raise EngineFileError(
+                f"{library.__name__} does not start: {error}. {take_messages(logger)}"
+            ) from error
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise EngineFileError(
                 f"{library.__name__} {library.__version__} does not load this engine of {len(engine):,} bytes; it "
-                f"must be built by the same version, for this GPU. {words_of(logger)}"
+                f"must be built by the same version, for this GPU. {take_messages(logger)}"
             )
-        self._check()
+        self._check_tensors()
         # TensorRT-RTX compiles kernels while it runs, and makes graphs of its own.
         self.capturable = not is_rtx(library)
         shapes = [
@@ -50,8 +53,8 @@ class Network:
         self.profiles = tuple(Profile(*(int(shape[0]) for shape in shape_range)) for shape_range in shapes)
         self.activations = int(self._engine.device_memory_size_v2)
 
-    def execution(self, profile: int, addresses: dict[str, int], stream: Any) -> "Execution":
-        """A context of its own, on one profile, that reads and writes at these addresses.
+    def create_execution(self, profile: int, addresses: dict[str, int], stream: Any) -> "Execution":
+        """Create an execution context on one profile, that reads and writes at these addresses.
 
         Raises:
             NoRoomError: if there is no room for it.
@@ -61,18 +64,18 @@ class Network:
         if context is None:
             raise NoRoomError(
                 f"TensorRT cannot make an execution context, which needs {self.activations:,} bytes on the GPU. "
-                f"{words_of(self._logger)}"
+                f"{take_messages(self._logger)}"
             )
         # The first profile is chosen already; choosing another is work on the stream.
         if profile and not context.set_optimization_profile_async(profile, stream.handle):
-            raise DeviceError(f"TensorRT cannot choose profile {profile}. {words_of(self._logger)}")
+            raise DeviceError(f"TensorRT cannot choose profile {profile}. {take_messages(self._logger)}")
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
-                raise DeviceError(f"TensorRT refuses {address:#x} for {name}. {words_of(self._logger)}")
+                raise DeviceError(f"TensorRT refuses {address:#x} for {name}. {take_messages(self._logger)}")
         return Execution(context, self._spec, self._logger)
 
     def _settings(self) -> list[Any]:
-        """TensorRT-RTX is told to compile for each shape at once, and to capture whole graphs."""
+        """Have TensorRT-RTX compile for each shape at once, and capture whole graphs."""
         if self.capturable:
             return []
         settings = self._engine.create_runtime_config()
@@ -85,8 +88,8 @@ class Network:
         """Give everything back, after all that was made from it."""
         self._engine = self._runtime = None
 
-    def _check(self) -> None:
-        """The engine must be what the model file says of itself."""
+    def _check_tensors(self) -> None:
+        """Refuse an engine whose tensors are not those of the model file."""
         engine, trt = self._engine, self._library
         found = {
             name: (
@@ -106,7 +109,7 @@ class Network:
 
 
 class Execution:
-    """One execution context. Its addresses never change; its batch size does unless a graph holds it."""
+    """One execution context. Its addresses never change; its batch size does, unless a graph holds it."""
 
     def __init__(self, context: Any, spec: ModelSpec, logger: Any) -> None:
         self._context, self._spec, self._logger = context, spec, logger
@@ -121,10 +124,10 @@ class Execution:
         if batch != self._batch:  # naming the shape again would cost time, and a graph its context
             self._batch = 0
             if not self._context.set_input_shape("images", self._spec.input_shape(batch)):
-                raise DeviceError(f"TensorRT refuses a batch of {batch}. {words_of(self._logger)}")
+                raise DeviceError(f"TensorRT refuses a batch of {batch}. {take_messages(self._logger)}")
             self._batch = batch
         if not self._context.execute_async_v3(stream.handle):
-            raise DeviceError(f"TensorRT cannot run a batch of {batch}. {words_of(self._logger)}")
+            raise DeviceError(f"TensorRT cannot run a batch of {batch}. {take_messages(self._logger)}")
 
     def free(self) -> None:
         """Give the context's memory back."""

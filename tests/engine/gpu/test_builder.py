@@ -15,18 +15,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fmengine.errors import ModelError, UnavailableError
-from fmengine.gpu.driver import Gpu
 from fmengine.model.file import ModelFile, load_model_file, resolve
+from fmengine.system.nvidia import Gpu
 from fmengine.trt import build as builder
-from fmengine.trt.build import (
-    BuildError,
-    BuildOptions,
-    Profile,
-    build_engine,
-    check_types,
-    engine_key,
-    load_library,
-)
+from fmengine.trt import library as libraries
+from fmengine.trt.build import build_engine, check_types, engine_key
+from fmengine.trt.library import get_logger, load_library
+from fmengine.trt.profile import BuildError, BuildOptions, Profile
 
 pytestmark = pytest.mark.timeout(120)
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; tests/requirements.txt names it")
@@ -46,7 +41,7 @@ def node(graph: onnx.GraphProto, output: str) -> onnx.NodeProto:
 
 
 def parsed(model: ModelFile) -> object:
-    logger = builder.logger_of(rtx)
+    logger = get_logger(rtx)
     network = rtx.Builder(logger).create_network(builder._strongly_typed(rtx))
     builder._parse(rtx, network, model, logger)
     return network
@@ -173,7 +168,7 @@ def test_quantised_pixels_are_refused_by_the_parser() -> None:
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (8, 4, 16), (1, 32, 16), (16, 8, 4)])
 def test_an_impossible_profile_is_refused(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(BuildError, match="expected 1 ≤ least ≤ best ≤ most"):
+    with pytest.raises(BuildError, match="expected 1 ≤ min ≤ opt ≤ max"):
         Profile(*sizes)
 
 
@@ -189,10 +184,10 @@ def test_no_profile_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "expected"), [(1, [(1, 1, 1)]), (64, [(1, 1, 1), (1, 32, 64)]), (3, [(1, 1, 1), (1, 1, 3)])]
+    ("max_batch", "expected"), [(1, [(1, 1, 1)]), (64, [(1, 1, 1), (1, 32, 64)]), (3, [(1, 1, 1), (1, 1, 3)])]
 )
-def test_profiles_for_a_batch(most: int, expected: list[tuple[int, int, int]]) -> None:
-    assert [dataclasses.astuple(profile) for profile in BuildOptions.for_batch(most).profiles] == expected
+def test_profiles_for_a_batch(max_batch: int, expected: list[tuple[int, int, int]]) -> None:
+    assert [dataclasses.astuple(profile) for profile in BuildOptions.for_batch(max_batch).profiles] == expected
 
 
 @pytest.mark.parametrize("capability", ["9.0", "10.0", "eight"])
@@ -208,7 +203,7 @@ def test_a_build_that_fails_says_why() -> None:
     model = changed(lambda graph: None)
     library = SimpleNamespace(**{name: getattr(rtx, name) for name in dir(rtx)})
     library.ComputeCapability = SimpleNamespace(__members__={"SM00": rtx.ComputeCapability.CURRENT})
-    with pytest.raises(BuildError, match=r"It says: .*(CUDA|cuda)"):
+    with pytest.raises(BuildError, match=r"Its log: .*(CUDA|cuda)"):
         build_engine(library, model, BuildOptions(compute_capabilities=("0.0",)))
 
 
@@ -218,7 +213,7 @@ def test_a_build_that_fails_says_why() -> None:
 def fake(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     module = ModuleType("tensorrt")
     module.__version__ = version
-    monkeypatch.setattr(builder, "import_module", lambda name: module)
+    monkeypatch.setattr(libraries, "import_module", lambda name: module)
 
 
 @pytest.mark.parametrize("version", ["10.12.0.36", "10.16.1.11", "11.4.0.106"])
@@ -240,7 +235,7 @@ def test_a_missing_library_is_told_with_the_command(monkeypatch: pytest.MonkeyPa
     def missing(name: str) -> None:
         raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
-    monkeypatch.setattr(builder, "import_module", missing)
+    monkeypatch.setattr(libraries, "import_module", missing)
     with pytest.raises(UnavailableError, match=r"libnvinfer.so.11.*pip install '\.\[gpu\]'"):
         load_library("tensorrt")
 
@@ -306,16 +301,16 @@ class Config:
 
 def test_what_was_learned_is_used() -> None:
     config = Config({b"known", b""})
-    builder._begin_timings(config, b"known", None)
+    builder._set_timings(config, b"known", None)
     assert config.set == [b"known"]
 
 
 def test_what_another_gpu_learned_is_left_aside() -> None:
     config = Config({b""})
-    builder._begin_timings(config, b"of another GPU", None)
+    builder._set_timings(config, b"of another GPU", None)
     assert config.set == [b"of another GPU", b""]
 
 
 def test_no_timings_at_all_is_an_error() -> None:
     with pytest.raises(BuildError, match="refuses an empty timing cache"):
-        builder._begin_timings(Config(set()), b"", SimpleNamespace(words=[]))
+        builder._set_timings(Config(set()), b"", SimpleNamespace(messages=[]))

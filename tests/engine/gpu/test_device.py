@@ -8,9 +8,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from fmengine.errors import UnavailableError
+from fmengine.errors import DeviceError, UnavailableError
 from fmengine.gpu import driver as device
-from fmengine.gpu.driver import Gpu, describe_gpu, on_gpu
+from fmengine.gpu.driver import check_status, describe_gpu, use_gpu
+from fmengine.system.nvidia import Gpu
 
 
 class Status(IntEnum):
@@ -98,7 +99,7 @@ def test_no_device_is_told(driver: Driver) -> None:
 
 
 def test_work_is_done_in_the_gpus_own_context(driver: Driver) -> None:
-    with suppress(KeyError), on_gpu(1):
+    with suppress(KeyError), use_gpu(1):
         driver.calls.append("work")
         raise KeyError
     assert driver.calls[-5:] == [
@@ -112,7 +113,7 @@ def test_work_is_done_in_the_gpus_own_context(driver: Driver) -> None:
 
 def test_a_context_that_cannot_be_used_is_given_back(driver: Driver) -> None:
     driver.push = Status.CUDA_ERROR_OUT_OF_MEMORY
-    with pytest.raises(UnavailableError, match="CUDA cannot use the GPU: CUDA_ERROR_OUT_OF_MEMORY"), on_gpu(0):
+    with pytest.raises(UnavailableError, match="CUDA cannot use the GPU: CUDA_ERROR_OUT_OF_MEMORY"), use_gpu(0):
         pytest.fail("went on")
     assert driver.calls[-1] == "cuDevicePrimaryCtxRelease 0"
     assert not [call for call in driver.calls if "Pop" in call]
@@ -122,3 +123,13 @@ def test_missing_bindings_are_told_with_the_command(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(UnavailableError, match="pip install cuda-bindings"):
         describe_gpu(0)
+
+
+def test_a_status_is_checked_in_one_way() -> None:
+    assert check_status((Status.CUDA_SUCCESS, 1, "two"), "never read") == (1, "two")
+    assert check_status((Status.CUDA_SUCCESS,), "never read") == ()
+    failed = (Status.CUDA_ERROR_NO_DEVICE, None)
+    with pytest.raises(DeviceError, match=r"^CUDA cannot do it: CUDA_ERROR_NO_DEVICE$"):
+        check_status(failed, "CUDA cannot do it: {status}")
+    with pytest.raises(UnavailableError, match=r"^CUDA_ERROR_NO_DEVICE; braces in \{a report\} stay$"):
+        check_status(failed, "{status}; braces in {a report} stay", UnavailableError)

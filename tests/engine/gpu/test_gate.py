@@ -7,17 +7,16 @@ import pytest
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.check.gate import (
+    ExecutionPath,
     GateError,
     Passed,
-    Way,
     batch_sizes,
     check_engine,
     gate_images,
 )
-from fmengine.model.file import load_model_file, resolve
-from fmengine.model.spec import ModelSpec
+from fmengine.model.file import ModelSpec, load_model_file, resolve
 from fmengine.options import BackendOptions
-from fmengine.trt.build import Profile
+from fmengine.trt.profile import Profile
 from fmengine.types import InputBatch, Outputs
 
 pytestmark = pytest.mark.timeout(120)
@@ -52,13 +51,13 @@ def altered(cpu: Run, alter: Callable[[np.ndarray], np.ndarray], only: int | Non
 
 
 def gate(cpu: Run, *runs: Run) -> list[Passed]:
-    ways = [Way(f"profile {i}", PROFILES[i], run) for i, run in enumerate(runs)]
-    return check_engine(ways, cpu, SPEC)
+    paths = [ExecutionPath(f"profile {i}", PROFILES[i], run) for i, run in enumerate(runs)]
+    return check_engine(paths, cpu, SPEC)
 
 
 def test_the_cpu_passes_its_own_gate(cpu: Run) -> None:
     passed = gate(cpu, cpu, cpu)
-    assert [(p.way, p.batch) for p in passed] == [
+    assert [(p.path, p.batch) for p in passed] == [
         ("profile 0", 1),
         ("profile 1", 1),
         ("profile 1", 9),
@@ -108,14 +107,14 @@ def test_missing_answers_are_refused(cpu: Run) -> None:
 
 @pytest.mark.parametrize("profile", [Profile(8, 16, 32), Profile(1, 200, 300)])
 def test_every_batch_is_full(cpu: Run, profile: Profile) -> None:
-    """An engine refuses fewer pictures than its profile's least, and the largest batch must be the most."""
+    """An engine refuses fewer pictures than its profile's minimum, and the largest batch must be the maximum."""
     seen = []
 
     def run(batch: InputBatch) -> Outputs:
         seen.append(len(batch))
         return cpu(batch)
 
-    passed = check_engine([Way("profile 0", profile, run)], cpu, SPEC)
+    passed = check_engine([ExecutionPath("profile 0", profile, run)], cpu, SPEC)
     assert set(seen) == {p.batch for p in passed} == set(batch_sizes(profile))
 
 

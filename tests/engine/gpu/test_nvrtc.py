@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(120)
 pytest.importorskip("cuda.bindings", reason="NVRTC's wheel is not installed; tests/requirements.txt names it")
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
-KERNELS = {"tabulate", "squeeze_gray", "squeeze_rgb", "stack"}
+KERNELS = {"precompute_coeffs", "resize_horizontal_gray", "resize_horizontal_rgb", "resize_vertical"}
 FIGURES = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
     r"(\d+) bytes spill loads.*?Used (\d+) registers",
@@ -24,7 +24,7 @@ FIGURES = re.compile(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_spills_no_stack_and_few_registers(architecture: str) -> None:
-    cubin, report = nvrtc.compile_cubin(nvrtc.source(), architecture)
+    cubin, report = nvrtc.compile_cubin(nvrtc.read_source(), architecture)
     assert cubin.startswith(b"\x7fELF")
     figures = {name: [int(number) for number in numbers] for name, *numbers in FIGURES.findall(report)}
     assert figures.keys() == KERNELS
@@ -59,9 +59,9 @@ def test_another_source_or_compiler_is_compiled_anew(tmp_path: Path, monkeypatch
     cache, compiled = Cache(tmp_path / "cache"), []
     monkeypatch.setattr(nvrtc, "compile_cubin", lambda text, arch: (compiled.append(arch) or b"cubin", ""))
     nvrtc.load_cubin((8, 6), cache)
-    monkeypatch.setattr(nvrtc, "source", lambda: "// another")
+    monkeypatch.setattr(nvrtc, "read_source", lambda: "// another")
     nvrtc.load_cubin((8, 6), cache)
-    monkeypatch.setattr(nvrtc, "version", lambda: (99, 1))
+    monkeypatch.setattr(nvrtc, "get_version", lambda: (99, 1))
     nvrtc.load_cubin((8, 6), cache)
     assert len(compiled) == 3
 
@@ -71,12 +71,12 @@ def test_an_unknown_gpu_is_told_with_the_known(capability: tuple[int, int], whic
     with pytest.raises(
         UnavailableError, match=rf"compiles for sm_75, .* {capability[0]}\.0, which needs {which} nvidia"
     ):
-        nvrtc.architecture_of(capability)
+        nvrtc.find_architecture(capability)
 
 
 def test_a_later_minor_version_runs_the_cubin_of_an_earlier() -> None:
-    assert nvrtc.architecture_of((8, 6)) == "sm_86"
-    assert nvrtc.architecture_of((12, 5)) == "sm_121"
+    assert nvrtc.find_architecture((8, 6)) == "sm_86"
+    assert nvrtc.find_architecture((12, 5)) == "sm_121"
 
 
 def ptx(text: str) -> str:
@@ -94,10 +94,10 @@ def ptx(text: str) -> str:
 
 def test_no_double_product_is_fused_with_a_sum() -> None:
     """A fused product is not rounded, and weights would move by one; no CPU test could see it."""
-    code = ptx(nvrtc.source())
+    code = ptx(nvrtc.read_source())
     assert "mul.rn.f64" in code
     assert not re.search(r"\b(fma\.rn|mul)\.f64", code)
-    fusible = nvrtc.source().replace("__dmul_rn(out + 0.5, scale)", "(out + 0.5) * scale")
+    fusible = nvrtc.read_source().replace("__dmul_rn(out + 0.5, scale)", "(out + 0.5) * scale")
     assert re.search(r"\bmul\.f64", ptx(fusible))
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.trt import build as builder
-from fmengine.trt import engine as network
+from fmengine.trt import build, engine, library
 
 pytestmark = pytest.mark.timeout(60)
 BINDINGS = Path(__file__).parents[3] / ".cache" / "tensorrt"
@@ -51,7 +50,7 @@ def names_used() -> set[str]:
     """`Class.attribute` for the variables above, and dotted names below `library`."""
     nodes = [
         node
-        for module in (builder, network)
+        for module in (build, engine, library)
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8")))
     ]
     found = set()

@@ -1,0 +1,85 @@
+"""Prove the preprocessing kernels on a GPU, without any network, also under compute-sanitizer.
+
+python -m fmengine.gpu.kernel_proofs DEVICE PICTURES
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..check.gate import check_kernel
+from ..check.proofs import NotRun
+from ..model.file import load_model_file, resolve
+from ..model.spec import ModelSpec
+from ..types import DecodedImage, InputBatch
+from .arena import Buffer
+from .context import Context
+from .interop import ImportStream
+from .kernels import Kernels
+from .preprocessor import Preprocessor, read_back
+
+SEED = 11
+MAX_BATCH = 64
+
+
+def prove_kernels(device: int, model: str | None, pictures: int) -> str:
+    """Compare the kernels with the definition, without any network."""
+    spec = load_model_file(resolve(model, ("fp16", "fp32", "int8"))).spec
+    context = Context(device)
+    opened: list[Callable[[], None]] = []
+    try:
+        with context.use():
+            check_kernel(_make_preprocessing(context, spec, opened), spec, MAX_BATCH, pictures=pictures, seed=SEED)
+    finally:
+        context.close(opened)
+    return f"{pictures:,} random pictures of 1 to 300 pixels a side, no level differs"
+
+
+def _make_preprocessing(
+    context: Context, spec: ModelSpec, opened: list[Callable[[], None]]
+) -> Callable[[Sequence[DecodedImage]], InputBatch]:
+    """Make a function that preprocesses on a stream of its own; what must be given back is added to `opened`."""
+    kernels = Kernels(context)
+    opened.append(kernels.free)
+    streams = [context.cuda.Stream(context.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)]
+    opened.append(streams.clear)
+    imports = ImportStream(context)
+    opened.append(imports.free)
+    preprocessor = Preprocessor(context, kernels, imports, spec, streams[0])
+    opened.append(preprocessor.free)
+    images = Buffer(context, int(np.prod(spec.input_shape(MAX_BATCH))))
+    opened.append(images.free)
+
+    def run(batch: Sequence[DecodedImage]) -> InputBatch:
+        preprocessor.launch(batch, preprocessor.upload(batch), images.address)
+        streams[0].synchronize()
+        return read_back(context, images.address, spec.input_shape(len(batch)))
+
+    return run
+
+
+def prove_sanitized(tool: str, device: int, pictures: int) -> str:
+    """Run `prove_kernels` in a process under one of compute-sanitizer's tools."""
+    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=_toolkit())
+    if found is None:
+        raise NotRun("compute-sanitizer is not installed; it comes with the CUDA toolkit")
+    Context(device).close([])  # raises without a GPU, which is the reason to report then
+    command = [found, "--tool", tool, "--error-exitcode", "9"]
+    command += [sys.executable, "-m", __name__, str(device), str(pictures)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise AssertionError(f"exit status {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+    return f"{pictures} pictures, no finding"
+
+
+def _toolkit() -> str:
+    return str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")
+
+
+if __name__ == "__main__":
+    print(prove_kernels(int(sys.argv[1]), None, int(sys.argv[2])))

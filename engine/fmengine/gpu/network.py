@@ -1,0 +1,37 @@
+"""What runs in a runner: a network that is loaded onto the GPU, and its executions on streams."""
+
+from typing import Any, Protocol
+
+from ..trt.profile import Profile
+
+
+class Execution(Protocol):
+    """A network on one stream, that reads and writes at fixed addresses."""
+
+    def enqueue(self, batch: int, stream: Any) -> None:
+        """Put a run over `batch` pictures into the stream. Raises DeviceError."""
+        ...
+
+    def free(self) -> None:
+        """Give its memory back. Nothing may be in flight."""
+        ...
+
+
+class LoadedNetwork(Protocol):
+    """A network on the GPU.
+
+    Attributes:
+        profiles: the batch sizes that it takes; each has an execution of its own.
+        capturable: whether its runs may be captured into CUDA graphs.
+    """
+
+    profiles: tuple[Profile, ...]
+    capturable: bool
+
+    def create_execution(self, profile: int, addresses: dict[str, int], stream: Any) -> Execution:
+        """Create an execution for one stream; `addresses` of images, logits and probabilities."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back, after its executions."""
+        ...

@@ -1,0 +1,15 @@
+"""Objects that are named by text, so that nothing is imported before it is needed."""
+
+from importlib import import_module
+from typing import Any
+
+
+def load_object(target: str) -> Any:
+    """Import what `module:attribute` names.
+
+    Raises:
+        ImportError: if the module, or something that it imports, is missing.
+        AttributeError: if the module has no such attribute.
+    """
+    module, attribute = target.split(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,44 @@
+"""NVIDIA's driver as it can be seen without any library: whether it is there, its version, and what a GPU is."""
+
+import ctypes
+import re
+from typing import NamedTuple
+
+from ..errors import UnavailableError
+
+DRIVER = "libcuda.so.1"
+NO_DRIVER = f"no NVIDIA driver: {DRIVER} is not on this machine"
+
+
+class Gpu(NamedTuple):
+    """A GPU and its driver.
+
+    Attributes:
+        name: as the driver gives it.
+        compute_capability: such as (8, 6).
+        multiprocessors: cards of one name differ in them.
+        driver: its version, and the newest CUDA that it speaks.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    multiprocessors: int
+    driver: str
+
+
+def require_driver() -> None:
+    """Notice a machine without a GPU before anything large is imported.
+
+    Raises:
+        UnavailableError: if there is no driver.
+    """
+    try:
+        ctypes.CDLL(DRIVER)
+    except OSError as error:
+        raise UnavailableError(NO_DRIVER) from error
+
+
+def find_version(text: str) -> str:
+    """Find a driver's version in a text, which may be a sentence; return the text itself where it holds none."""
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return found[0] if found else " ".join(text.split())

@@ -1,0 +1,77 @@
+"""TensorRT and TensorRT-RTX as libraries: imported, their versions checked, and their loggers read."""
+
+import re
+import threading
+from collections import deque
+from importlib import import_module
+from typing import Any, Literal
+
+from ..errors import UnavailableError, install_hint
+
+Library = Literal["tensorrt", "tensorrt_rtx"]
+INSTALL = {
+    "tensorrt": install_hint("gpu"),
+    "tensorrt_rtx": install_hint("rtx"),
+}
+MIN_VERSION = {"tensorrt": (10, 12), "tensorrt_rtx": (1, 7)}
+MAX_MAJOR = {"tensorrt": 11, "tensorrt_rtx": 1}
+
+
+def load_library(name: Library) -> Any:
+    """Import TensorRT or TensorRT-RTX.
+
+    Raises:
+        UnavailableError: if it is missing, or of a version that fmengine does not know.
+    """
+    install = INSTALL[name]
+    try:
+        library = import_module(name)
+    except Exception as error:  # a missing shared library raises whatever the loader likes
+        raise UnavailableError(f"{name} cannot be imported ({error}); install it with: {install}") from error
+    found = tuple(int(part) for part in re.findall(r"\d+", library.__version__)[:2])
+    if not MIN_VERSION[name] <= found or found[0] > MAX_MAJOR[name]:
+        minimum = ".".join(map(str, MIN_VERSION[name]))
+        raise UnavailableError(
+            f"{name} {library.__version__} is installed; expected {minimum} to {MAX_MAJOR[name]}.x: {install}"
+        )
+    return library
+
+
+def is_rtx(library: Any) -> bool:
+    """Return whether a library is TensorRT-RTX."""
+    return bool(library.__name__ == "tensorrt_rtx")
+
+
+_loggers: dict[type, Any] = {}  # by the library's own class
+_loggers_lock = threading.Lock()
+
+
+def get_logger(library: Any) -> Any:
+    """Return the one logger of a library in this process, which keeps messages instead of printing them.
+
+    TensorRT writes to the first logger that it is given, and to no other after it.
+    """
+    with _loggers_lock:
+        if library.ILogger not in _loggers:
+            _loggers[library.ILogger] = _make_logger(library)
+        return _loggers[library.ILogger]
+
+
+def _make_logger(library: Any) -> Any:
+    class Logger(library.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.messages: deque[str] = deque(maxlen=3)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR, library.ILogger.WARNING):
+                self.messages.append(message)
+
+    return Logger()
+
+
+def take_messages(logger: Any) -> str:
+    """Return TensorRT's last messages as a sentence, and clear them: the next error has messages of its own."""
+    messages = "; ".join(logger.messages)
+    logger.messages.clear()
+    return f"Its log: {messages}" if messages else "Its log gives no reason"

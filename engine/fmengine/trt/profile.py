@@ -1,0 +1,64 @@
+"""What an engine is built for: batch sizes, GPUs, and how long to look for fast kernels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import BackendError
+
+
+class BuildError(BackendError):
+    """TensorRT does not build an engine from this model with these options."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The batch sizes of one of an engine's profiles: the smallest, the one to be fast at, the largest."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        # TensorRT's `set_shape` takes a smallest above the largest, and the build fails without a reason.
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise BuildError(
+                f"a profile from {self.min} over {self.opt} to {self.max} pictures; expected 1 ≤ min ≤ opt ≤ max"
+            )
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What an engine is built for; all of it is part of the cache's key.
+
+    Attributes:
+        profiles: batch sizes. The first is for single pictures, the second for throughput.
+        compute_capabilities: of the GPUs to build for ahead of time, such as `8.6`; TensorRT-RTX only.
+        optimization_level: 0 to 5, how long TensorRT looks for faster kernels.
+        workspace: bytes of device memory that a kernel may use beside its tensors; 0 leaves it to TensorRT.
+    """
+
+    profiles: tuple[Profile, ...] = (Profile(1, 1, 1), Profile(1, 32, 64))
+    compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int = 3
+    workspace: int = 0
+
+    def __post_init__(self) -> None:
+        # TensorRT silently takes a level of 9 for 5.
+        if not 0 <= self.optimization_level <= 5 or self.workspace < 0:
+            raise BuildError(
+                f"optimization level {self.optimization_level}, workspace {self.workspace}; expected 0 to 5, and "
+                "bytes from 0"
+            )
+
+    @classmethod
+    def for_batch(cls, max_batch: int, **others: Any) -> "BuildOptions":
+        """Return options with a profile for single pictures, and one up to `max_batch`, fastest at half of it.
+
+        Args:
+            max_batch: the largest batch.
+            others: attributes by name.
+        """
+        throughput = (Profile(1, max(1, max_batch // 2), max_batch),) if max_batch > 1 else ()
+        return cls((Profile(1, 1, 1), *throughput), **others)
