@@ -6,6 +6,7 @@
 'happy'
 """
 
+from .backend.registry import backends
 from .engine import Engine
 from .errors import (
     BusyError,
@@ -18,6 +19,7 @@ from .errors import (
     SourceError,
     UnavailableError,
 )
+from .model.file import available_models
 from .model.spec import ModelSpec
 from .options import Isolation, Limits
 from .system.telemetry import switch_off
@@ -41,6 +43,8 @@ __all__ = [
     "Reason",
     "SourceError",
     "UnavailableError",
+    "available_models",
+    "backends",
 ]
 
 __version__ = "0.1.0"

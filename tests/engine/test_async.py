@@ -136,7 +136,7 @@ def test_an_error_of_the_network_reaches_every_caller_and_the_engine_goes_on(eng
         raise RuntimeError("a fault")
 
     run, engine.backend.run = engine.backend.run, broken  # type: ignore[method-assign]
-    assert [str(outcome) for outcome in asyncio.run(ask())] == ["RuntimeError: a fault"] * 3
+    assert [outcome.message for outcome in asyncio.run(ask())] == ["RuntimeError: a fault"] * 3
     engine.backend.run = run  # type: ignore[method-assign]
     assert {answer.label for answer in asyncio.run(ask())} <= {"happy", "sad"}  # type: ignore[attr-defined]
 

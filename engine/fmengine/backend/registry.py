@@ -124,6 +124,11 @@ class Attempt(NamedTuple):
     reason: str
 
 
+def backends() -> list[str]:
+    """List all backends, in the order in which `auto` tries them; `fmengine doctor` says which of them work."""
+    return list(BACKENDS)
+
+
 def open_backend(
     name: str, model: str | None, options: BackendOptions
 ) -> tuple[Backend, ModelFile, Sequence[Attempt]]:

@@ -18,7 +18,7 @@ from ..image.decode import decode, decode_bytes
 from ..image.faults import as_source_error
 from ..image.flatness import is_flat_input
 from ..image.jpeg import is_plain_jpeg, may_be_turned
-from ..image.preprocess import preprocess_batch
+from ..image.preprocess import preprocess, preprocess_batch
 from ..image.source import (
     describe_source,
     get_bytes,
@@ -187,9 +187,7 @@ class Stages:
             content = self._read(content, self.limits)
         if isinstance(content, bytes):
             content = self._decode(content, self.spec.color, self.limits, self._min_side)
-        batch = Batch(self.spec, 1)
-        self._preprocess([Task(source, content)], [cast(DecodedImage, content)], batch)
-        return NetworkInput(batch.inputs[0])
+        return preprocess(cast(DecodedImage, content), self.spec.input)
 
     def _content_of(self, source: Source, channels: Channels, copy: bool) -> Content:
         """What there is of a source, as the next stages take it."""
