@@ -57,6 +57,7 @@ class Watched:
             "HOME": str(self.home),
             "TMPDIR": str(self.output),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",  # threads wait for each other longer than so small a network computes
             "LD_PRELOAD": str(library),
             "WATCH": str(self._log),
         }
