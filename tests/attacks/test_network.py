@@ -133,6 +133,7 @@ def test_nothing_leaves_the_machine(
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
+@pytest.mark.slow
 def test_an_application_that_was_first_is_told_once() -> None:
     code = (
         "import {library}, logging\n"

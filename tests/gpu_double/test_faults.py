@@ -129,6 +129,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.outside
 @pytest.mark.parametrize("fault", MUTANTS)
 def test_a_planted_fault_turns_the_shuffles_red(fault, tmp_path):
@@ -138,12 +139,14 @@ def test_a_planted_fault_turns_the_shuffles_red(fault, tmp_path):
     assert "Traceback" in done.stderr, done.stderr  # it says what is wrong, and does not just crash
 
 
+@pytest.mark.slow
 @pytest.mark.outside
 def test_without_a_fault_they_are_green(tmp_path):
     done = mutants.run_mutant(tmp_path, "gpu/runner.py", '"""Time nothing."""', '"""Nothing."""')
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 8, 100])
 def test_out_of_memory_at_an_allocation_is_told_or_survived(number):
     """Once, at the first of all, or at the hundredth: while an engine is opened, or when buffers grow."""
