@@ -575,6 +575,7 @@ def before(measured: Measured) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_a_report_does_not_differ_from_itself(before: dict[str, Any], tmp_path: Path) -> None:
     marks = compared(before, before, tmp_path).marks
     assert len(marks) > 20
@@ -590,6 +591,7 @@ def test_compare_is_red_for_a_regression_alone(before: dict[str, Any], tmp_path:
     assert better["offline, batch 16, pictures/s"] == "better"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "low", "high", "mark"),
     [

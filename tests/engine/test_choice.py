@@ -102,6 +102,7 @@ def skewed(monkeypatch, change) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", SKEWS)
 def test_a_fast_backend_with_other_answers_is_not_taken(monkeypatch, caplog, wrong):
     found(monkeypatch, onnxruntime=1.0, openvino=2.0)

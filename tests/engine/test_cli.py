@@ -559,6 +559,7 @@ def test_no_colour_on_a_terminal_either(faces):
     os.close(main)
 
 
+@pytest.mark.slow
 def test_a_bar_where_somebody_sees_it_and_nothing_else_is_written(faces):
     def seen(*arguments: str, rows_too: bool = False) -> str:
         main, other = os.openpty()

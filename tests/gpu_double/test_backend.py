@@ -33,6 +33,7 @@ if driver.FOUND:
 
     from . import onnxruntime_double, tensorrt_double
 
+pytestmark = pytest.mark.slow
 FILE = load_model_file(shuffles.FP16)
 
 
@@ -64,7 +65,6 @@ def images(count: int) -> np.ndarray:
 # Answers
 
 
-@pytest.mark.slow
 def test_infer_gives_the_cpus_rows_for_500_pictures_in_20_orders(tmp_path):
     """`fmengine infer`, as the shell calls it; half of the files are JPEG."""
     for index, pixels in enumerate(shuffles.pictures(500)):
@@ -86,7 +86,6 @@ def test_infer_gives_the_cpus_rows_for_500_pictures_in_20_orders(tmp_path):
             assert row["confidence"] == pytest.approx(right["confidence"], abs=shuffles.NEAR)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tensorrt-rtx", "onnxruntime-cuda"])
 def test_the_other_backends_have_the_cpus_answers_too(name, monkeypatch):
     if name == "onnxruntime-cuda":
@@ -150,7 +149,6 @@ def test_a_picture_has_one_answer_in_any_batch():
         np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
-@pytest.mark.slow
 def test_threads_share_an_engine():
     with load() as engine, ThreadPoolExecutor(8) as threads:
         wanted = shuffles.expected(100)
@@ -222,7 +220,6 @@ def test_large_pictures_wait_small(monkeypatch):
 # The engine file
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("own_cache")
 def test_an_engine_is_built_and_held_against_the_cpu_once():
     with backend() as opened:
@@ -237,7 +234,6 @@ def test_an_engine_is_built_and_held_against_the_cpu_once():
     assert driver.count("operations") - runs < 100  # the gate alone runs over a thousand
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("own_cache")
 def test_an_engine_that_answers_otherwise_is_refused(monkeypatch):
     monkeypatch.setitem(tensorrt_double.faults, "skew", np.float32([0.02, -0.02]))
@@ -248,7 +244,6 @@ def test_an_engine_that_answers_otherwise_is_refused(monkeypatch):
         assert "the engine is refused" in engine.attempts[0].reason
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("own_cache")
 def test_an_engine_that_does_not_load_is_built_again(monkeypatch, caplog):
     with backend():  # built, so that the builder has brought a logger
@@ -376,7 +371,6 @@ def test_isolated_decoding_gives_the_same_answers(tmp_path):
         assert list(isolated.predict_many(paths, in_flight=2)) == list(plain.predict_many(paths))
 
 
-@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_cut_smaller(monkeypatch):
     """24 MB at once do not fit; 12 do."""
     pictures = [np.full((1024, 1024), level, np.uint8) for level in range(0, 240, 10)]
@@ -455,7 +449,6 @@ def noting_zeros(method, zeros):
     return call
 
 
-@pytest.mark.slow
 def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
     """Every part is there and is printed; the timings are those of no GPU."""
     rate = figure([100.0])
@@ -500,7 +493,6 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
         assert part in text
 
 
-@pytest.mark.slow
 def test_a_rate_counts_every_streams_pictures(monkeypatch):
     """By the mean call, as throughput is; one picture's latency is the median one, as in single stream."""
     monkeypatch.setattr(
@@ -515,7 +507,6 @@ def test_a_rate_counts_every_streams_pictures(monkeypatch):
     assert {way.with_transfers[1].median for way in found} == {9}
 
 
-@pytest.mark.slow
 def test_streams_that_there_is_no_room_for_are_not_measured(monkeypatch):
     monkeypatch.setattr(TensorRtBackend, "lanes", property(lambda self: 1))
     monkeypatch.setattr(on_gpu, "EVENTS", 1)

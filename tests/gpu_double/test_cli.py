@@ -12,7 +12,7 @@ from PIL import Image
 from . import shuffles
 from .conftest import environment
 
-pytestmark = pytest.mark.outside
+pytestmark = [pytest.mark.outside, pytest.mark.slow]
 
 
 def run(*arguments: object, code: int = 0, **more: str) -> tuple[str, str]:
@@ -33,7 +33,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_infer_gives_the_cpus_rows_in_two_orders(folder):
     """A file's bytes too: what the CPU decodes is the same for both."""
     options = ["infer", "--json", "--model", shuffles.FP16, "--batch", folder]
@@ -56,7 +55,6 @@ def test_infer_on_a_gpu_that_is_not_there(folder):
     assert "no GPU 5: this machine has 2, numbered from 0" in err
 
 
-@pytest.mark.slow
 def test_doctor_tells_what_works_and_what_auto_takes():
     out, _ = run("doctor", "--json")
     document = json.loads(out)
@@ -68,7 +66,6 @@ def test_doctor_tells_what_works_and_what_auto_takes():
     assert run("doctor", "--backend", "onnxruntime-cuda", code=4)
 
 
-@pytest.mark.slow
 def test_verify_writes_a_report_that_never_says_more_than_was_run(tmp_path):
     report = tmp_path / "report.json"
     options = ["doctor", "--verify", "--backend", "tensorrt", "--soak", "0.5", "--pictures", "100"]

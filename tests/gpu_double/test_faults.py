@@ -8,6 +8,7 @@ from fmengine.errors import DeviceError
 
 from . import driver, mutants, shuffles
 
+pytestmark = pytest.mark.slow
 DOWNLOAD = (
     "        self._context.cuda.memcpy_dtoh_async(self._answers.host[:used], self._answers.address, self.stream)\n"
 )
@@ -129,7 +130,6 @@ MUTANTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.outside
 @pytest.mark.parametrize("fault", MUTANTS)
 def test_a_planted_fault_turns_the_shuffles_red(fault, tmp_path):
@@ -139,14 +139,12 @@ def test_a_planted_fault_turns_the_shuffles_red(fault, tmp_path):
     assert "Traceback" in done.stderr, done.stderr  # it says what is wrong, and does not just crash
 
 
-@pytest.mark.slow
 @pytest.mark.outside
 def test_without_a_fault_they_are_green(tmp_path):
     done = mutants.run_mutant(tmp_path, "gpu/runner.py", '"""Time nothing."""', '"""Nothing."""')
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 8, 100])
 def test_out_of_memory_at_an_allocation_is_told_or_survived(number):
     """Once, at the first of all, or at the hundredth: while an engine is opened, or when buffers grow."""
@@ -196,7 +194,6 @@ def test_after_a_lost_device_every_use_says_so():
     assert not driver.live()
 
 
-@pytest.mark.slow
 def test_nothing_is_left_after_1000_batches():
     with Engine.load(shuffles.FP16, "tensorrt", max_batch=4) as engine:
         pictures = [np.full((8, 8), level, np.uint8) for level in range(8)]
