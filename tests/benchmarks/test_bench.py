@@ -582,6 +582,7 @@ def test_a_report_does_not_differ_from_itself(before: dict[str, Any], tmp_path: 
     assert set(marks.values()) == {""}
 
 
+@pytest.mark.slow
 def test_compare_is_red_for_a_regression_alone(before: dict[str, Any], tmp_path: Path) -> None:
     after = copy.deepcopy(before)
     after["offline"]["16"] = scaled(before["offline"]["16"], 1 / 3)
@@ -610,6 +611,7 @@ def test_a_servers_rate_is_compared_by_its_own_interval(
     assert compared(before, after, tmp_path).marks["server, pictures/s"] == mark
 
 
+@pytest.mark.slow
 def test_no_interval_is_made_up(before: dict[str, Any], tmp_path: Path) -> None:
     """What was measured so badly that it could be anything is no alarm; the same, measured well, is one."""
     after = copy.deepcopy(before)
@@ -625,6 +627,7 @@ def test_no_interval_is_made_up(before: dict[str, Any], tmp_path: Path) -> None:
     assert set(compared(before, after, tmp_path).marks.values()) == {""}
 
 
+@pytest.mark.slow
 def test_compare_looks_at_all_that_a_gpu_adds(before: dict[str, Any], tmp_path: Path) -> None:
     rate = {"median": 1000.0, "low": 990.0, "high": 1010.0, "rounds": 5}
     network = {"1": {"median": 0.1, "low": 0.1, "high": 0.1, "rounds": 5}}
@@ -643,6 +646,7 @@ def test_compare_looks_at_all_that_a_gpu_adds(before: dict[str, Any], tmp_path: 
     assert "the network alone, batch 1, ms" in marks  # by the GPU's events, where single stream's holds the copies
 
 
+@pytest.mark.slow
 def test_compare_notes_what_speaks_against_it(before: dict[str, Any], tmp_path: Path) -> None:
     after = copy.deepcopy(before)
     after["about"]["cpu"] = "another"
