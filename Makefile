@@ -1,4 +1,5 @@
-# `make demo` shows it working, `make test` checks everything that CI checks. Both need Python 3.11 or newer.
+# `make demo` shows it working, `make check` is for every commit, `make test` checks everything that CI checks. All
+# need Python 3.11 or newer.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 DEMO := .cache/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore fuzz fuzz-coverage kills soak lint clean model kernel-check kernel-run kernel-pillows kernel-figures
+.PHONY: help demo check test explore fuzz fuzz-coverage kills soak lint clean model kernel-check kernel-run kernel-pillows kernel-figures
 CASES ?= 20000
 SEED ?= 7
 PILLOWS := 11 12 13
@@ -16,13 +17,14 @@ TENSORRTS := .cache/tensorrt/10.12.0.36 .cache/tensorrt/11.4.0.106
 
 help:
 	@echo "make demo    real faces, labelled, on a page to look at (no PyTorch needed)"
-	@echo "make test    everything that CI runs: ruff, mypy, pytest"
+	@echo "make check   for every commit: ruff, mypy and the quick tests"
+	@echo "make test    everything that CI runs: ruff, mypy, every test"
 	@echo "make explore the property tests on other, and more, examples"
 	@echo "make fuzz [MUTATIONS=100000 SEED=7]      damaged pictures, each held against what Pillow makes of it"
 	@echo "make fuzz-coverage [SECONDS=600]         the same under atheris"
 	@echo "make kills [KILLS=100]                   infer, killed and resumed"
 	@echo "make soak [PREDICTIONS=1000000]          memory of a long run"
-	@echo "make lint    the same without pytest"
+	@echo "make lint    ruff and mypy alone"
 	@echo "make model DATA=faces/   the shipped model, from the pictures; goes on after an interruption"
 	@echo "make clean   remove .venv and .cache"
 	@echo "make kernel-check [CASES=20000 SEED=7]   the CUDA kernel, compiled for the CPU, against the definition"
@@ -74,8 +76,14 @@ $(VENV)/pycuda: $(VENV)/develop $(CUDA_HEADERS)
 	@$(PIP) "$$($(BIN)/python -m tests.gpu_double.build .cache/gpu_double)"
 	@touch $@
 
+# A group is for one process: what its tests share is made once. Groups begin first.
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadgroup
+
+check: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda
+	$(PYTEST) -m "not slow"
+
 test: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda
-	$(BIN)/pytest --numprocesses auto
+	$(PYTEST)
 
 # Where g++ is, no GPU is needed: the kernel is compiled for the CPU.
 kernel-check kernel-run: | $(VENV)/runtime

@@ -34,6 +34,8 @@ PACKAGES = {
 RUNTIMES = {"onnxruntime", "onnxruntime-gpu"}  # they overwrite each other's files
 MEGABYTE = 10**6
 
+pytestmark = pytest.mark.xdist_group("packaging")  # one wheel, and one environment that it is installed in
+
 
 def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, encoding="utf-8")
@@ -114,18 +116,17 @@ def test_the_source_archive_makes_the_same_wheel(wheel: Path, tmp_path: Path) ->
 def empty(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` of a new environment that holds the wheel and its `[cpu]`. pip asks the package index."""
     folder = tmp_path_factory.mktemp("empty")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     made = run(
-        *(folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"),
-        *("--constraint", ROOT / "constraints.txt", f"fmengine-faces[cpu] @ {wheel.as_uri()}"),
+        *(sys.executable, "-m", "pip", "--python", folder / "bin/python", "--disable-pip-version-check"),
+        # What is imported is compiled then.
+        *("install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt"),
+        f"fmengine-faces[cpu] @ {wheel.as_uri()}",
     )
     if "Failed to establish a new connection" in made.stderr:
         pytest.skip("no package index can be reached")
     assert made.returncode == 0, made.stderr
     return folder / "bin"
-
-
-installed = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def isolated(empty: Path, code: str, cwd: Path) -> str:
@@ -135,9 +136,9 @@ def isolated(empty: Path, code: str, cwd: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 class TestInstalled:
-    pytestmark = installed
-
     def test_it_is_the_wheel_that_is_imported(self, empty: Path, tmp_path: Path) -> None:
         path = Path(isolated(empty, "import fmengine; print(fmengine.__file__)", tmp_path))
         assert path.is_relative_to(empty.parent)

@@ -255,6 +255,60 @@ def test_tables_of_files_are_complete(room: str) -> None:
     assert all((folder / name).is_dir() or (ROOT / room / name).is_dir() for name in others), others
 
 
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+
+
+def test_the_map_of_contributing_shows_every_room() -> None:
+    section = text_of(CONTRIBUTING).split("\n## The map\n")[1].split("\n## ")[0]
+    named = re.findall(r"`([\w.]+\.py|\w+/)`", first_cells(section))
+    engine = ROOT / "engine/fmengine"
+    assert {f"{path.parent.name}/" for path in engine.glob("*/__init__.py")} == {n for n in named if n[-1] == "/"}
+    assert all((engine / name).exists() for name in named)
+
+
+def test_the_files_that_contributing_names_exist() -> None:
+    text = text_of(CONTRIBUTING)
+    assert len(text.splitlines()) <= 120
+    folders = (ROOT, ROOT / "engine/fmengine")
+    for name in re.findall(r"`((?:\w+/)+[\w.]*|\w+\.(?:py|toml|txt))`", text):
+        assert any((folder / name).exists() for folder in folders), name
+
+
+def test_what_contributing_asks_for_is_there() -> None:
+    """The names that its recipes lean on."""
+    from fmengine.backend.registry import BACKENDS, CPU_BACKENDS
+    from fmengine.jobs.journal import FORMATS
+    from fmengine.types import Source
+
+    assert set(CPU_BACKENDS) < set(BACKENDS)
+    assert len(FORMATS) == 3
+    assert Source
+
+
+def test_checks_before_a_commit_are_those_of_make() -> None:
+    hooks = re.findall(r"entry: \.venv/bin/(.*)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    (lint,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    commands = [line.strip().removeprefix("$(BIN)/").removesuffix(" .") for line in lint.splitlines()]
+    assert [hook.removesuffix(" --force-exclude") for hook in hooks] == commands
+
+
+def test_the_workflow_runs_what_ci_runs_on_every_python() -> None:
+    text = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^ +python: \[(.*)\]$", text, re.MULTILINE)
+    assert listed == '"3.11", "3.12", "3.13", "3.14"'
+    assert re.findall(r"^ +- run: (.*)$", text, re.MULTILINE) == ["make PYTHON=python${{ matrix.python }} test"]
+    assert "\nexec make test\n" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [".pre-commit-config.yaml", ".github/workflows/test.yml"])
+def test_yaml_is_indented_by_spaces_and_its_keys_are_told_apart(name: str) -> None:
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        assert "\t" not in line
+        assert line == line.rstrip()
+        if not line.lstrip().startswith("#"):
+            assert re.fullmatch(r"(  )*(- )?[\w-]+:( \S.*)?|(  )*- \S+|(  )*[\w.]+(/[\w.]+)*|", line), line
+
+
 def test_the_kinds_of_failure_are_listed() -> None:
     (listed,) = re.findall(r"Kinds of failure: (.*)\.", text_of(ROOT / "engine/README.md"))
     assert re.findall(r"`(\w+)`", listed) == [kind.value for kind in fmengine.Kind]

@@ -108,6 +108,7 @@ def measured(folder: Path, short: pytest.MonkeyPatch, tmp_path_factory: pytest.T
 # The report
 
 
+@pytest.mark.slow
 def test_the_whole_report(measured: Measured) -> None:
     assert measured.result.stdout.startswith("parity holds on 48 pictures: 0 pixels differ")
     for part in (
@@ -126,6 +127,7 @@ def test_the_whole_report(measured: Measured) -> None:
     assert "<svg" in measured.page
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read_are_told(measured: Measured) -> None:
     assert "… 1 of 49 files cannot be read and take no part; the first is " in measured.result.stderr
     assert "notes.txt: no known image format" in measured.result.stderr
@@ -144,6 +146,7 @@ def figures_in(document: Any) -> Iterator[dict[str, Any]]:
             yield from figures_in(value)
 
 
+@pytest.mark.slow
 def test_every_figure_has_an_interval_that_was_measured(measured: Measured) -> None:
     found = list(figures_in(measured.document))
     assert len(found) > 25
@@ -160,6 +163,7 @@ def test_every_figure_has_an_interval_that_was_measured(measured: Measured) -> N
         assert list(figures_in(measured.document[part])), part
 
 
+@pytest.mark.slow
 def test_what_is_measured_once_is_said_once(measured: Measured) -> None:
     """The network took three times as long in one place as in another, where one was a mean and one a median."""
     first, second = measured.report.rooflines
@@ -167,6 +171,7 @@ def test_what_is_measured_once_is_said_once(measured: Measured) -> None:
     assert first.measured == measured.report.single_stream[scenarios.NETWORK].median
 
 
+@pytest.mark.slow
 def test_a_network_is_timed_on_no_zeros(measured: Measured) -> None:
     """Those that it is warmed up with when it is loaded, and none that are timed."""
     assert {size: count for (size, zeros), count in measured.inputs.items() if zeros} == {1: 1, 64: 1}
@@ -175,6 +180,7 @@ def test_a_network_is_timed_on_no_zeros(measured: Measured) -> None:
     assert len(np.unique(product)) > 100
 
 
+@pytest.mark.slow
 def test_labels_that_are_known_give_an_accuracy(measured: Measured, folder: Path) -> None:
     found = measured.report.accuracy
     with Engine.load(backend="onnxruntime") as engine:
@@ -204,6 +210,7 @@ def test_without_labels_there_is_no_accuracy() -> None:
     assert (found.share, found.count) == (2 / 3, 3)
 
 
+@pytest.mark.slow
 def test_a_page_takes_accuracies_at_their_bounds(measured: Measured) -> None:
     """Rounding puts the end of an interval on the wrong side of its value, where a plot takes no such thing."""
     rate = Figure(1000.0, 900.0, 1100.0, 2)
@@ -234,6 +241,7 @@ def test_wrong_answers_get_no_figures(paths: list[str], monkeypatch: pytest.Monk
         assert "warning: the machine's load was 1.25 before, over 0.5" in told
 
 
+@pytest.mark.slow
 def test_a_machine_at_rest_is_not_warned_of(measured: Measured) -> None:
     assert measured.report.warnings == measured.document["warnings"] == []
     assert measured.document["about"]["load before"] == "0.25"
@@ -567,12 +575,14 @@ def before(measured: Measured) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_a_report_does_not_differ_from_itself(before: dict[str, Any], tmp_path: Path) -> None:
     marks = compared(before, before, tmp_path).marks
     assert len(marks) > 20
     assert set(marks.values()) == {""}
 
 
+@pytest.mark.slow
 def test_compare_is_red_for_a_regression_alone(before: dict[str, Any], tmp_path: Path) -> None:
     after = copy.deepcopy(before)
     after["offline"]["16"] = scaled(before["offline"]["16"], 1 / 3)
@@ -582,6 +592,7 @@ def test_compare_is_red_for_a_regression_alone(before: dict[str, Any], tmp_path:
     assert better["offline, batch 16, pictures/s"] == "better"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "low", "high", "mark"),
     [
@@ -600,6 +611,7 @@ def test_a_servers_rate_is_compared_by_its_own_interval(
     assert compared(before, after, tmp_path).marks["server, pictures/s"] == mark
 
 
+@pytest.mark.slow
 def test_no_interval_is_made_up(before: dict[str, Any], tmp_path: Path) -> None:
     """What was measured so badly that it could be anything is no alarm; the same, measured well, is one."""
     after = copy.deepcopy(before)
@@ -615,6 +627,7 @@ def test_no_interval_is_made_up(before: dict[str, Any], tmp_path: Path) -> None:
     assert set(compared(before, after, tmp_path).marks.values()) == {""}
 
 
+@pytest.mark.slow
 def test_compare_looks_at_all_that_a_gpu_adds(before: dict[str, Any], tmp_path: Path) -> None:
     rate = {"median": 1000.0, "low": 990.0, "high": 1010.0, "rounds": 5}
     network = {"1": {"median": 0.1, "low": 0.1, "high": 0.1, "rounds": 5}}
@@ -633,6 +646,7 @@ def test_compare_looks_at_all_that_a_gpu_adds(before: dict[str, Any], tmp_path: 
     assert "the network alone, batch 1, ms" in marks  # by the GPU's events, where single stream's holds the copies
 
 
+@pytest.mark.slow
 def test_compare_notes_what_speaks_against_it(before: dict[str, Any], tmp_path: Path) -> None:
     after = copy.deepcopy(before)
     after["about"]["cpu"] = "another"

@@ -60,6 +60,7 @@ def test_the_seed_decides(name: str) -> None:
     assert any((corrupted(pixels, name, 3, 7) != corrupted(pixels, name, 3, seed)).any() for seed in range(8))
 
 
+@pytest.mark.slow
 def test_robustness_through_the_runtime(drawn_faces: Path) -> None:
     with Engine.load(backend="onnxruntime") as engine:
         files = labelled_files(drawn_faces / "val", engine.spec.labels)

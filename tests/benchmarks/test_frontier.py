@@ -26,6 +26,7 @@ def test_a_slower_contender_shows(clock: Clock) -> None:
 TIMES = {"pytorch": 8.0, "onnxruntime": 6.0, "tiny.fp32.onnx": 2.0, "tiny.int8.onnx": 1.0}
 
 
+@pytest.mark.slow
 def test_model_files_are_scored_and_timed_beside_the_full_network(
     tiny_models: Path, drawn_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

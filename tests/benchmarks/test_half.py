@@ -54,6 +54,7 @@ def test_the_layers_are_the_files() -> None:
     np.testing.assert_allclose(layers(images, torch.float32)[-1].numpy(), expected, atol=0.02)
 
 
+@pytest.mark.slow
 def test_rounding_is_that_of_pytorchs_half() -> None:
     """Its own half arithmetic, which is slow on a CPU, gives the same but for the order of sums."""
     images = np.random.default_rng(1).integers(0, 256, FILE.spec.input_shape(32), np.uint8)

@@ -178,6 +178,7 @@ def test_every_script_is_there_and_can_be_read(name: str, tmp_path: Path) -> Non
         subprocess.run(["node", "--check", script], check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_installed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FMENGINE_CACHE", str(tmp_path / "cache"))
     peer = Peer("none", "torch_alexnet.py", "none", ("./no-such-folder-of-a-package",))

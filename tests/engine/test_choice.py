@@ -30,6 +30,7 @@ def found(monkeypatch, **rates: float) -> list[int]:
     return asked
 
 
+@pytest.mark.slow
 def test_both_are_measured():
     rates = choice.measure()
     assert rates.keys() == set(CPU_BACKENDS)
@@ -101,6 +102,7 @@ def skewed(monkeypatch, change) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", SKEWS)
 def test_a_fast_backend_with_other_answers_is_not_taken(monkeypatch, caplog, wrong):
     found(monkeypatch, onnxruntime=1.0, openvino=2.0)
@@ -118,6 +120,7 @@ def test_a_fast_backend_with_other_answers_is_not_taken(monkeypatch, caplog, wro
         assert engine.backend.name == "openvino"
 
 
+@pytest.mark.slow
 def test_each_model_is_compared_once(monkeypatch, tiny_models, tmp_path):
     found(monkeypatch, onnxruntime=1.0, openvino=2.0)
     runs = skewed(monkeypatch, lambda p: p)
@@ -146,6 +149,7 @@ def test_without_the_default_one_there_is_nothing_to_compare_with(monkeypatch, t
         assert engine.backend.name == "openvino"
 
 
+@pytest.mark.slow
 def test_a_backend_that_fails_is_left_out(monkeypatch):
     def fails(cls, model, options):
         raise backends.UnavailableError("no such library")

@@ -251,6 +251,7 @@ def whole(many) -> list[str]:
     return output.read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_run_goes_on(many, whole, tmp_path, number):
     output = tmp_path / "x.jsonl"
@@ -430,6 +431,7 @@ def test_json_is_valid_whatever_a_model_says_of_itself(tmp_path):
 # No home folder, as an unknown user has in a container.
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home(faces):
     program = "import os, pwd; from fmengine.cli import main\n"
     program += "def nobody(number): raise KeyError(number)\n"
@@ -452,6 +454,7 @@ def test_a_user_without_a_home(faces):
     assert find_spec("openvino") is None or f"the fastest backend cannot be remembered: {told}" in err
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     out, _ = run("doctor", FMENGINE_CACHE=str(tmp_path / "file" / "cache"))
@@ -557,6 +560,7 @@ def test_no_colour_on_a_terminal_either(faces):
     os.close(main)
 
 
+@pytest.mark.slow
 def test_a_bar_where_somebody_sees_it_and_nothing_else_is_written(faces):
     def seen(*arguments: str, rows_too: bool = False) -> str:
         main, other = os.openpty()
@@ -612,6 +616,7 @@ def test_limits_are_settable(faces, option, kind, more):
     run("infer", faces / "a.png", "--max-pixels", "256", "--max-bytes", "1K", *more)
 
 
+@pytest.mark.slow
 def test_a_higher_limit_than_pillows(tmp_path):
     """180 million pixels in 200 kB: beyond where Pillow refuses by itself."""
     Image.new("1", (15_000, 12_000)).save(tmp_path / "large.png")

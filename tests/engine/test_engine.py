@@ -188,6 +188,7 @@ def test_an_error_of_the_source_iterator_reaches_the_caller(engine, portrait):
         list(engine.predict_many(sources()))
 
 
+@pytest.mark.slow
 def test_sixteen_threads_give_the_serial_answers(engine, files):
     serial = [engine.predict(path) for path in files]
     with ThreadPoolExecutor(16) as pool:
@@ -371,6 +372,7 @@ def test_limits_that_nothing_passes_are_refused(limits):
         Limits(**limits)
 
 
+@pytest.mark.slow
 def test_sixteen_threads_with_failures_mixed_in_give_the_serial_answers(engine, files, portrait):
     """Equal to the bit, whoever fails beside them."""
     sources = [

@@ -133,12 +133,14 @@ def test_failures_are_those_without(tmp_path, jpeg):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_hostile_files_get_the_same_answers(hostile_images):
     files = sorted(path for path in hostile_images.rglob("*") if path.is_file())
     with Engine.load() as plain, Engine.load(isolate=Isolation()) as isolated:
         assert list(isolated.predict_many(files)) == list(plain.predict_many(files))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_costs_its_own_picture(planted, jpeg, fault):
     kind, message = FAULTS[fault]
@@ -184,6 +186,7 @@ def test_an_unforeseen_error_of_one_decoder_leaves_it_to_the_other(planted, jpeg
         assert engine.predict(jpeg + b"raises__").probabilities == engine.predict(jpeg).probabilities
 
 
+@pytest.mark.slow
 def test_sixteen_threads_with_faults_mixed_in(planted, jpeg):
     before = children()
     with Engine.load(isolate=LIMITS, workers=4) as engine:
@@ -407,6 +410,7 @@ def test_a_contact_sheet_is_made_in_isolation_too(planted, jpeg, tmp_path):
         assert (tmp_path / "x.html").read_text().count('<div class="none">gone</div>') == 1
 
 
+@pytest.mark.slow
 def test_a_contact_sheet_takes_what_its_limits_allow(tmp_path):
     """Beyond where Pillow refuses by itself, in a worker that made no network's input before."""
     Image.new("1", (15_000, 12_000)).save(tmp_path / "large.png")
@@ -418,6 +422,7 @@ def test_a_contact_sheet_takes_what_its_limits_allow(tmp_path):
     assert (tmp_path / "x.html").read_text().count("data:image/jpeg") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_engine_alone(jpeg, tmp_path):
     """A terminal sends it to the whole group; a worker that obeyed would make its picture a crash."""
     folder = tmp_path / "pictures"

@@ -101,6 +101,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     )
 
 
+@pytest.mark.slow
 @given(spec=specs())
 def test_document_round_trip(spec):
     assert ModelSpec.from_json(spec.to_json()) == spec

@@ -28,6 +28,7 @@ def images(engine: Engine, count: int = 40) -> np.ndarray:
 
 
 # Where a sum lies half-way between two levels, the libraries may round apart: a level is some thousandths.
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("int8", 5e-3), ("fp32", 1e-5)])
 def test_the_answers_are_onnxruntimes(tiny_models: Path, precision: str, tolerance: float) -> None:
     path = tiny_models / f"tiny.{precision}.onnx"

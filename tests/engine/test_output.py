@@ -149,6 +149,7 @@ def interrupted(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_resume_after_any_byte_gives_the_same_file(path):
     whole = interrupted(path)
     state = state_of(path).read_bytes()

@@ -25,6 +25,7 @@ GOLDEN_ROW = [203, 203, 205, 204, 205, 205, 205, 206]
 GOLDEN_SHA256 = "d6cb6d5f39af13f74e11bda0d93b308f6c2fa4c4c8e3f37c58fc25e478c4237a"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     height=SIZES,
@@ -48,6 +49,7 @@ def test_equals_the_definition(height, width, color, fit, target, channels, stri
     assert made.flags.c_contiguous
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     sizes=st.lists(st.sampled_from([(1, 1), (48, 48), (200, 200), (37, 90), (90, 37), (30, 40)]), max_size=40),

@@ -166,6 +166,7 @@ def test_doctor_says_json_lines(tmp_path):
     assert lines[-1]["verdict"] in ("failed", "incomplete")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["train", "missing"], ["export", "missing"], ["bench", "compare", "a", "b"], ["parity", "a"], ["nothing"]],

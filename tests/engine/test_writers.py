@@ -281,6 +281,7 @@ def finish(path: Path, given: list[str], *, retry: bool) -> None:
             file.write([answer(name)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "first"),
     [("jsonl", ROWS), ("jsonl", ROWS[1:2]), ("csv", ROWS), ("parquet", ROWS)],

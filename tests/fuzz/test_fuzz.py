@@ -42,6 +42,7 @@ def test_what_was_found_is_mended(name):
     assert not check(FOUND[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 def test_mutations(part):
     for name, data in mutations(PART, seed=100 + part):

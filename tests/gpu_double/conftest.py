@@ -3,10 +3,12 @@
 So a lost device, a crash or a leak is one test's, and the other tests' process never loads a driver.
 """
 
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,11 @@ import pytest
 from ..kernel.host import compile_kernel
 from . import driver
 from .build import HEADERS, build_double
+from .server import PIPE
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / ".cache" / "gpu_double"
 INSIDE = driver.FOUND
-TIMEOUT = 240  # seconds
 
 
 def environment() -> dict[str, str]:
@@ -36,17 +38,54 @@ def environment() -> dict[str, str]:
     }
 
 
+class Server:
+    """The process with the double that every test is forked from (see server.py)."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.pipe, theirs = multiprocessing.Pipe()
+        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-rs", "-p", "no:cacheprovider"]
+        with output.open("ab") as file, theirs:
+            self.process = subprocess.Popen(
+                [*command, "-p", "tests.gpu_double.server", "tests/gpu_double"],
+                cwd=ROOT,
+                env=environment() | {PIPE: str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def run(self, name: str) -> tuple[int, str]:
+        """Run the test of this id, and return its exit status and output."""
+        os.truncate(self.output, 0)
+        self.pipe.send(name)
+        try:
+            status = self.pipe.recv()
+        except EOFError:
+            status = self.process.wait()
+        return status, self.output.read_text(encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("gpu-double") / "output")
+    yield server
+    server.close()
+
+
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if INSIDE or pyfuncitem.get_closest_marker("outside"):
         return None
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-rs", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, pyfuncitem.nodeid], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT
-    )
-    output = done.stdout + done.stderr
-    if skipped := re.search(r"^SKIPPED \[1\] \S+ (.*)$", done.stdout, re.MULTILINE):
+    server: Server = pyfuncitem._request.getfixturevalue("server")
+    status, output = server.run(pyfuncitem.nodeid)
+    if skipped := re.search(r"^SKIPPED \[1\] \S+ (.*)$", output, re.MULTILINE):
         pytest.skip(skipped[1])
-    if done.returncode:
-        pytest.fail(f"in a process of its own (exit status {done.returncode}):\n{output}", pytrace=False)
+    if status:
+        pytest.fail(f"in a process of its own (exit status {status}):\n{output}", pytrace=False)
     print(output)
     return True

@@ -33,6 +33,7 @@ if driver.FOUND:
 
     from . import onnxruntime_double, tensorrt_double
 
+pytestmark = pytest.mark.slow
 FILE = load_model_file(shuffles.FP16)
 
 
@@ -64,7 +65,6 @@ def images(count: int) -> np.ndarray:
 # Answers
 
 
-@pytest.mark.slow
 def test_infer_gives_the_cpus_rows_for_500_pictures_in_20_orders(tmp_path):
     """`fmengine infer`, as the shell calls it; half of the files are JPEG."""
     for index, pixels in enumerate(shuffles.pictures(500)):

@@ -12,7 +12,7 @@ from PIL import Image
 from . import shuffles
 from .conftest import environment
 
-pytestmark = pytest.mark.outside
+pytestmark = [pytest.mark.outside, pytest.mark.slow]
 
 
 def run(*arguments: object, code: int = 0, **more: str) -> tuple[str, str]:

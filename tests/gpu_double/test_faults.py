@@ -8,6 +8,7 @@ from fmengine.errors import DeviceError
 
 from . import driver, mutants, shuffles
 
+pytestmark = pytest.mark.slow
 DOWNLOAD = (
     "        self._context.cuda.memcpy_dtoh_async(self._answers.host[:used], self._answers.address, self.stream)\n"
 )
@@ -193,7 +194,6 @@ def test_after_a_lost_device_every_use_says_so():
     assert not driver.live()
 
 
-@pytest.mark.slow
 def test_nothing_is_left_after_1000_batches():
     with Engine.load(shuffles.FP16, "tensorrt", max_batch=4) as engine:
         pictures = [np.full((8, 8), level, np.uint8) for level in range(8)]

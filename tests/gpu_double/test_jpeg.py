@@ -31,6 +31,7 @@ def nothing_is_left():
         assert not driver.live()
 
 
+@pytest.mark.slow
 def test_they_have_the_answers_of_the_cpus_pixels_in_20_orders():
     files = [jpeg(pixels, quality=40 + index) for index, pixels in enumerate(shuffles.pictures(40))]
     with load("cpu") as cpu:

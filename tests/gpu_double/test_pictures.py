@@ -29,6 +29,7 @@ def array(kind: str, engine: Engine, pixels: np.ndarray, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "padding"), [("interface", 5), ("legacy", 0), ("dlpack", 5)])
 def test_they_have_the_answers_of_arrays_in_20_orders(engine, kind, padding):
     """Every second one is on the GPU, and its stream has not written it when it is given."""
@@ -67,6 +68,7 @@ def test_the_order_of_the_channels_is_taken_from_the_caller(engine):
     bgr.free()
 
 
+@pytest.mark.slow
 def test_they_live_until_they_are_read(engine):
     """Whoever gives an array away need not keep it."""
 

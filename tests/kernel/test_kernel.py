@@ -275,10 +275,12 @@ def far_case(kernel: HostKernel) -> int:
     return int((found[0] != reference(picture, (0, 0, 9, 9), False, 1, (12, 12))).sum())
 
 
+@pytest.mark.slow
 def test_without_a_fault_nothing_differs(tmp_path: Path) -> None:
     assert differing(compile_kernel(tmp_path), 2) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FAULTS))
 def test_a_planted_fault_shows(name: str, tmp_path: Path) -> None:
     right, wrong = FAULTS[name]
@@ -294,6 +296,7 @@ def test_the_passes_swapped_show(kernel: HostKernel) -> None:
     assert (swapped != one(picture, size=(30, 24)).expected()[0, 0]).any()
 
 
+@pytest.mark.slow
 def test_a_read_past_a_picture_is_caught(tmp_path: Path) -> None:
     """The sanitizers see what the levels might hide."""
     text = SOURCE.read_text(encoding="utf-8").replace("x < 0 || x >= picture.width", "x < 0", 1)

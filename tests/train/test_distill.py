@@ -125,6 +125,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(train, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_teacher_and_from_pictures_without_labels(
     drawn_faces: Path, tiny_run: Path, tmp_path: Path
 ) -> None:

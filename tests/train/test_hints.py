@@ -90,6 +90,7 @@ def unexplained(trainer: Trainer) -> float:
     return float(hint_loss(guesses, torch.from_numpy(trainer.data.hints[rows]).float()))
 
 
+@pytest.mark.slow
 def test_a_student_learns_to_guess_them(taught: Dataset, tmp_path: Path) -> None:
     small = {"size": 32, "widths": (8, 16, 16, 16, 16), "hidden": (32, 32), "precision": "fp32"}
     recipe = Recipe(**small, epochs=12, batch_size=16, augment=0.0, hint_weight=1.0, dropout=0.0)
@@ -101,6 +102,7 @@ def test_a_student_learns_to_guess_them(taught: Dataset, tmp_path: Path) -> None
     assert unexplained(trainer) < 0.7
 
 
+@pytest.mark.slow
 def test_what_guesses_them_goes_on_after_a_crash_and_does_not_ship(
     drawn_faces: Path, tiny_run: Path, tmp_path: Path
 ) -> None:

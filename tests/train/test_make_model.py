@@ -70,6 +70,7 @@ def times(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_hours_are_added_up(tmp_path: Path) -> None:
     for name, seconds in (("short", (60, 30.4)), ("long", (3600,))):
         (tmp_path / name).mkdir()
@@ -83,6 +84,7 @@ def test_hours_are_added_up(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_another_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("epoch,seconds\n1\n")
     done = times(tmp_path / "other.csv")

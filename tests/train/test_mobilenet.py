@@ -92,6 +92,7 @@ def test_the_weights_mean_the_same_here(tmp_path: Path, channels: int) -> None:
     assert (trained - filled).abs().mean() < 0.05 * filled.abs().mean()
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_weights(drawn_faces: Path, tmp_path: Path) -> None:
     model, run = graph(tmp_path, weights()), tmp_path / "run"
     result = CliRunner().invoke(faceres, [str(model), str(drawn_faces / "train"), str(run)])

@@ -267,6 +267,7 @@ def test_the_recipe_says_how_the_pictures_are_distorted(make: Make) -> None:
 # Repeating
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_and_another_does_not(make: Make) -> None:
     for name, seed in (("first", 5), ("second", 5), ("other", 6)):
         train(make(name, seed=seed, epochs=2), silent)
@@ -275,6 +276,7 @@ def test_a_seed_repeats_and_another_does_not(make: Make) -> None:
     assert history(folder / "first") != history(folder / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_run_stopped_between_epochs_goes_on_bit_for_bit(make: Make, optimizer: str) -> None:
     def stop(text: str) -> None:
