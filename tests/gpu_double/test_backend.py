@@ -212,7 +212,7 @@ def test_odd_sources_take_no_other_with_them():
 
 def test_large_pictures_wait_small(monkeypatch):
     """What would fill the host's memory is preprocessed by the CPU, to the same bits."""
-    monkeypatch.setattr("fmengine.engine.MAX_HELD", 1000)
+    monkeypatch.setattr("fmengine.pipeline.stages.MAX_HELD", 1000)
     with load() as engine:
         shuffles.check(list(engine.predict_many(shuffles.pictures(60))), 60)
 
@@ -345,7 +345,7 @@ def test_a_strip_is_refused_as_on_the_cpu(fit):
 
 
 def test_a_picture_that_does_not_fit_fails_alone(monkeypatch):
-    monkeypatch.setattr("fmengine.engine.MAX_HELD", 1 << 30)  # else the CPU would preprocess it
+    monkeypatch.setattr("fmengine.pipeline.stages.MAX_HELD", 1 << 30)  # else the CPU would preprocess it
     strip = np.zeros((9, 3_000_000), np.uint8)
     with load() as engine:
         driver.set_fault("memory", 30 << 20)
