@@ -45,6 +45,8 @@ class Server:
         self.output = output
         self.pipe, theirs = multiprocessing.Pipe()
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-rs", "-p", "no:cacheprovider"]
+        # Before this process's own limit; the method is the one that also ends what hangs in a library.
+        command += ["--timeout=240", "--timeout-method=thread"]
         with output.open("ab") as file, theirs:
             self.process = subprocess.Popen(
                 [*command, "-p", "tests.gpu_double.server", "tests/gpu_double"],
