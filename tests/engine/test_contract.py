@@ -1,5 +1,6 @@
 """The executor's contract on the CPU: every body, dropped at the interpreter's end, and after a fork."""
 
+import signal
 import subprocess
 import sys
 import textwrap
@@ -200,3 +201,29 @@ def test_an_engine_works_in_a_process_pool_that_forks() -> None:
         """
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("json", [[], ["--json"]], ids=["text", "json"])
+def test_a_list_on_stdin_is_answered_as_it_comes(portrait: Path, json: list[str]) -> None:
+    """As behind `tail -f`: every path has its row before the next one comes, and Ctrl-C ends it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fmengine", "infer", "-", "--backend", "onnxruntime", *json],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        for _ in range(3):
+            process.stdin.write(f"{portrait}\n")
+            process.stdin.flush()
+            assert "happy" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        assert process.stderr is not None
+        assert process.stderr.read().strip() == "fmengine: interrupted"
+    assert process.returncode == 130

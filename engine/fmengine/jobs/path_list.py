@@ -15,27 +15,31 @@ MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_
 class PathReader(Iterator[str]):
     """Reads paths, separated by NUL if the first line holds one, else one a line; empty ones are left out.
 
-    A caller that must not wait polls the descriptor (`fileno`), and calls `read` once it is readable.
+    The descriptor is read, and not the stream's buffer: a thread that waits in there holds a lock that the
+    interpreter needs at its end.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
-        """Take an open stream; a buffered one, as `sys.stdin.buffer` is."""
+        """Take an open stream of which nothing was read, such as `sys.stdin.buffer`, or an `io.BytesIO`."""
         self._stream = cast(io.BufferedReader, stream)
+        try:
+            self._descriptor: int | None = stream.fileno()
+        except (OSError, AttributeError):  # not one of the system's
+            self._descriptor = None
         self._separator = b""  # until the first line is there
         self._text = b""  # that is no whole path yet
         self._decoder: codecs.IncrementalDecoder | None = None  # of UTF-16
         self._knows_encoding = self._ended = False
         self._paths: deque[str] = deque()
 
-    def fileno(self) -> int:
-        """Return the stream's descriptor. Raises OSError where it has none."""
-        return self._stream.fileno()
-
     def read(self) -> list[str] | None:
         """Read once: the paths that are whole by now, perhaps none of them; None at the end of the list."""
         if self._ended:
             return None
-        part = self._stream.read1(READ_BYTES)
+        if self._descriptor is None:
+            part = self._stream.read1(READ_BYTES)
+        else:
+            part = os.read(self._descriptor, READ_BYTES)
         self._ended = not part
         text = self._decode(part)
         self._text += text
