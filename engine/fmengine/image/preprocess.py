@@ -61,11 +61,15 @@ def preprocess_batch(images: Sequence[DecodedImage], spec: InputSpec, out: Input
         SourceError: as `preprocess`, where one of them is too large; then nothing is written.
         ValueError: for an `out` of another shape or dtype.
     """
-    if out is None and len(images) == 1:
-        return InputBatch(preprocess(images[0], spec)[np.newaxis])
     shape = (len(images), *spec.shape)
     if out is not None and (out.shape != shape or out.dtype != np.uint8):
         raise ValueError(f"out is {out.dtype} {out.shape}; expected uint8 {shape}")
+    if len(images) == 1:
+        resized = _resize(_fit(images[0], spec)[np.newaxis], spec)
+        if out is None:
+            return InputBatch(np.ascontiguousarray(resized))
+        out[...] = resized
+        return out
     groups: dict[tuple[int, ...], tuple[list[int], list[npt.NDArray[np.uint8]]]]
     groups = defaultdict(lambda: ([], []))
     for index, image in enumerate(images):

@@ -191,6 +191,9 @@ class Stages:
 
     def _content_of(self, source: Source, channels: Channels, copy: bool) -> Content:
         """What there is of a source, as the next stages take it."""
+        if isinstance(source, np.ndarray):
+            image = self._decode_source(source, self.spec.color, self.limits, channels)
+            return DecodedImage(image.copy()) if copy else image
         if isinstance(source, str | os.PathLike):
             return get_path(source)
         if isinstance(source, bytes | bytearray | memoryview):
@@ -200,7 +203,7 @@ class Stages:
         if is_file_like(source):
             return read_file_like(source, self.limits)
         image = self._decode_source(source, self.spec.color, self.limits, channels)
-        # Of an image or a file it is new memory already; an array may be given as it is.
+        # Of an image it is new memory already; an array of another library may be given as it is.
         return DecodedImage(image.copy()) if copy and not isinstance(source, Image.Image) else image
 
     def _prepare_elsewhere(self, task: Task, batch: Batch) -> None:
