@@ -22,10 +22,10 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 def remember_onnxruntime(folder: Path) -> str:
     """A cache in which ONNX Runtime measured faster, so that no outcome depends on the processor of the tests."""
-    from fmengine.backend.select import machine
+    from fmengine.backend.select import describe_machine
     from fmengine.system.cache import Cache
 
-    Cache(folder).store("choice", machine(), b'{"onnxruntime": 2.0, "openvino": 1.0}')
+    Cache(folder).store("rates", describe_machine(), b'{"onnxruntime": 2.0, "openvino": 1.0}')
     return str(folder)
 
 

@@ -115,12 +115,12 @@ def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: in
     # Here and not above: `fmengine eval` does without torch.
     from fmengine_train.checkpoint import load_model
 
-    from .parity import as_text, pictures_of, run_parity
+    from .parity import as_text, list_pictures, run_parity
 
     model, document = load_model(checkpoint)
     if not pictures.is_dir():
         raise DataError(f"{pictures} is no folder; expected one of pictures")
-    files = pictures_of(pictures, tuple(document["labels"]))
+    files = list_pictures(pictures, tuple(document["labels"]))
     if not files:
         raise DataError(f"no files in {pictures}; expected pictures")
     files = files[:: max(1, -(-len(files) // limit))]

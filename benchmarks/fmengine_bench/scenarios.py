@@ -13,6 +13,7 @@ import numpy as np
 
 from fmengine.engine import Engine
 from fmengine.errors import BusyError, DeadlineError
+from fmengine.image.decode import decode
 
 from .timing import Call, Figure, Summary, figure, latencies, random_pixels, summary
 
@@ -47,7 +48,7 @@ def single_stream(
 
     And of a face cut out of a camera's frame, in BGR as OpenCV gives it.
     """
-    decoded = [engine._decode(engine._read(path), "rgb") for path in paths[:256]]
+    decoded = [decode(path, engine.spec.color, engine.limits) for path in paths[:256]]
     of_its_size = engine.prepare(decoded[0])
     array = of_its_size[0] if len(of_its_size) == 1 else decoded[0]
     images = random_pixels(*engine.spec.input_shape(1))

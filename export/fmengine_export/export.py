@@ -1,4 +1,4 @@
-"""The three files of one family: which spec each carries, and the check that each runs."""
+"""Writes the three files of one family, and checks each before it is left behind."""
 
 import math
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import torch
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.backend.registry import Options
+from fmengine.check.compare import EXPORTED_LOGITS, PROBABILITY_SUM, compare_logits
 from fmengine.errors import FmengineError, ModelError
 from fmengine.image.preprocess import Pixels
 from fmengine.model.file import ModelSpec, Precision, load_model_file
@@ -21,13 +22,9 @@ from .fold import fold
 from .graph import build_float, build_int8
 from .quantize import calibrate
 
-# How far each file's logits may lie from PyTorch's on the check's pictures, as a share of the largest
-# logit there. A wrong layer, stride or scale is off by about the whole; `fmengine parity` measures finely.
-CHECK_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
-
 
 def path_of(folder: Path, name: str, precision: Precision) -> Path:
-    """Where a file of a family is written."""
+    """Return where a file of a family is written."""
     return folder / f"{name}.{precision}.onnx"
 
 
@@ -38,7 +35,7 @@ class CheckError(FmengineError):
 
 
 def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Precision) -> ModelSpec:
-    """What the model file says of itself, from the checkpoint's document."""
+    """Describe a model file, from the checkpoint's document."""
     config = model.config
     return ModelSpec(
         name=name,
@@ -54,15 +51,15 @@ def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Pr
         unsure_below=document["unsure_below"],
         training_data=document["training_data"],
         accuracy={
-            source: {key: _figure(scores[key]) for key in ("count", "accuracy", "balanced_accuracy")}
+            source: {key: _as_json(scores[key]) for key in ("count", "accuracy", "balanced_accuracy")}
             for source, scores in document["validation"].items()
         },
         weights_sha256=weights_sha256(model),
     )
 
 
-def _figure(value: float) -> float | None:
-    """A score for JSON, which has no number for NaN."""
+def _as_json(value: float) -> float | None:
+    """Return a score for JSON, which has no number for NaN."""
     return value if math.isfinite(value) else None
 
 
@@ -115,16 +112,16 @@ def export(
 
 
 def _check(path: Path, pictures: Pixels, expected: "np.ndarray[Any, Any]", precision: Precision) -> None:
-    """Read the file back, run it, and hold its answers against PyTorch's."""
+    """Read the file back, run it, and compare its answers with PyTorch's."""
     file = load_model_file(path)
     backend = OnnxRuntimeBackend.open(file, Options())
     outputs = backend.run(pictures)
     backend.close()
-    off = float(np.abs(outputs.logits - expected).max() / max(1e-6, np.abs(expected).max()))
-    limit = CHECK_TOLERANCE[precision]
+    off = compare_logits(outputs.logits, expected).max / max(1e-6, float(np.abs(expected).max()))
+    limit = EXPORTED_LOGITS[precision]
     if not off <= limit:
         raise CheckError(
             f"the {precision} file's logits are off by {off:.3g} of the largest one; allowed is {limit}"
         )
-    if not np.allclose(outputs.probabilities.sum(axis=1), 1, atol=1e-5):
+    if not np.allclose(outputs.probabilities.sum(axis=1), 1, atol=PROBABILITY_SUM):
         raise CheckError(f"the {precision} file's probabilities do not add up to 1")

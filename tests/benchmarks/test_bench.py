@@ -31,6 +31,7 @@ from fmengine_bench.jobs import jobs
 from fmengine_bench.limits import Best, Peak, roofline, work_of
 from fmengine_bench.metrics import accuracy_of, wilson
 from fmengine_bench.timing import Figure, figure, latencies, summary, time_in_turn
+from fmengine_bench.verdict import Verdict
 
 from .conftest import Clock
 
@@ -232,6 +233,13 @@ def test_wrong_answers_get_no_figures(paths: list[str], monkeypatch: pytest.Monk
     assert "pictures/s" not in result.stdout
     for told in (result.stdout, result.stderr):  # before anything is measured, and in the report
         assert "warning: the machine's load was 1.25 before, over 0.5" in told
+
+
+@pytest.mark.parametrize("field", ["between_batches", "from_reference"])
+def test_a_verdict_on_what_is_no_number_is_broken(field: str) -> None:
+    passed = Verdict(8, 0, between_batches=0.0, from_reference=0.0, flips=0, tolerance=1e-4)
+    assert passed.passed
+    assert not replace(passed, **{field: float("nan")}).passed
 
 
 def test_a_machine_at_rest_is_not_warned_of(measured: Measured) -> None:
