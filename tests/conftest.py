@@ -132,7 +132,8 @@ def tiny_run(drawn_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from fmengine_train import data
     from fmengine_train.device import pick_device
     from fmengine_train.recipe import Recipe
-    from fmengine_train.train import Trainer, train
+    from fmengine_train.train import train
+    from fmengine_train.trainer import Trainer
 
     torch.set_num_threads(1)  # threads wait for each other longer than so small a network computes
     folder = tmp_path_factory.mktemp("tiny-run")

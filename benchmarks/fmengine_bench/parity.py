@@ -34,7 +34,7 @@ HALF_MAX = 65504.0  # the largest finite FP16 number
 
 @dataclass(frozen=True)
 class Form:
-    """Holds how far one form of the model is from the reference. Figures are those of the pictures that both have an answer for.
+    """How far one form of the model is from the reference, on the pictures that both have an answer for.
 
     Attributes:
         name: file, or `PyTorch fp16`.
@@ -63,7 +63,7 @@ class Form:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Holds all forms, and the largest activation of each layer against what FP16 holds."""
+    """All forms, and the largest activation of each layer against what FP16 holds."""
 
     pictures: int
     unreadable: list[str]

@@ -21,7 +21,7 @@ PIXELS = 64  # pictures whose preprocessing is compared; the definition is slow
 
 @dataclass(frozen=True)
 class Verdict:
-    """Holds what was compared on real pictures.
+    """Figures of what was compared on real pictures.
 
     Attributes:
         pictures: that were compared.

