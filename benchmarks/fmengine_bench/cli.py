@@ -71,7 +71,7 @@ def evaluate(
             if page is not None:
                 pages.write_page(page, engine, evaluations)
             if svg is not None:
-                write_file(svg, pages.plots(evaluations[0]))
+                write_file(svg, pages.plot_evaluation(evaluations[0]))
     if as_json:
         _emit_json(
             [

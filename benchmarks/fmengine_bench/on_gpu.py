@@ -1,4 +1,4 @@
-"""What a GPU has ways of: CUDA graphs on and off, streams swept, with the transfers and without them."""
+"""Measures every way to run the network on a GPU: graphs or none, 1 to 4 streams, with and without transfers."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from fmengine.gpu.onnxruntime import OnnxRuntimeCudaBackend
 from fmengine.image.preprocess import Pixels
 from fmengine.model.file import load_model_file
 
-from .timing import TURN, Call, Figure, figure, latencies, random_pixels
+from .timing import TURN, Call, Figure, figure, random_pixels, time_calls
 
 STREAMS = (1, 2, 4)
 EVENTS = 20  # runs a round that the GPU's events time
@@ -41,30 +41,30 @@ class Way:
     rate: Figure
 
 
-def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = TURN) -> list[Way]:
+def measure_ways(engine: Engine, rounds: int, notify: Callable[[str], None], turn: float = TURN) -> list[Way]:
     """Measure every way that works here, all of them open at once and in turn.
 
     Args:
         engine: on a GPU's backend; its model, GPU and largest batch are taken.
         rounds: of turns.
-        say: told which ways do not work.
+        notify: called with each way that does not work, as text.
         turn: seconds of each.
     """
     batches = sorted({1, engine.max_batch})
     images = {batch: random_pixels(*engine.spec.input_shape(batch)) for batch in batches}
     alone: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        opened = dict(_opened(engine, stack, say))
+        opened = dict(_open_backends(engine, stack, notify))
         calls: dict[str, Call] = {}
         for name, backend in opened.items():
             lanes = stack.enter_context(ThreadPoolExecutor(backend.lanes))
             for batch in batches:
                 calls[f"{name}/{batch}"] = partial(backend.run, images[batch])
-            calls[f"{name}/all"] = partial(_on_every_stream, backend, lanes, images[batches[-1]])
-        taken = latencies(calls, rounds, turn, least=3)
+            calls[f"{name}/all"] = partial(_run_on_every_stream, backend, lanes, images[batches[-1]])
+        taken = time_calls(calls, rounds, turn, min_calls=3)
         for name, backend in rounds * list(opened.items()):
             for batch in batches:
-                alone.setdefault(f"{name}/{batch}", []).append(network_time(backend, batch))
+                alone.setdefault(f"{name}/{batch}", []).append(measure_network(backend, batch))
         return [
             Way(
                 name,
@@ -77,14 +77,16 @@ def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = 
         ]
 
 
-def network_time(backend: GpuBackend, batch: int) -> float:
-    """Milliseconds of the network alone, by the GPU's events: the median of some runs."""
+def measure_network(backend: GpuBackend, batch: int) -> float:
+    """Measure the milliseconds of the network alone, by the GPU's events: the median of some runs."""
     images = random_pixels(*backend.spec.input_shape(batch))
     return median(backend.time_stages(images)[1].network for _ in range(EVENTS))
 
 
-def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Iterator[tuple[str, GpuBackend]]:
-    """The engine's own backend with and without graphs, and the same file in ONNX Runtime's CUDA provider."""
+def _open_backends(
+    engine: Engine, stack: ExitStack, notify: Callable[[str], None]
+) -> Iterator[tuple[str, GpuBackend]]:
+    """Open the engine's own backend with and without graphs, and the same file in ONNX Runtime's CUDA provider."""
     own = engine.backend
     assert isinstance(own, GpuBackend)
     file = load_model_file(engine.model_path)
@@ -101,10 +103,10 @@ def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Ite
                 if backend.lanes == streams:
                     yield name, backend
                 else:
-                    say(f"{name} is not measured: the GPU has room for {backend.lanes}")
+                    notify(f"{name} is not measured: the GPU has room for {backend.lanes}")
         except BackendError as error:
-            say(f"{title} is not measured: {error}")
+            notify(f"{title} is not measured: {error}")
 
 
-def _on_every_stream(backend: GpuBackend, threads: ThreadPoolExecutor, images: Pixels) -> None:
+def _run_on_every_stream(backend: GpuBackend, threads: ThreadPoolExecutor, images: Pixels) -> None:
     list(threads.map(backend.run, [images] * backend.lanes))

@@ -251,8 +251,8 @@ def list_pictures(root: Path, labels: tuple[str, ...]) -> list[tuple[str, int | 
     """List pictures below a folder, with labels if it has a folder for each."""
     from fmengine.jobs.sources import walk
 
-    from .labelled import labelled_files
+    from .labelled import list_labelled_files
 
     if all((root / label).is_dir() for label in labels):
-        return list(labelled_files(root, labels))
+        return list(list_labelled_files(root, labels))
     return [(path, None) for path in walk(str(root))]

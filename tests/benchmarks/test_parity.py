@@ -56,7 +56,7 @@ def files(drawn_faces: Path) -> Files:
 
 
 @pytest.fixture
-def against(
+def measure_contenders(
     trained: tuple[AlexNet, dict[str, Any]], files: Files, tmp_path: Path
 ) -> Callable[[bytes], ParityReport]:
     """Holds the bytes of a model file against the trained network."""
@@ -86,7 +86,7 @@ def test_parity_holds_for_what_was_exported(tiny_run: Path, models: list[Path], 
     assert "breach" not in result.stdout.lower()
 
 
-def test_the_report_as_json_says_the_same(tiny_run: Path, models: list[Path], drawn_faces: Path) -> None:
+def test_the_report_as_json_holds_the_same(tiny_run: Path, models: list[Path], drawn_faces: Path) -> None:
     result = run(tiny_run, models, drawn_faces / "val", "--json")
     report = json.loads(result.stdout)
     assert report["passed"] is True

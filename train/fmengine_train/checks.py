@@ -78,7 +78,7 @@ def list_label_notes(labels: Sequence[str]) -> list[str]:
     if UNSURE in labels:
         notes.append(
             f"class {UNSURE} has the name of what `--unsure-below` answers where the confidence is low: `reason` "
-            "alone tells the two apart"
+            "alone shows which it is"
         )
     return notes
 

@@ -50,7 +50,7 @@ def teach(
         folder: keeps the answers, so that `--resume` need not run the teachers again.
         device: that the teachers run on.
         dtype: of mixed precision.
-        world: the processes that train together; the first one writes the answers.
+        world: the processes that train one model; the first one writes the answers.
 
     Raises:
         DataError: for a teacher that lacks a label.

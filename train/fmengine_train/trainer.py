@@ -46,7 +46,7 @@ class Trainer:
         folder: of the run.
         device: to train on.
         initial: a checkpoint whose weights to begin with.
-        world: the processes that train together.
+        world: the processes that train one model.
 
     Raises:
         DataError: if the processes differ in their data, or the recipe does not fit the data.

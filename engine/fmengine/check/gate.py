@@ -42,7 +42,7 @@ class Way(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """One way at one batch size, and how far it was off at most."""
+    """One way at one batch size, and the largest difference of a probability."""
 
     way: str
     batch: int
@@ -123,7 +123,7 @@ def draw_gate_inputs(spec: ModelSpec) -> Pixels:
 def draw_gate_pictures() -> list[Pixels]:
     """Draw 256 seeded pictures and load a portrait, uint8 `[H, W, 3]`.
 
-    The seeded ones are noise at a random coarseness and contrast: together they drive every layer through its
+    The seeded ones are noise at a random coarseness and contrast: all of them drive every layer through its
     range, which faces alone would not.
     """
     rng = np.random.default_rng(SEED)
