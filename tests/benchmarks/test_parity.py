@@ -56,7 +56,7 @@ def files(drawn_faces: Path) -> Files:
 
 
 @pytest.fixture
-def measure_contenders(
+def against(
     trained: tuple[AlexNet, dict[str, Any]], files: Files, tmp_path: Path
 ) -> Callable[[bytes], ParityReport]:
     """Holds the bytes of a model file against the trained network."""
