@@ -26,9 +26,9 @@ from ..check.gate import (
     GateError,
     check_engine,
     check_kernel,
-    gate_images,
-    gate_pictures,
-    random_picture,
+    draw_gate_inputs,
+    draw_gate_pictures,
+    draw_picture,
 )
 from ..errors import BackendError, DeviceError
 from ..image.decode import decode_bytes
@@ -237,7 +237,7 @@ def _parity(chosen: _Chosen) -> str:
 
 def _composition(chosen: _Chosen) -> str:
     with chosen.open() as (backend, file):
-        images = gate_images(file.spec)
+        images = draw_gate_inputs(file.spec)
         whole = backend.run(images).probabilities
         largest = 0.0
         for size in (1, 2, 7, 33):
@@ -256,7 +256,7 @@ def _graphs(chosen: _Chosen) -> str:
     answers = []
     for graphs in (True, False):
         with chosen.open(graphs=graphs) as (backend, file):
-            answers.append(backend.run(gate_images(file.spec)))
+            answers.append(backend.run(draw_gate_inputs(file.spec)))
             if graphs and (captured := backend.describe()["cuda graphs"]).startswith("none"):
                 raise NotRun(f"no batch size is captured: {captured}")
     return _same_bits(answers)
@@ -268,7 +268,7 @@ def _streams(chosen: _Chosen, count: int) -> str:
         with chosen.open(streams=streams) as (backend, _):
             if backend.lanes != streams:
                 raise NotRun(f"there is room for {backend.lanes} streams of {streams}")
-            pictures = [random_picture(np.random.default_rng(index)) for index in range(count)]
+            pictures = [draw_picture(np.random.default_rng(index)) for index in range(count)]
             with ThreadPoolExecutor(streams) as threads:
                 rounds = list(threads.map(backend.run_pictures, [pictures] * streams))
             answers += rounds
@@ -294,7 +294,7 @@ def _jpeg(chosen: _Chosen) -> str:
 def jpeg_files() -> list[bytes]:
     """The portrait and noise as JPEG files of many qualities, sizes and chroma samplings."""
     files = []
-    for index, picture in enumerate(gate_pictures()[-64:]):
+    for index, picture in enumerate(draw_gate_pictures()[-64:]):
         image = Image.fromarray(picture).resize((40 + 3 * index, 50 + 2 * index))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=30 + index, subsampling=index % 3)
@@ -306,7 +306,7 @@ def _soak(chosen: _Chosen, seconds: float) -> str:
     """Everything at once for a while: the same answers, and no memory lost."""
     with chosen.open() as (backend, _):
         rng = np.random.default_rng(SEED)
-        batches = [[random_picture(rng) for _ in range(size)] for size in (1, 5, MOST, MOST + 9)]
+        batches = [[draw_picture(rng) for _ in range(size)] for size in (1, 5, MOST, MOST + 9)]
         expected = [backend.run_pictures(batch) for batch in batches]
         with backend.context.use():
             before, total = backend.context.free_memory()
