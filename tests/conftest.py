@@ -22,10 +22,10 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 def remember_onnxruntime(folder: Path) -> str:
     """A cache in which ONNX Runtime measured faster, so that no outcome depends on the processor of the tests."""
-    from fmengine.backend.select import machine
+    from fmengine.backend.select import describe_machine
     from fmengine.system.cache import Cache
 
-    Cache(folder).store("choice", machine(), b'{"onnxruntime": 2.0, "openvino": 1.0}')
+    Cache(folder).store("rates", describe_machine(), b'{"onnxruntime": 2.0, "openvino": 1.0}')
     return str(folder)
 
 
@@ -132,7 +132,8 @@ def tiny_run(drawn_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from fmengine_train import data
     from fmengine_train.device import pick_device
     from fmengine_train.recipe import Recipe
-    from fmengine_train.train import Trainer, train
+    from fmengine_train.train import train
+    from fmengine_train.trainer import Trainer
 
     torch.set_num_threads(1)  # threads wait for each other longer than so small a network computes
     folder = tmp_path_factory.mktemp("tiny-run")

@@ -1,3 +1,3 @@
-"""Benchmarks: proofs that the answers are right."""
+"""Checks that the answers are right, and measures how fast they come."""
 
-import fmengine  # noqa: F401 - before ONNX Runtime, which it tells not to report home
+import fmengine  # noqa: F401 - before ONNX Runtime, whose telemetry it switches off

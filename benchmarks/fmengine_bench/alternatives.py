@@ -1,10 +1,10 @@
-"""What the CPU path could stand on instead: decoders, resizers and ways to call the network, in turn on one core.
+"""Times what the CPU path could use instead: decoders, resizers and ways to call the network, on one core in turn.
 
     pip install opencv-python-headless kornia-rs
     python -m fmengine_bench.alternatives faces/
 
-A library that is not installed is left out. Speed alone chooses none: the definition of preprocessing does, and
-beside each figure stands how far its pixels are from it.
+A library that is not installed is left out. Speed alone is no reason to take one: its pixels must be those of the
+definition, and their distance stands beside each figure.
 """
 
 import io
@@ -42,8 +42,8 @@ SPEC = InputSpec(SIDE, SIDE, fit="stretch")
 One = Callable[[Any], npt.NDArray[np.uint8]]
 
 
-def decoders() -> dict[str, One]:
-    """From a file's bytes to `[H, W]` luma; the first is ours."""
+def list_decoders() -> dict[str, One]:
+    """List decoders from a file's bytes to `[H, W]` luma; the first is ours."""
     limits = Limits()
 
     def draft(data: bytes) -> npt.NDArray[np.uint8]:
@@ -70,8 +70,8 @@ def decoders() -> dict[str, One]:
     return found
 
 
-def resizers() -> dict[str, One]:
-    """From `[H, W]` luma to the network's size; the first is the definition, picture by picture."""
+def list_resizers() -> dict[str, One]:
+    """List resizers from `[H, W]` luma to the network's size; the first is the definition, picture by picture."""
     found: dict[str, One] = {"Pillow, two passes": lambda pixels: preprocess(pixels, SPEC)[0]}
     if find_spec("cv2"):
         import cv2
@@ -90,8 +90,8 @@ def resizers() -> dict[str, One]:
     return found
 
 
-def networks() -> dict[str, Call]:
-    """A batch through the shipped network on one thread."""
+def list_networks() -> dict[str, Call]:
+    """List calls that run a batch through the shipped network on one thread."""
     file = load_model_file(resolve(None, ("int8",)))
     images = random_inputs(file.spec, BATCH)
     backend = OnnxRuntimeBackend.open(file, BackendOptions(threads=1))
@@ -100,7 +100,7 @@ def networks() -> dict[str, Call]:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads, settings.enable_cpu_mem_arena = 1, arena
         session = onnxruntime.InferenceSession(file.data, settings, providers=["CPUExecutionProvider"])
-        calls[f"ONNX Runtime, {name}"] = _bound(session, images) if arena else _plain(session, images)
+        calls[f"ONNX Runtime, {name}"] = _run_bound(session, images) if arena else _run_plainly(session, images)
     if find_spec("openvino"):
         from fmengine.backend.openvino import OpenVinoBackend
 
@@ -109,11 +109,11 @@ def networks() -> dict[str, Call]:
     return calls
 
 
-def _plain(session: Any, images: npt.NDArray[np.uint8]) -> Call:
+def _run_plainly(session: Any, images: npt.NDArray[np.uint8]) -> Call:
     return lambda: session.run(["logits", "probabilities"], {"images": images})
 
 
-def _bound(session: Any, images: npt.NDArray[np.uint8]) -> Call:
+def _run_bound(session: Any, images: npt.NDArray[np.uint8]) -> Call:
     binding = session.io_binding()
     for name in ("logits", "probabilities"):
         binding.bind_output(name, "cpu")
@@ -126,11 +126,11 @@ def _bound(session: Any, images: npt.NDArray[np.uint8]) -> Call:
     return call
 
 
-def _distance(found: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8]) -> int:
+def _measure_distance(found: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8]) -> int:
     return int(np.abs(found.astype(int) - right).max())
 
 
-def _table(title: str, calls: dict[str, Call], pictures: int, notes: dict[str, str]) -> None:
+def _print_table(title: str, calls: dict[str, Call], pictures: int, notes: dict[str, str]) -> None:
     print_data(title)
     for name, taken in time_in_turn(calls).items():
         print_data(f"  {name:<42}{1e3 * float(np.median(taken)) / pictures:9.1f}   {notes.get(name, '')}")
@@ -145,34 +145,34 @@ def alternatives(folder: Path) -> None:
         raise DataError(f"no JPEG files in {folder}; expected some")
     files = [Path(path).read_bytes() for path in paths[:: -(-len(paths) // PICTURES)]]
     files = [data for data in files if not may_be_turned(data)]  # which not every decoder undoes
-    calls, notes, pixels = _compared(decoders(), files)
-    _table(f"decode, {len(files)} files", calls, len(files), notes)
-    calls, notes, _ = _compared(resizers(), pixels)
+    calls, notes, pixels = _compare_with_first(list_decoders(), files)
+    _print_table(f"decode, {len(files)} files", calls, len(files), notes)
+    calls, notes, _ = _compare_with_first(list_resizers(), pixels)
     batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-    together = f"Pillow, those of one size together, {BATCH}"
-    calls[together] = _over(lambda batch: preprocess_batch(batch, SPEC), batches)
-    notes[together] = "the same bits"
-    _table(f"resize to {SIDE}×{SIDE}", calls, len(files), notes)
-    _table(f"the network, batches of {BATCH}, one thread", networks(), BATCH, {})
+    grouped = f"Pillow, those of one size together, {BATCH}"
+    calls[grouped] = _repeat_over(lambda batch: preprocess_batch(batch, SPEC), batches)
+    notes[grouped] = "the same bits"
+    _print_table(f"resize to {SIDE}×{SIDE}", calls, len(files), notes)
+    _print_table(f"the network, batches of {BATCH}, one thread", list_networks(), BATCH, {})
 
 
-def _compared(
-    ways: dict[str, One], things: list[Any]
+def _compare_with_first(
+    ways: dict[str, One], inputs: list[Any]
 ) -> tuple[dict[str, Call], dict[str, str], list[npt.NDArray[np.uint8]]]:
-    """A call of each way over all things, how far its pixels are from the first way's, and those."""
-    right = [next(iter(ways.values()))(thing) for thing in things]
+    """Return a call of each way over all inputs, its distance from the first way, and the first way's pixels."""
+    right = [next(iter(ways.values()))(item) for item in inputs]
     calls, notes = {}, {}
     for name, way in ways.items():
-        calls[name] = _over(way, things)
-        off = max(_distance(way(thing), made) for thing, made in zip(things, right, strict=True))
+        calls[name] = _repeat_over(way, inputs)
+        off = max(_measure_distance(way(item), made) for item, made in zip(inputs, right, strict=True))
         notes[name] = f"pixels differ by at most {off}"
     return calls, notes, right
 
 
-def _over(way: Callable[[Any], Any], things: list[Any]) -> Call:
+def _repeat_over(way: Callable[[Any], Any], inputs: list[Any]) -> Call:
     def call() -> None:
-        for thing in things:
-            way(thing)
+        for item in inputs:
+            way(item)
 
     return call
 

@@ -1,21 +1,14 @@
-"""`fmengine bench`: the parity verdict, then what was measured on this machine in this run."""
+"""Runs `fmengine bench`: the parity verdict, then measurements on this machine."""
 
-import datetime
 import json
 import os
 import random
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import simplejpeg
-
-from fmengine.backend.diagnose import environment
 from fmengine.backend.registry import DeviceBackend
 from fmengine.engine import Engine
 from fmengine.errors import DataError
@@ -23,22 +16,30 @@ from fmengine.model.file import load_model_file
 from fmengine.system.cores import usable_cores
 from fmengine.types import Failure
 
-from .contenders import Contender, against, device_of
-from .energy import joules_of
-from .limits import Peak, Roofline, Work, holds_back, measure_gpu_peak, measure_peak, roofline, work_of
-from .metrics import Accuracy, accuracy_of
-from .on_gpu import Way, network_time, ways
-from .peers import require
-from .scenarios import NETWORK, Server, offline, server, single_stream
-from .stages import Overlapped, Serial, overlapped, serial
-from .timing import Figure, Summary, figure, latencies, random_inputs, summary
+from .contenders import Contender, measure_contenders, name_device
+from .energy import measure_joules
+from .limits import (
+    Peak,
+    Roofline,
+    Work,
+    compute_roofline,
+    count_work,
+    explain_bounds,
+    measure_gpu_peak,
+    measure_peak,
+)
+from .machine import describe, warn_of_load
+from .metrics import Accuracy, compute_accuracy
+from .on_gpu import Way, measure_network, measure_ways
+from .peers import check_peers
+from .scenarios import NETWORK, Server, measure_offline, measure_server, measure_single_stream
+from .stages import Overlapped, Serial, measure_overlapped, measure_serial
+from .timing import Figure, Summary, estimate_median, random_inputs, summarise, time_calls
 from .verdict import Verdict, judge
 
-SCHEMA = "fmengine.bench/3"
+SCHEMA = "fmengine.bench/4"
 JUDGED = 256  # pictures that the verdict is on
 BATCHES = (1, 32)  # of the roofline
-BUSY = 0.5  # cores: a higher load before is worth a warning
-GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,15 @@ class Effort:
     """How long to measure.
 
     Attributes:
-        seconds: of each measurement, at least, in all its rounds.
-        least: calls of each latency, at least, in all its rounds.
+        seconds: of each measurement, at minimum, in all its rounds.
+        min_calls: of each latency, at minimum, in all its rounds.
         rounds: that everything is measured in, and that its interval is over.
         deadline: of the server scenario, in milliseconds.
         threads: of the peers and of the machine's peak, as many as the engine has.
     """
 
     seconds: float = 3.0
-    least: int = 1000
+    min_calls: int = 1000
     rounds: int = 5
     deadline: float = 10.0
     threads: int = field(default_factory=usable_cores)
@@ -83,7 +84,7 @@ class Report:
     failed: dict[str, str] = field(default_factory=dict)  # peers that failed, and why
 
     def as_document(self) -> dict[str, Any]:
-        """For JSON: schema `SCHEMA`, figures as the attributes' classes describe them, in their units."""
+        """Return the report for JSON, schema `SCHEMA`: figures as the attributes' classes describe them."""
         document = asdict(self) | {"schema": SCHEMA, "passed": self.verdict.passed}
         strict: dict[str, Any] = json.loads(json.dumps(document), parse_constant=lambda _: None)  # no Infinity
         return strict
@@ -95,7 +96,7 @@ def run(
     effort: Effort,
     peers: Sequence[str] = (),
     targets: dict[str, str] | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = lambda _: None,
     load: float | None = None,
 ) -> Report:
     """Measure an engine on pictures.
@@ -106,7 +107,7 @@ def run(
         effort: how long to measure.
         peers: names of `peers.PEERS` to measure beside it.
         targets: the right label by path, where it is known, so that accuracy stands beside speed.
-        say: told what is being measured.
+        notify: called with what is being measured, as text.
         load: of the machine before the engine was loaded, as `os.getloadavg` gives it; by default as it is now.
 
     Raises:
@@ -115,11 +116,11 @@ def run(
         UnavailableError: for one that is not installed, or needs a GPU that the engine is not on.
     """
     load = os.getloadavg()[0] if load is None else load
-    require(peers, device_of(engine))
-    say("the verdict")
-    answers = _readable(engine, paths, say)
+    check_peers(peers, name_device(engine))
+    notify("the verdict")
+    answers = _predict_labels(engine, paths, notify)
     about = describe(engine, len(answers), load)
-    warnings = warnings_of(load)
+    warnings = warn_of_load(load)
     # Folders are in order of label and source; what is measured on some pictures is to stand for all.
     good = random.Random(0).sample(list(answers), len(answers))
     verdict = judge(engine, good[:JUDGED])
@@ -127,46 +128,50 @@ def run(
         return Report(about, verdict, warnings)
     targets = targets or {}
     known = [path for path in good if path in targets]
-    say("stages")
-    one_by_one = serial(engine, good, effort.seconds, min(effort.least, 200), effort.rounds)
-    together = overlapped(engine, list(answers), effort.rounds)
-    say("single stream")
-    streams = single_stream(engine, good, effort.seconds, effort.least, effort.rounds)
-    say("offline")
-    throughput = offline(engine, list(answers), effort.seconds, effort.rounds)
-    say("server")
-    served = server(engine, good, effort.deadline, effort.seconds / 5, effort.rounds)
-    say("the limit")
+    notify("stages")
+    one_at_a_time = measure_serial(engine, good, effort.seconds, min(effort.min_calls, 200), effort.rounds)
+    in_overlap = measure_overlapped(engine, list(answers), effort.rounds)
+    notify("single stream")
+    streams = measure_single_stream(engine, good, effort.seconds, effort.min_calls, effort.rounds)
+    notify("offline")
+    throughput = measure_offline(engine, list(answers), effort.seconds, effort.rounds)
+    notify("server")
+    served = measure_server(engine, good, effort.deadline, effort.seconds / 5, effort.rounds)
+    notify("the limit")
     alone = streams[NETWORK]
-    work, peak, rooflines = _limit(engine, effort, alone)
-    means = {name: stage.mean for name, stage in one_by_one.stages.items()}
-    device = {name: part.mean for name, part in one_by_one.device.items()}
+    work, peak, rooflines = _measure_limit(engine, effort, alone)
+    means = {name: stage.mean for name, stage in one_at_a_time.stages.items()}
+    device = {name: part.mean for name, part in one_at_a_time.device.items()}
     ways_on_gpu: list[Way] = []
     if isinstance(engine.backend, DeviceBackend):
-        say("graphs and streams")
-        ways_on_gpu = ways(engine, effort.rounds, say)
+        notify("graphs and streams")
+        ways_on_gpu = measure_ways(engine, effort.rounds, notify)
     return Report(
         about,
         verdict,
         warnings,
-        accuracy_of([answers[path] for path in known], [targets[path] for path in known]),
-        one_by_one,
-        together,
+        compute_accuracy([answers[path] for path in known], [targets[path] for path in known]),
+        one_at_a_time,
+        in_overlap,
         streams,
         throughput,
         served,
         work,
         peak,
         rooflines,
-        holds_back(means, device, (alone.p90 - alone.p50) / alone.p50),
-        _pictures_a_joule(engine, list(answers), effort),
+        explain_bounds(means, device, (alone.p90 - alone.p50) / alone.p50),
+        _measure_energy(engine, list(answers), effort),
         ways_on_gpu,
-        *(against(engine, list(answers), peers, effort.rounds, effort.threads, targets, say) if peers else ()),
+        *(
+            measure_contenders(engine, list(answers), peers, effort.rounds, effort.threads, targets, notify)
+            if peers
+            else ()
+        ),
     )
 
 
-def _readable(engine: Engine, paths: Sequence[str], say: Callable[[str], None]) -> dict[str, str]:
-    """The label that each picture is given, by path, without those that cannot be read.
+def _predict_labels(engine: Engine, paths: Sequence[str], notify: Callable[[str], None]) -> dict[str, str]:
+    """Predict the label of each picture, by path, without those that cannot be read.
 
     Raises:
         DataError: if that leaves none.
@@ -176,21 +181,14 @@ def _readable(engine: Engine, paths: Sequence[str], say: Callable[[str], None]) 
     if len(failures) == len(outcomes):
         raise DataError(f"none of the {len(paths)} files can be read as a picture; the first is {failures[0]}")
     if failures:
-        say(f"{len(failures)} of {len(paths)} files cannot be read and take no part; the first is {failures[0]}")
+        notify(
+            f"{len(failures)} of {len(paths)} files cannot be read and take no part; the first is {failures[0]}"
+        )
     return {path: made.label for path, made in outcomes.items() if not isinstance(made, Failure)}
 
 
-def warnings_of(load: float) -> list[str]:
-    """What a machine's load before the measurement, in cores, says against its figures."""
-    if load <= BUSY:
-        return []
-    return [
-        f"the machine's load was {load:.2f} before, over {BUSY:g}: other work slows and scatters these figures"
-    ]
-
-
-def _limit(engine: Engine, effort: Effort, alone: Summary) -> tuple[Work, Peak | None, list[Roofline]]:
-    """The model's work, the peak of the CPU or the GPU, and the roofline: of the network without transfers.
+def _measure_limit(engine: Engine, effort: Effort, alone: Summary) -> tuple[Work, Peak | None, list[Roofline]]:
+    """Measure the model's work, the peak of the CPU or the GPU, and the roofline of the network without transfers.
 
     Args:
         engine: that was measured.
@@ -198,32 +196,35 @@ def _limit(engine: Engine, effort: Effort, alone: Summary) -> tuple[Work, Peak |
         alone: what the network takes for one picture. On a CPU that is what is wanted, and is not measured twice:
             a second time, in other circumstances, would give another figure under the same name.
     """
-    work, backend = work_of(load_model_file(engine.model_path)), engine.backend
+    work, backend = count_work(load_model_file(engine.model_path)), engine.backend
     batches = [batch for batch in BATCHES if batch <= engine.max_batch]
     if isinstance(backend, DeviceBackend):
         peak = measure_gpu_peak(backend.device_index)
         if peak is None:
             return work, None, []
-        rounds = [{batch: network_time(backend, batch) for batch in batches} for _ in range(effort.rounds)]
-        measured = {batch: figure([each[batch] for each in rounds]) for batch in batches}
+        rounds = [{batch: measure_network(backend, batch) for batch in batches} for _ in range(effort.rounds)]
+        measured = {batch: estimate_median([each[batch] for each in rounds]) for batch in batches}
     else:
         peak = measure_peak(effort.threads)
         measured = {1: alone.median} | {
             batch: _time_network(engine, batch, effort) for batch in batches if batch > 1
         }
-    return work, peak, [roofline(work, peak, engine.spec.precision, *pair) for pair in measured.items()]
+    return work, peak, [compute_roofline(work, peak, engine.spec.precision, *pair) for pair in measured.items()]
 
 
 def _time_network(engine: Engine, batch: int, effort: Effort) -> Figure:
-    """Milliseconds of a batch, measured as single stream measures one picture."""
+    """Time a batch in milliseconds, as single stream times one picture."""
     images = random_inputs(engine.spec, batch)
     call = partial(engine.backend.run, images)
-    taken = latencies({"network": call}, effort.rounds, effort.seconds / effort.rounds, least=3)
-    return summary(taken["network"]).median
+    taken = time_calls({"network": call}, effort.rounds, effort.seconds / effort.rounds, min_calls=3)
+    return summarise(taken["network"]).median
 
 
-def _pictures_a_joule(engine: Engine, paths: Sequence[str], effort: Effort) -> Figure | None:
-    """Each round takes all the seconds: a GPU's counter moves every 10 to 100 ms."""
+def _measure_energy(engine: Engine, paths: Sequence[str], effort: Effort) -> Figure | None:
+    """Measure pictures a joule; None where no counter can be read.
+
+    Each round takes all the seconds: a GPU's counter moves every 10 to 100 ms.
+    """
     answered = 0
 
     def work() -> None:
@@ -234,48 +235,13 @@ def _pictures_a_joule(engine: Engine, paths: Sequence[str], effort: Effort) -> F
 
     rates: list[float] = []
     for _ in range(effort.rounds):
-        joules = joules_of(work, pci_address_of(engine))
+        joules = measure_joules(work, find_pci_address(engine))
         if not joules:
             return None
         rates.append(answered / joules)
-    return figure(rates)
+    return estimate_median(rates)
 
 
-def pci_address_of(engine: Engine) -> str | None:
-    """Of the GPU that the engine is on."""
+def find_pci_address(engine: Engine) -> str | None:
+    """Find the PCI bus address of the engine's GPU; None on a CPU."""
     return engine.backend.pci_bus_id if isinstance(engine.backend, DeviceBackend) else None
-
-
-def describe(engine: Engine, pictures: int, load: float) -> dict[str, str]:
-    """The machine, the libraries, the model and the date: what a figure is worth nothing without."""
-    spec = engine.spec
-    facts = {key: value for key, value in environment().items() if value != "not installed"}
-    facts |= {f"backend {key}": value for key, value in engine.backend.describe().items()}
-    facts |= {
-        "model": f"{spec.name}.{spec.precision}",
-        "model sha256": spec.file_sha256,
-        "pictures": str(pictures),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "governor": GOVERNOR.read_text(encoding="ascii").strip() if GOVERNOR.exists() else "not told",
-        "load before": f"{load:.2f}",
-    }
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return facts | ({"commit": commit.stdout.strip()} if commit.returncode == 0 else {})
-
-
-def drawn_pictures(folder: Path, count: int = 512) -> list[str]:
-    """Pictures for whoever has none at hand: smooth noise in JPEG, 48 to 200 pixels. They are no faces."""
-    rng = np.random.default_rng(0)
-    paths = []
-    for number in range(count):
-        side = int(rng.integers(48, 201))
-        waves = np.add.outer(
-            np.sin(np.arange(side) / rng.uniform(2, 20)), np.cos(np.arange(side) / rng.uniform(2, 20))
-        )
-        levels = np.clip(128 + 50 * waves + rng.normal(0, 6, (side, side)), 0, 255).astype(np.uint8)
-        path = folder / f"{number:04d}.jpg"
-        path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(levels[..., None]), 90, "GRAY"))
-        paths.append(str(path))
-    return paths

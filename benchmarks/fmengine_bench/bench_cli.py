@@ -16,7 +16,7 @@ from fmengine.jobs.sources import walk
 from fmengine.system.cores import usable_cores
 from fmengine.system.files import check_target, write_file
 
-from .peers import PEERS, names_in, require
+from .peers import PEERS, check_peers, parse_names
 
 CHECK_FAILED = 1
 
@@ -77,18 +77,20 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     load = os.getloadavg()[0]  # before anything of ours adds to it
-    peers = names_in(against)
-    require(peers)
+    peers = parse_names(against)
+    check_peers(peers)
     for path, suffix in ((output, ".json"), (page, ".html")):
         if path is not None:
             check_target(path, [suffix], overwrite=overwrite)
     files = [] if pictures is None else _pictures(pictures, limit)
     # Here and not above: `fmengine bench --help` does without. What the end needs is imported before the work.
-    from .bench import Effort, drawn_pictures, run, warnings_of
-    from .bench_page import page_of
+    from .bench import Effort, run
+    from .bench_page import format_page
     from .bench_text import as_text
+    from .drawn import draw_pictures
+    from .machine import warn_of_load
 
-    for warning in warnings_of(load):
+    for warning in warn_of_load(load):
         warn(f"warning: {warning}")
     effort = Effort(seconds, min_calls, rounds, deadline, threads or usable_cores())
     with (
@@ -98,14 +100,14 @@ def bench(
         ) as engine,
     ):
         targets = {} if pictures is None else _targets(files, pictures, engine.spec.labels)
-        paths = files or drawn_pictures(Path(folder))
+        paths = files or draw_pictures(Path(folder))
         report = run(engine, paths, effort, peers, targets, lambda text: inform(f"… {text}"), load)
     document = to_json(report.as_document(), indent=2)
     print_data(document if as_json else as_text(report))
     if output is not None:
         write_file(output, document + "\n")
     if page is not None:
-        write_file(page, page_of(report))
+        write_file(page, format_page(report))
     if not report.verdict.passed:
         sys.exit(CHECK_FAILED)
 
@@ -130,11 +132,10 @@ def _targets(files: list[str], root: Path, labels: tuple[str, ...]) -> dict[str,
 @click.option("--json", "as_json", is_flag=True, help="The changes as JSON.")
 def compare(before: Path, after: Path, as_json: bool) -> None:
     """Show what changed from report BEFORE to AFTER; exits with 1 where it is worse beyond noise."""
-    from .compare import as_text, differences, load
-    from .compare import compare as compare_reports
+    from .changes import as_text, compare_reports, list_differences, load
 
     old, new = load(before), load(after)
-    for difference in differences(old, new):
+    for difference in list_differences(old, new):
         warn(f"note: not the same machine or settings: {difference}")
     for name, report in (("before", old), ("after", new)):
         for warning in report["warnings"]:
@@ -154,8 +155,8 @@ def compare(before: Path, after: Path, as_json: bool) -> None:
 @click.argument("names", nargs=-1, required=True, type=click.Choice(list(PEERS)), metavar="PEER...")
 def install(names: tuple[str, ...]) -> None:
     """Install peers, each into an environment of its own: torch, fer, face-api, …"""
-    from .peers import folder_of, install
+    from .peers import find_folder, install
 
     for peer in {PEERS[name].environment: PEERS[name] for name in names}.values():  # some share one
         install(peer)
-        inform(f"{peer.name}: {folder_of(peer)}")
+        inform(f"{peer.name}: {find_folder(peer)}")

@@ -1,4 +1,4 @@
-"""A report of `fmengine bench` as one self-contained HTML page with plots."""
+"""Formats a report of `fmengine bench` as one self-contained HTML page with plots."""
 
 import html
 
@@ -7,16 +7,16 @@ from matplotlib.figure import Figure
 
 from .bench import Report
 from .bench_text import as_text
-from .page import STYLE, svg_of
+from .page import STYLE, format_svg
 
 
-def page_of(report: Report) -> str:
-    """The page: the verdict above, plots, every figure, and what it was measured on."""
+def format_page(report: Report) -> str:
+    """Format the page: the verdict above, plots, every figure, and what it was measured on."""
     verdict = report.verdict
     rows = "".join(
         f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in report.about.items()
     )
-    plots = f"<figure>{svg_of(_plots(report))}</figure>" if verdict.passed else ""
+    plots = f"<figure>{format_svg(_plot_report(report))}</figure>" if verdict.passed else ""
     title = f"fmengine bench: {report.about['model']} on {report.about['backend backend']}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -28,22 +28,22 @@ def page_of(report: Report) -> str:
     )
 
 
-def _plots(report: Report) -> Figure:
+def _plot_report(report: Report) -> Figure:
     scored = any(c.accuracy for c in report.contenders)
     count = 3 + scored
     figure = Figure(figsize=(5 * min(count, 2), 4 * -(-count // 2)), layout="constrained")
     axes = list(figure.subplots(-(-count // 2), 2).flat)
-    _stages(axes[0], report)
-    _offline(axes[1], report)
-    _server(axes[2], report)
+    _plot_stages(axes[0], report)
+    _plot_offline(axes[1], report)
+    _plot_server(axes[2], report)
     if scored:
-        _accuracies(axes[3], report)
+        _plot_accuracies(axes[3], report)
     for unused in axes[count:]:
         unused.set_axis_off()
     return figure
 
 
-def _stages(axes: Axes, report: Report) -> None:
+def _plot_stages(axes: Axes, report: Report) -> None:
     assert report.serial
     left = 0.0
     for name, stage in report.serial.stages.items():
@@ -53,42 +53,40 @@ def _stages(axes: Axes, report: Report) -> None:
     axes.legend(ncols=3, fontsize="small", loc="upper left")
 
 
-def _offline(axes: Axes, report: Report) -> None:
+def _plot_offline(axes: Axes, report: Report) -> None:
     batches = list(report.offline)
     rates = list(report.offline.values())
-    errors = _errors([(r.median, r.low, r.high) for r in rates])
+    errors = _compute_errors([(r.median, r.low, r.high) for r in rates])
     axes.errorbar(batches, [r.median for r in rates], errors, marker="o", capsize=3)
     axes.set(xlabel="batch", ylabel="pictures a second", title="offline, from files", xscale="log", ylim=(0, None))
     axes.set_xticks(batches, [str(batch) for batch in batches])
 
 
-def _server(axes: Axes, report: Report) -> None:
+def _plot_server(axes: Axes, report: Report) -> None:
     assert report.server
     finite = [(rate, late) for rate, late in report.server.tried if late != float("inf")]
     axes.plot([rate for rate, _ in finite], [late for _, late in finite], "o", markersize=4, label="tried")
     axes.axhline(report.server.deadline, color="gray", linewidth=1, label="deadline")
     if found := report.server.rate.median:
         axes.axvspan(report.server.rate.low, report.server.rate.high, alpha=0.2, label=f"{found:,.0f} pictures/s")
-    axes.set(
-        xlabel="pictures a second asked for", ylabel="p99, ms", title="server, Poisson arrivals", yscale="log"
-    )
+    axes.set(xlabel="pictures a second sent", ylabel="p99, ms", title="server, Poisson arrivals", yscale="log")
     axes.legend()
 
 
-def _accuracies(axes: Axes, report: Report) -> None:
+def _plot_accuracies(axes: Axes, report: Report) -> None:
     for c in report.contenders:
         if c.accuracy is None:
             continue
         cost, right = 1e3 / c.rate.median, 100 * c.accuracy.share
-        across = _errors([(cost, 1e3 / c.rate.high, 1e3 / c.rate.low)])
-        up = _errors([(right, 100 * c.accuracy.low, 100 * c.accuracy.high)])
+        across = _compute_errors([(cost, 1e3 / c.rate.high, 1e3 / c.rate.low)])
+        up = _compute_errors([(right, 100 * c.accuracy.low, 100 * c.accuracy.high)])
         axes.errorbar(cost, right, up, across, marker="o", capsize=3)
         axes.annotate(c.name, (cost, right), (5, 5), textcoords="offset points")
     axes.set(xlabel="milliseconds a picture", ylabel="accuracy, %", title="accuracy against cost", xscale="log")
     axes.margins(0.2)
 
 
-def _errors(figures: list[tuple[float, float, float]]) -> list[list[float]]:
-    """How far below and above each value its interval reaches; matplotlib takes no rounding error below 0."""
+def _compute_errors(figures: list[tuple[float, float, float]]) -> list[list[float]]:
+    """Compute how far below and above each value its interval reaches; matplotlib takes no value below 0."""
     below = [max(0.0, value - low) for value, low, _ in figures]
     return [below, [max(0.0, high - value) for value, _, high in figures]]

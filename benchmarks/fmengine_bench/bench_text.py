@@ -1,4 +1,4 @@
-"""A report of `fmengine bench` as tables for a terminal."""
+"""Formats a report of `fmengine bench` as tables for a terminal."""
 
 from .bench import Report
 from .contenders import Contender
@@ -10,46 +10,48 @@ from .timing import Figure, Summary
 
 
 def as_text(report: Report) -> str:
-    """The verdict, and below it every figure; in brackets its 95 % interval."""
+    """Format the verdict, and below it every figure with its 95 % interval in brackets."""
     lines = [report.verdict.as_text(), *(f"warning: {warning}" for warning in report.warnings)]
     if not report.verdict.passed:
         return "\n".join([*lines, "no figures: a backend whose answers differ gets none"])
     about = report.about
     lines += [f"{about['model']} on {about['backend backend']}, {about['cpu']}, {about['cores']} cores"]
     if found := report.accuracy:
-        lines.append(f"accuracy: {_as_accuracy(found)} of {found.count} pictures with a label")
+        lines.append(f"accuracy: {_format_accuracy(found)} of {found.count} pictures with a label")
     assert report.serial
     assert report.overlapped
     assert report.server
     stages = report.serial.stages | {"whole": report.serial.whole}
-    lines += ["", *_latency_lines("stages, one picture at a time", stages)]
+    lines += ["", *_format_latencies("stages, one picture at a time", stages)]
     verdict = "agree with" if report.serial.agrees else "DIFFER BY MORE THAN 5 % FROM"
-    lines.append(f"the stages add up to {_as(report.serial.share, '.1%')} of the whole: they {verdict} it")
+    lines.append(f"the stages add up to {_format(report.serial.share, '.1%')} of the whole: they {verdict} it")
     if report.serial.device:
-        lines += ["", *_latency_lines("on the GPU, by its events", report.serial.device)]
+        lines += ["", *_format_latencies("on the GPU, by its events", report.serial.device)]
     if report.ways_on_gpu:
-        lines += ["", *_ways_lines(report.ways_on_gpu)]
-    lines += ["", *_overlapped_lines(report.overlapped)]
-    lines += ["", *_latency_lines("single stream", report.single_stream), "", "offline, from files"]
-    lines += [f"  batch {batch:<6}{_as(rate, ',.0f', 10)} pictures/s" for batch, rate in report.offline.items()]
-    rate = _as(report.server.rate, ",.0f") if report.server.rate.median else f"under {LOWEST:,.0f}"
+        lines += ["", *_format_ways(report.ways_on_gpu)]
+    lines += ["", *_format_overlapped(report.overlapped)]
+    lines += ["", *_format_latencies("single stream", report.single_stream), "", "offline, from files"]
+    lines += [
+        f"  batch {batch:<6}{_format(rate, ',.0f', 10)} pictures/s" for batch, rate in report.offline.items()
+    ]
+    rate = _format(report.server.rate, ",.0f") if report.server.rate.median else f"under {LOWEST:,.0f}"
     lines.append(f"server: {rate} pictures/s, Poisson, with 99 % within {report.server.deadline:g} ms")
-    lines += ["", *_limit_lines(report)]
+    lines += ["", *_format_limit(report)]
     if report.contenders:
-        lines += ["", *_contender_lines(report.contenders)]
+        lines += ["", *_format_contenders(report.contenders)]
         lines += [f"  {name} failed: {why}" for name, why in report.failed.items()]
     return "\n".join(lines)
 
 
-def _as(figure: Figure, form: str, width: int = 0) -> str:
+def _format(figure: Figure, form: str, width: int = 0) -> str:
     return f"{format(figure.median, form):>{width}} [{figure.low:{form}}, {figure.high:{form}}]"
 
 
-def _as_accuracy(found: Accuracy) -> str:
+def _format_accuracy(found: Accuracy) -> str:
     return f"{found.share:.1%} [{found.low:.1%}, {found.high:.1%}]"
 
 
-def _latency_lines(title: str, rows: dict[str, Summary]) -> list[str]:
+def _format_latencies(title: str, rows: dict[str, Summary]) -> list[str]:
     heads = ("min", "mean", "p50", "p90", "p95", "p99", "max")
     lines = [f"{title + ', ms':<38}" + "".join(f"{head:>9}" for head in heads) + f"{'p50 in':>18}{'p99 in':>18}"]
     for name, row in rows.items():
@@ -59,16 +61,16 @@ def _latency_lines(title: str, rows: dict[str, Summary]) -> list[str]:
     return lines
 
 
-def _overlapped_lines(together: Overlapped) -> list[str]:
-    lines = [f"overlapped: {together.pictures} pictures in {_as(together.wall, '.3f')} s"]
-    for stage, busy in together.busy.items():
-        hidden = together.hidden.get(stage)
-        behind = f"{_as(hidden, '.0%', 7)} of it behind compute" if hidden else ""
-        lines.append(f"  {stage:<12}{_as(busy, '.3f', 8)} s of threads{behind}")
+def _format_overlapped(measured: Overlapped) -> list[str]:
+    lines = [f"overlapped: {measured.pictures} pictures in {_format(measured.wall, '.3f')} s"]
+    for stage, busy in measured.busy.items():
+        hidden = measured.hidden.get(stage)
+        behind = f"{_format(hidden, '.0%', 7)} of it behind infer" if hidden else ""
+        lines.append(f"  {stage:<12}{_format(busy, '.3f', 8)} s of threads{behind}")
     return lines
 
 
-def _limit_lines(report: Report) -> list[str]:
+def _format_limit(report: Report) -> list[str]:
     assert report.work
     work, on_gpu = report.work, bool(report.serial and report.serial.device)
     lines = [f"a picture: {work.operations / 1e6:.0f} million operations, {work.weights / 1e6:.2f} MB of weights"]
@@ -79,24 +81,24 @@ def _limit_lines(report: Report) -> list[str]:
         lines.append("this GPU's peak: not measured; PyTorch is missing, does not see it, or has no room on it")
     without = ", without transfers" if on_gpu else ""
     lines += [
-        f"  batch {r.batch}: {_as(r.measured, '.3f')} ms{without}, {_as(r.share, '.0%')} of the roofline "
+        f"  batch {r.batch}: {_format(r.measured, '.3f')} ms{without}, {_format(r.share, '.0%')} of the roofline "
         f"({r.bound}-bound)"
         for r in report.rooflines
     ]
     if report.pictures_a_joule is None:
-        lines.append("energy: this machine does not tell")
+        lines.append("energy: this machine has no counter that can be read")
     else:
-        whose = "the GPU, NVML" if on_gpu else "packages, RAPL"
-        lines.append(f"energy: {_as(report.pictures_a_joule, ',.0f')} pictures a second a watt ({whose})")
+        counter = "the GPU, NVML" if on_gpu else "packages, RAPL"
+        lines.append(f"energy: {_format(report.pictures_a_joule, ',.0f')} pictures a second a watt ({counter})")
     return [*lines, *(f"what holds it back: {words}" for words in report.holds_back)]
 
 
-def _contender_lines(contenders: list[Contender]) -> list[str]:
+def _format_contenders(contenders: list[Contender]) -> list[str]:
     lines = [
         f"{'the same pictures, in turn':<28}{'pictures/s':>12}{'95 % interval':>20}{'ours is':>10}{'right':>24}"
     ]
     for c in contenders:
-        right = "not known" if c.accuracy is None else _as_accuracy(c.accuracy)
+        right = "not known" if c.accuracy is None else _format_accuracy(c.accuracy)
         interval = f"[{c.rate.low:,.0f}, {c.rate.high:,.0f}]"
         times = "" if c.times is None else f"{c.times.median:.1f} ×"
         unread = f"; {c.unread} pictures it cannot read" if c.unread else ""
@@ -106,7 +108,7 @@ def _contender_lines(contenders: list[Contender]) -> list[str]:
     return lines
 
 
-def _ways_lines(found: list[Way]) -> list[str]:
+def _format_ways(found: list[Way]) -> list[str]:
     batches = list(found[0].with_transfers)
     heads = [f"batch {batch}" for batch in batches]
     lines = [

@@ -70,7 +70,7 @@ def evaluate(
             if page is not None:
                 pages.write_page(page, engine, evaluations)
             if svg is not None:
-                write_file(svg, pages.plots(evaluations[0]))
+                write_file(svg, pages.plot_evaluation(evaluations[0]))
     if as_json:
         print_json(
             [
@@ -114,12 +114,12 @@ def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: in
     # Here and not above: `fmengine eval` does without torch.
     from fmengine_train.checkpoint import load_model
 
-    from .parity import as_text, pictures_of, run_parity
+    from .parity import as_text, list_pictures, run_parity
 
     model, document = load_model(checkpoint)
     if not pictures.is_dir():
         raise DataError(f"{pictures} is no folder; expected one of pictures")
-    files = pictures_of(pictures, tuple(document["labels"]))
+    files = list_pictures(pictures, tuple(document["labels"]))
     if not files:
         raise DataError(f"no files in {pictures}; expected pictures")
     files = files[:: max(1, -(-len(files) // limit))]

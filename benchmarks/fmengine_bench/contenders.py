@@ -1,4 +1,4 @@
-"""Ours and its peers on the same pictures, in turn, with accuracy beside speed."""
+"""Measures the engine and its peers on the same pictures, in turn, with accuracy beside speed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,15 +11,15 @@ from fmengine.engine import Engine
 from fmengine.errors import FmengineError, UnavailableError
 from fmengine.system.files import write_file
 
-from .metrics import Accuracy, accuracy_of
-from .peers import PEERS, Worker, device_for, folder_of, require
-from .timing import REST, Figure, figure
+from .metrics import Accuracy, compute_accuracy
+from .peers import PEERS, Worker, check_peers, find_folder, select_device
+from .timing import REST, Figure, estimate_median
 
 OURS = "fmengine"
-SHARE = 8  # a peer is given every eighth picture in a turn where it is slow, so that turns stay short
+SHARE = 8  # a slow peer gets every eighth picture in a turn, so that turns stay short
 SLOW = 1000  # pictures a second
 
-Ask = Callable[[Sequence[str]], tuple[float, Sequence[str | None]]]
+Answer = Callable[[Sequence[str]], tuple[float, Sequence[str | None]]]
 
 
 @dataclass(frozen=True)
@@ -46,111 +46,116 @@ class Contender:
     versions: dict[str, str]
 
 
-def against(
+def measure_contenders(
     engine: Engine,
     paths: Sequence[str],
     names: Sequence[str],
     rounds: int,
     threads: int,
     targets: dict[str, str],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> tuple[list[Contender], dict[str, str]]:
-    """Measure peers beside the engine. Also gives those that failed, and why: the others' figures stand.
+    """Measure peers beside the engine; return the figures, and those that failed with the reason.
 
     Raises:
         FmengineError: for a peer that is unknown.
         UnavailableError: for one that is not installed, or needs a GPU that the engine is not on.
     """
-    require(names, device_of(engine))
+    check_peers(names, name_device(engine))
 
     def ours(part: Sequence[str]) -> tuple[float, Sequence[str | None]]:
         began = time.perf_counter()
         labels = [getattr(result, "label", None) for result in engine.predict_many(part)]
         return time.perf_counter() - began, labels
 
-    device = device_of(engine)
+    device = name_device(engine)
     with ExitStack() as stack:
         failed: dict[str, str] = {}
-        asks: dict[str, Ask] = {OURS: ours}
-        told: dict[str, dict[str, object]] = {OURS: {"what": "through Engine.predict_many", "trained": True}}
+        systems: dict[str, Answer] = {OURS: ours}
+        descriptions: dict[str, dict[str, object]] = {
+            OURS: {"what": "through Engine.predict_many", "trained": True}
+        }
         for name in names:
-            say(f"starting {name}")
+            notify(f"starting {name}")
             worker = stack.enter_context(Worker(PEERS[name]))
             try:
-                told[name] = worker.open(threads, network_for(name), device_for(PEERS[name], device))
-                asks[name] = _asker(worker)
+                descriptions[name] = worker.open(
+                    threads, prepare_network(name), select_device(PEERS[name], device)
+                )
+                systems[name] = _make_answer(worker)
             except FmengineError as error:
                 failed[name] = str(error)
-        return _in_turn(asks, told, paths, rounds, targets, say, failed), failed
+        return _measure_in_turn(systems, descriptions, paths, rounds, targets, notify, failed), failed
 
 
-def device_of(engine: Engine) -> str:
-    """Where it computes, and where those peers do that can: `cpu`, or `cuda:N`."""
+def name_device(engine: Engine) -> str:
+    """Name the device that the engine computes on, and that peers use if they can: `cpu`, or `cuda:N`."""
     return f"cuda:{engine.backend.device_index}" if isinstance(engine.backend, DeviceBackend) else "cpu"
 
 
-def network_for(name: str) -> Path | None:
-    """The full AlexNet in FP32 for the peers that run an ONNX file: untrained, which costs the same."""
+def prepare_network(name: str) -> Path | None:
+    """Write the full AlexNet, untrained, which costs the same, for peers that run an ONNX file; else None."""
     if PEERS[name].script != "onnx_alexnet.py":
         return None
-    path = folder_of(PEERS[name]).parent / "alexnet.fp32.onnx"
+    path = find_folder(PEERS[name]).parent / "alexnet.fp32.onnx"
     if not path.exists():
-        from .frontier import as_file, untrained_alexnet
+        from .frontier import make_model_file, make_untrained_alexnet
 
-        write_file(path, as_file(untrained_alexnet()).data)
+        write_file(path, make_model_file(make_untrained_alexnet()).data)
     return path
 
 
-def _asker(worker: Worker) -> Ask:
-    def ask(part: Sequence[str]) -> tuple[float, Sequence[str | None]]:
+def _make_answer(worker: Worker) -> Answer:
+    def answer(part: Sequence[str]) -> tuple[float, Sequence[str | None]]:
         reply = worker.answer(part)
         return float(reply["seconds"]), list(reply["labels"])
 
-    return ask
+    return answer
 
 
-def _in_turn(
-    asks: dict[str, Ask],
-    told: dict[str, dict[str, object]],
+def _measure_in_turn(
+    systems: dict[str, Answer],
+    descriptions: dict[str, dict[str, object]],
     paths: Sequence[str],
     rounds: int,
     targets: dict[str, str],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     failed: dict[str, str],
 ) -> list[Contender]:
+    """Give each system its turn in every round; those that fail are moved to `failed`."""
     parts: dict[str, Sequence[str]] = {}
     labels: dict[str, Sequence[str | None]] = {}
-    rates: dict[str, list[float]] = {name: [] for name in asks}
+    rates: dict[str, list[float]] = {name: [] for name in systems}
     for number in range(rounds + 1):
-        say(f"round {number} of {rounds}" if number else "a round to warm up")
-        for name, ask in list(asks.items()):
+        notify(f"round {number} of {rounds}" if number else "a round to warm up")
+        for name, answer in list(systems.items()):
             time.sleep(REST)
             try:
-                seconds, found = ask(parts.get(name, paths))
+                seconds, found = answer(parts.get(name, paths))
             except UnavailableError as error:
                 failed[name] = str(error)
-                del asks[name]
+                del systems[name]
                 continue
             if number:
                 rates[name].append(len(parts[name]) / seconds)
-            else:  # shows who is slow
+            else:  # shows which are slow
                 labels[name] = found
                 slow = len(paths) / seconds < SLOW and len(paths) >= 64 * SHARE
                 parts[name] = paths[::SHARE] if slow else paths
     contenders = []
-    for name in asks:
-        ratios = [ours / theirs for ours, theirs in zip(rates[OURS], rates[name], strict=True)]
+    for name in systems:
+        ratios = [own / other for own, other in zip(rates[OURS], rates[name], strict=True)]
         known = {path: label for path, label in zip(paths, labels[name], strict=True) if path in targets}
-        trained = told[name].get("trained")
+        trained = descriptions[name].get("trained")
         contenders.append(
             Contender(
                 name,
-                str(told[name].get("what", "")),
-                figure(rates[name]),
-                None if name == OURS else figure(ratios),
-                accuracy_of(list(known.values()), [targets[path] for path in known]) if trained else None,
+                str(descriptions[name].get("what", "")),
+                estimate_median(rates[name]),
+                None if name == OURS else estimate_median(ratios),
+                compute_accuracy(list(known.values()), [targets[path] for path in known]) if trained else None,
                 sum(label is None for label in labels[name]),
-                dict(told[name].get("versions", {})),  # type: ignore[call-overload]
+                dict(descriptions[name].get("versions", {})),  # type: ignore[call-overload]
             )
         )
     return contenders

@@ -1,4 +1,4 @@
-"""The preprocessing definition in plain NumPy, written apart from the runtime that it checks.
+"""Defines preprocessing in plain NumPy, written apart from the runtime that it checks.
 
 Pillow's 8-bit resampling (`src/libImaging/Resample.c`): coefficients of the triangle filter in double
 precision, rounded to 22 fractional bits; sums rounded and clipped to 8 bits after each pass. The passes
@@ -14,8 +14,8 @@ from fmengine.types import DecodedImage, NetworkInput
 PRECISION_BITS = 32 - 8 - 2
 
 
-def coefficients(size: int, target: int) -> npt.NDArray[np.float64]:
-    """The integer weights of one pass as a `[target, size]` matrix.
+def precompute_coeffs(size: int, target: int) -> npt.NDArray[np.float64]:
+    """Compute the integer weights of one pass as a `[target, size]` matrix.
 
     float64 holds them, and every sum of 255 times them, exactly: those stay under 2^31.
     """
@@ -35,14 +35,14 @@ def coefficients(size: int, target: int) -> npt.NDArray[np.float64]:
 def resize(plane: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
     """Resize one `[H, W]` channel, horizontally and then vertically."""
     if plane.shape[1] != width:
-        plane = _round(plane.astype(np.float64) @ coefficients(plane.shape[1], width).T)
+        plane = _round(plane.astype(np.float64) @ precompute_coeffs(plane.shape[1], width).T)
     if plane.shape[0] != height:
-        plane = _round(coefficients(plane.shape[0], height) @ plane.astype(np.float64))
+        plane = _round(precompute_coeffs(plane.shape[0], height) @ plane.astype(np.float64))
     return plane
 
 
-def luma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """ITU-R 601 luma in Pillow's fixed point, `[H, W, 3]` to `[H, W]`."""
+def convert_to_luma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Compute ITU-R 601 luma in Pillow's fixed point, `[H, W, 3]` to `[H, W]`."""
     red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)
 
@@ -54,21 +54,21 @@ def fit_picture(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[n
     if spec.fit == "stretch":
         return pixels
     if spec.fit == "crop":
-        keep_rows = rows if wide else max(1, _nearest(columns * height, width))
-        keep_columns = max(1, _nearest(rows * width, height)) if wide else columns
+        keep_rows = rows if wide else max(1, _divide_rounded(columns * height, width))
+        keep_columns = max(1, _divide_rounded(rows * width, height)) if wide else columns
         top, left = (rows - keep_rows) // 2, (columns - keep_columns) // 2
         return pixels[top : top + keep_rows, left : left + keep_columns]
-    add_rows = (max(rows, _nearest(columns * height, width)) - rows) if wide else 0
-    add_columns = 0 if wide else max(columns, _nearest(rows * width, height)) - columns
+    add_rows = (max(rows, _divide_rounded(columns * height, width)) - rows) if wide else 0
+    add_columns = 0 if wide else max(columns, _divide_rounded(rows * width, height)) - columns
     margins = [(add_rows // 2, add_rows - add_rows // 2), (add_columns // 2, add_columns - add_columns // 2)]
     return np.pad(pixels, margins + [(0, 0)] * (pixels.ndim - 2))
 
 
 def preprocess(image: DecodedImage, spec: InputSpec) -> NetworkInput:
-    """Compute what `fmengine.image.preprocess.preprocess` must give, bit for bit."""
+    """Preprocess as `fmengine.image.preprocess.preprocess` must, bit for bit."""
     pixels: npt.NDArray[np.uint8] = image
     if spec.color == "gray" and pixels.ndim == 3:
-        pixels = luma(pixels)
+        pixels = convert_to_luma(pixels)
     if spec.color == "rgb" and pixels.ndim == 2:
         pixels = np.repeat(pixels[..., np.newaxis], 3, axis=2)
     pixels = fit_picture(pixels, spec)
@@ -76,7 +76,7 @@ def preprocess(image: DecodedImage, spec: InputSpec) -> NetworkInput:
     return NetworkInput(np.stack([resize(plane, spec.height, spec.width) for plane in planes]))
 
 
-def _nearest(numerator: int, denominator: int) -> int:
+def _divide_rounded(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 

@@ -1,4 +1,4 @@
-"""Energy, where the machine tells it: the processor packages' counters on Linux (RAPL), and a GPU's own (NVML)."""
+"""Measures energy by the processor packages' counters on Linux (RAPL), or by a GPU's own (NVML)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,22 +6,22 @@ from pathlib import Path
 POWERCAP = Path("/sys/class/powercap")
 
 
-def joules_of(work: Callable[[], object], gpu: str | None = None) -> float | None:
-    """Joules taken while something was done; None where no counter can be read.
+def measure_joules(work: Callable[[], object], gpu: str | None = None) -> float | None:
+    """Measure the joules that some work takes; None where no counter can be read.
 
     Args:
         work: what is done.
-        gpu: PCI bus address of the GPU that is asked; by default the processor packages are.
+        gpu: PCI bus address of the GPU to measure; by default the processor packages are measured.
     """
-    return _of_packages(work) if gpu is None else _of_gpu(work, gpu)
+    return _measure_packages(work) if gpu is None else _measure_gpu(work, gpu)
 
 
-def _of_packages(work: Callable[[], object]) -> float | None:
+def _measure_packages(work: Callable[[], object]) -> float | None:
     counters = sorted(POWERCAP.glob("intel-rapl:[0-9]"))  # AMD's are named so too
     try:
         wraps = [_read(counter / "max_energy_range_uj") for counter in counters]
         before = [_read(counter / "energy_uj") for counter in counters]
-    except OSError:  # root's alone, on most systems
+    except OSError:  # readable by root alone on most systems
         return None
     if not counters:
         return None
@@ -34,7 +34,7 @@ def _read(counter: Path) -> int:
     return int(counter.read_text(encoding="ascii"))
 
 
-def _of_gpu(work: Callable[[], object], address: str) -> float | None:
+def _measure_gpu(work: Callable[[], object], address: str) -> float | None:
     try:
         import pynvml
     except ImportError:
@@ -42,7 +42,7 @@ def _of_gpu(work: Callable[[], object], address: str) -> float | None:
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByPciBusId(address)
-        before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # GPUs before Volta do not tell
+        before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # GPUs before Volta have no such counter
     except pynvml.NVMLError:
         return None
     work()

@@ -1,4 +1,4 @@
-"""Accuracy and calibration of a model file on labelled pictures, through the runtime as users run it."""
+"""Evaluates a model file on labelled pictures, through the runtime as users run it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,15 @@ from fmengine.jobs.rows import printable
 from fmengine.types import Failure
 from fmengine.wording import pluralise
 
-from .labelled import labelled_files
+from .labelled import list_labelled_files
 from .metrics import Report, report
-from .robustness import Robustness, robustness
+from .robustness import Robustness, measure_robustness
 from .robustness import as_text as robustness_as_text
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report on one folder, the pictures that have no answer, and the same under corruptions if asked."""
+    """A report on one folder, the pictures that have no answer, and accuracy under corruptions, if measured."""
 
     data: str
     report: Report
@@ -31,8 +31,8 @@ class Evaluation:
 def evaluate(
     engine: Engine, root: Path, held_out_share: float = 1.0, part: str = "all", corruptions: bool = False
 ) -> Evaluation:
-    """Score an engine on `root/<label>/…`; see `labelled_files` for the arguments and errors."""
-    files = labelled_files(root, engine.spec.labels, held_out_share, part)
+    """Score an engine on `root/<label>/…`; see `list_labelled_files` for the arguments and errors."""
+    files = list_labelled_files(root, engine.spec.labels, held_out_share, part)
     results = engine.predict_many(path for path, _ in files)
     rows, targets, failures = [], [], []
     name = printable(str(root))
@@ -49,34 +49,34 @@ def evaluate(
             f"{name} holds {pluralise(len(files), 'file')}, and none has an answer; the first: {first}"
         )
     figures = report(np.array(rows), np.array(targets), engine.spec.labels)
-    return Evaluation(name, figures, failures, robustness(engine, files) if corruptions else None)
+    return Evaluation(name, figures, failures, measure_robustness(engine, files) if corruptions else None)
 
 
 def as_text(evaluation: Evaluation) -> str:
-    """The figures as a table for a terminal."""
+    """Format the figures as a table for a terminal."""
     figures = evaluation.report
     lines = [
         f"{evaluation.data}: {pluralise(figures.count, 'picture')}; 95 % intervals in brackets",
-        f"  accuracy           {figures.accuracy:7.2%}   {_interval(figures.accuracy_interval)}",
-        f"  balanced accuracy  {figures.balanced_accuracy:7.2%}   {_interval(figures.balanced_interval)}",
+        f"  accuracy           {figures.accuracy:7.2%}   {_format_interval(figures.accuracy_interval)}",
+        f"  balanced accuracy  {figures.balanced_accuracy:7.2%}   {_format_interval(figures.balanced_interval)}",
         f"  calibration error  {figures.ece:7.4f}   [{figures.ece_interval[0]:.4f}, {figures.ece_interval[1]:.4f}]"
         "  (ECE, 15 bins)",
     ]
     for label, counts in zip(figures.labels, figures.confusion, strict=True):
         answers = ", ".join(f"{count} {answer}" for answer, count in zip(figures.labels, counts, strict=True))
-        recall, precision = (_percent(shares[label]) for shares in (figures.recall, figures.precision))
-        interval = _interval(figures.recall_interval[label])
+        recall, precision = (_format_percent(shares[label]) for shares in (figures.recall, figures.precision))
+        interval = _format_interval(figures.recall_interval[label])
         lines.append(f"  {label:<10} recall {recall}  {interval}  precision {precision}  answered {answers}")
     for share, accuracy in figures.coverage.items():
         if share < 1:
-            interval = _interval(figures.coverage_interval[share])
+            interval = _format_interval(figures.coverage_interval[share])
             lines.append(f"  surest {share:4.0%}        {accuracy:7.2%}   {interval}")
     return "\n".join(lines + ([robustness_as_text(evaluation.robustness)] if evaluation.robustness else []))
 
 
-def _interval(interval: tuple[float, float]) -> str:
+def _format_interval(interval: tuple[float, float]) -> str:
     return f"[{interval[0]:.2%}, {interval[1]:.2%}]"
 
 
-def _percent(share: float | None) -> str:
+def _format_percent(share: float | None) -> str:
     return "    n/a" if share is None else f"{share:7.2%}"

@@ -1,11 +1,11 @@
-"""Measure accuracy against cost: model files beside the full AlexNet, timed in turn in one run.
+"""Compares accuracy and cost of model files with the full AlexNet, timed in turn in one run.
 
     python -m fmengine_bench.frontier models/*.int8.onnx --data faces/val --part select --output frontier
 
 The network alone is timed, from uint8 pictures to probabilities, on ONNX Runtime. Beside it run the full AlexNet
 in FP32 in PyTorch (eager), in ONNX Runtime, and in OpenVINO as it comes where that is installed; its weights are
 random, which costs the same. Every contender has its turn in every round, so that noise falls on all alike, and
-rests in between, for libraries' threads go on spinning a while.
+rests in between, for libraries' threads keep spinning for a while.
 """
 
 import csv
@@ -68,24 +68,24 @@ class Point:
         return self.right / self.count
 
 
-def untrained_alexnet() -> AlexNet:
+def make_untrained_alexnet() -> AlexNet:
     """Make the full AlexNet with random weights."""
     torch.manual_seed(0)
     return AlexNet(ARCHITECTURES["alexnet"]).eval()
 
 
-def as_file(model: AlexNet) -> ModelFile:
+def make_model_file(model: AlexNet) -> ModelFile:
     """Make an FP32 model file of an untrained network, 228 MB for the full AlexNet."""
     untrained = {"labels": ("happy", "sad"), "fit": "crop", "temperature": 1.0, "unsure_below": 0.5}
     spec = make_spec(model, untrained | {"training_data": "none", "validation": {}}, "alexnet", "fp32")
     return ModelFile(Path("alexnet.fp32.onnx"), build_float(fold(model), spec), spec)
 
 
-def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
-    """Open the full AlexNet in FP32, by library: gives for a batch size what runs one batch."""
+def open_full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
+    """Open the full AlexNet in FP32 in every library; each entry makes a call that runs a batch of a size."""
     torch.set_num_threads(threads)
-    model = untrained_alexnet()
-    file = as_file(model)
+    model = make_untrained_alexnet()
+    file = make_model_file(model)
     spec, data = file.spec, file.data
 
     def pytorch(batch: int) -> Call:
@@ -98,7 +98,7 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
         return call
 
     plain = OnnxRuntimeBackend.open(file, BackendOptions(threads=threads))
-    libraries: dict[str, Callable[[int], Call]] = {"pytorch": pytorch, "onnxruntime": _runner(plain, spec)}
+    libraries: dict[str, Callable[[int], Call]] = {"pytorch": pytorch, "onnxruntime": _make_calls(plain, spec)}
     try:
         import openvino
     except ImportError:
@@ -116,32 +116,32 @@ def full_alexnet(threads: int) -> dict[str, Callable[[int], Call]]:
     return libraries | {"openvino": compiled}
 
 
-def _runner(backend: OnnxRuntimeBackend, spec: ModelSpec) -> Callable[[int], Call]:
-    def of(batch: int) -> Call:
+def _make_calls(backend: OnnxRuntimeBackend, spec: ModelSpec) -> Callable[[int], Call]:
+    def make(batch: int) -> Call:
         images = random_inputs(spec, batch)
         return lambda: backend.run(images)
 
-    return of
+    return make
 
 
 def measure(models: list[Path], data: list[tuple[Path, float]], part: str, threads: int) -> list[Point]:
     """Score every model file on data sets, each with the share of it that is held out, and time it."""
     engines = [Engine.load(path, "onnxruntime", threads=threads) for path in models]
     scores = [[evaluate(engine, root, share, part).report for root, share in data] for engine in engines]
-    libraries = full_alexnet(threads)
+    libraries = open_full_alexnet(threads)
     medians: dict[tuple[str, int], float] = {}
     times: dict[str, dict[str, float]] = {path.name: {} for path in models}
     for batch in BATCHES:
-        contenders = {name: of(batch) for name, of in libraries.items()}
+        contenders = {name: make(batch) for name, make in libraries.items()}
         for path, engine in zip(models, engines, strict=True):
             assert isinstance(engine.backend, OnnxRuntimeBackend)
-            contenders[path.name] = _runner(engine.backend, engine.spec)(batch)
+            contenders[path.name] = _make_calls(engine.backend, engine.spec)(batch)
         taken = time_in_turn(contenders)
         medians |= {(name, batch): statistics.median(figures) for name, figures in taken.items()}
         for library in libraries:
             inform(f"full AlexNet, {library}, batch {batch}: {medians[library, batch]:.3f} ms")
             for path in models:
-                ratios = (theirs / ours for theirs, ours in zip(taken[library], taken[path.name], strict=True))
+                ratios = (full / slim for full, slim in zip(taken[library], taken[path.name], strict=True))
                 times[path.name][f"{library} {batch}"] = statistics.median(ratios)
     return [
         Point(
@@ -172,7 +172,7 @@ def as_text(points: list[Point]) -> str:
 
 
 def as_csv(points: list[Point]) -> str:
-    """Format a row for each point."""
+    """Format the points as CSV, a row for each."""
     rows = [
         {k: v for k, v in asdict(p).items() if not isinstance(v, dict)}
         | {f"milliseconds {batch}": round(value, 4) for batch, value in p.milliseconds.items()}

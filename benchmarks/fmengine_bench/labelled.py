@@ -1,4 +1,4 @@
-"""Pictures in a folder per label, to score a model on."""
+"""Lists pictures in a folder per label, to score a model on."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from fmengine.jobs.sources import walk
 from fmengine_train.data import held_out, part_of
 
 
-def labelled_files(
+def list_labelled_files(
     root: Path, labels: tuple[str, ...], held_out_share: float = 1.0, part: str = "all"
 ) -> list[tuple[str, int]]:
     """List `root/<label>/…` as paths and indices of their labels.

@@ -1,4 +1,4 @@
-"""How far from the hardware's limit: the model's work, the machine's peak measured in the same run, the roofline.
+"""Measures the distance to the hardware's limit: the model's work, the machine's peak, the roofline.
 
 Roofline: S. Williams, A. Waterman, D. Patterson, Roofline: An Insightful Visual Performance Model, CACM 2009.
 """
@@ -16,21 +16,21 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from fmengine.model.file import ModelFile
 
-from .timing import RESAMPLES, TURN, Call, Figure, latencies, random_pixels
+from .timing import RESAMPLES, TURN, Call, Figure, random_pixels, time_calls
 
 if TYPE_CHECKING:
     import torch
 
 ROUNDS = 5
 SIDE = 1024  # of the matrices that are multiplied
-COPIED = 64 * 1024 * 1024  # bytes: beyond the caches of most processors
+COPIED = 64 * 1024 * 1024  # bytes: beyond the caches of usual processors
 GPU_SIDE, GPU_COPIED = 8192, 1024 * 1024 * 1024
 BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one picture asks for.
+    """The work that one picture takes.
 
     Attributes:
         operations: of convolutions and matrix products, two for each product and sum.
@@ -45,7 +45,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Best:
-    """The best of all rounds, and the least that it would be in 95 % of rounds drawn anew (bootstrap).
+    """The best of all rounds, and the lowest that it would be in 95 % of rounds drawn anew (bootstrap).
 
     A limit is what the machine can do: other work only ever slows it.
     """
@@ -57,7 +57,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Peak:
-    """What the machine did in this run.
+    """The machine's peak, measured in this run.
 
     Attributes:
         operations: 1e9 a second in a product of matrices, by precision.
@@ -70,14 +70,14 @@ class Peak:
 
 @dataclass(frozen=True)
 class Roofline:
-    """How near a batch comes to the least milliseconds that it can take.
+    """How near a batch comes to the minimum of milliseconds that the peak allows.
 
     Attributes:
         batch: pictures.
         measured: milliseconds.
         bound: `arithmetic` or `memory`, whichever takes longer at the machine's peak.
-        least: milliseconds that it takes.
-        share: of the measured time that is the least.
+        least: those milliseconds, the minimum.
+        share: of the measured time that is the minimum.
     """
 
     batch: int
@@ -87,7 +87,7 @@ class Roofline:
     share: Figure
 
 
-def work_of(file: ModelFile) -> Work:
+def count_work(file: ModelFile) -> Work:
     """Count the work of one picture from the graph's shapes."""
     model = shape_inference.infer_shapes(onnx.load_from_string(file.data))
     graph = model.graph
@@ -115,23 +115,23 @@ def measure_peak(threads: int) -> Peak:
     """Multiply matrices in ONNX Runtime, as the network does, and copy memory."""
     source, target = random_pixels(COPIED), np.zeros(COPIED, np.uint8)
     products = {
-        "int8": _product("MatMulInteger", TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, threads),
-        "fp32": _product("MatMul", TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT, threads),
+        "int8": _make_product("MatMulInteger", TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, threads),
+        "fp32": _make_product("MatMul", TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT, threads),
     }
-    return _peak(products, SIDE, lambda: np.copyto(target, source), COPIED)
+    return _measure_rates(products, SIDE, lambda: np.copyto(target, source), COPIED)
 
 
-def _peak(products: dict[str, Call], side: int, copy: Call, copied: int) -> Peak:
+def _measure_rates(products: dict[str, Call], side: int, copy: Call, copied: int) -> Peak:
     """Time products of square matrices and a copy, in turn."""
-    taken = latencies(products | {"copy": copy}, ROUNDS, TURN, least=3)
+    taken = time_calls(products | {"copy": copy}, ROUNDS, TURN, min_calls=3)
     rates = {
-        name: _best([amount / min(turn) / 1e6 for turn in taken[name]])
+        name: _find_best([amount / min(turn) / 1e6 for turn in taken[name]])
         for name, amount in (dict.fromkeys(products, 2 * side**3) | {"copy": 2 * copied}).items()
     }
     return Peak({name: rates[name] for name in products}, rates["copy"])
 
 
-def _best(rates: list[float]) -> Best:
+def _find_best(rates: list[float]) -> Best:
     drawn = np.random.default_rng(0).choice(np.asarray(rates), (RESAMPLES, len(rates)))
     return Best(max(rates), float(np.percentile(drawn.max(axis=1), 5)), len(rates))
 
@@ -145,7 +145,7 @@ def measure_gpu_peak(index: int) -> Peak | None:
     if index >= torch.cuda.device_count():
         return None
     try:
-        return _peak_in_torch(
+        return _measure_peak_in_torch(
             torch.device("cuda", index), partial(torch.cuda.synchronize, index), GPU_SIDE, GPU_COPIED
         )
     except RuntimeError:  # out of memory, or a GPU that this PyTorch has no kernels for
@@ -154,7 +154,7 @@ def measure_gpu_peak(index: int) -> Peak | None:
         torch.cuda.empty_cache()  # it would keep what the next measurements need
 
 
-def _peak_in_torch(device: "torch.device", wait: Callable[[], None], side: int, copied: int) -> Peak:
+def _measure_peak_in_torch(device: "torch.device", wait: Callable[[], None], side: int, copied: int) -> Peak:
     import torch
 
     source = torch.randint(0, 256, (copied,), dtype=torch.uint8, device=device)
@@ -172,11 +172,11 @@ def _peak_in_torch(device: "torch.device", wait: Callable[[], None], side: int, 
         torch.mm(matrices[name], matrices[name])
         wait()
 
-    return _peak({name: partial(multiply, name) for name in matrices}, side, copy, copied)
+    return _measure_rates({name: partial(multiply, name) for name in matrices}, side, copy, copied)
 
 
-def _product(name: str, left: int, right: int, out: int, threads: int) -> Call:
-    """A product of two matrices in ONNX Runtime; of random numbers, as `random_pixels` says why."""
+def _make_product(name: str, left: int, right: int, out: int, threads: int) -> Call:
+    """Make a product of two matrices in ONNX Runtime, of random numbers as in `random_pixels`."""
     images, weights = (
         np.random.default_rng(seed).integers(-64, 64, (SIDE, SIDE)).astype(helper.tensor_dtype_to_np_dtype(kind))
         for seed, kind in enumerate((left, right))
@@ -195,25 +195,25 @@ def _product(name: str, left: int, right: int, out: int, threads: int) -> Call:
     return lambda: session.run(None, {"a": images})
 
 
-def roofline(work: Work, peak: Peak, precision: str, batch: int, measured: Figure) -> Roofline:
-    """Set a batch's measured milliseconds beside the least that the peak allows."""
+def compute_roofline(work: Work, peak: Peak, precision: str, batch: int, measured: Figure) -> Roofline:
+    """Compare a batch's measured milliseconds with the minimum that the peak allows."""
     # A CPU computes an FP16 file in FP32.
     operations = peak.operations.get(precision, peak.operations["fp32"])
     arithmetic = batch * work.operations / 1e6 / operations.best
     memory = (work.weights + batch * work.activations) / 1e6 / peak.copy.best
     bound: Literal["arithmetic", "memory"] = "arithmetic" if arithmetic >= memory else "memory"
-    least, rate = (arithmetic, operations) if bound == "arithmetic" else (memory, peak.copy)
+    minimum, rate = (arithmetic, operations) if bound == "arithmetic" else (memory, peak.copy)
     share = Figure(
-        least / measured.median,
-        least / measured.high,
-        least * rate.best / rate.low / measured.low,
+        minimum / measured.median,
+        minimum / measured.high,
+        minimum * rate.best / rate.low / measured.low,
         measured.rounds,
     )
-    return Roofline(batch, measured, bound, least, share)
+    return Roofline(batch, measured, bound, minimum, share)
 
 
-def holds_back(serial_means: dict[str, float], device_means: dict[str, float], spread: float) -> list[str]:
-    """What holds it back, in words, by the rules that trtexec has for its warnings.
+def explain_bounds(serial_means: dict[str, float], device_means: dict[str, float], spread: float) -> list[str]:
+    """Explain what the engine is bound by, in words, by the rules that trtexec has for its warnings.
 
     Args:
         serial_means: milliseconds by stage.
@@ -228,7 +228,7 @@ def holds_back(serial_means: dict[str, float], device_means: dict[str, float], s
         on_device = sum(device_means.values())
         if transfers >= device_means["network"]:
             words.append("transfer-bound: copies take as long as the network; send larger batches")
-        if serial_means["compute"] > 1.8 * on_device:
+        if serial_means["infer"] > 1.8 * on_device:
             words.append(
                 "launch-bound: the host takes longer to launch than the GPU to work; use graphs or batches"
             )

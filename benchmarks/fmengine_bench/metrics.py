@@ -1,4 +1,4 @@
-"""Figures about answers: accuracy with its interval, recall, calibration, coverage."""
+"""Scores answers: accuracy with its interval, recall, calibration, coverage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,25 +62,27 @@ def report(probabilities: npt.NDArray[Any], targets: npt.NDArray[np.int64], labe
     right = answers == targets
     confusion = np.bincount(targets * classes + answers, minlength=classes**2).reshape(classes, classes)
     found, wanted = confusion.diagonal().tolist(), confusion.sum(axis=1).tolist()
-    recalls = _shares(confusion.diagonal(), confusion.sum(axis=1), labels)
+    recalls = _divide(confusion.diagonal(), confusion.sum(axis=1), labels)
     present = [recall for recall in recalls.values() if recall is not None]
-    coverage = _coverage(confidence, right)
+    coverage = _count_coverage(confidence, right)
     return Report(
         labels=list(labels),
         count=len(targets),
         accuracy=float(right.mean()),
-        accuracy_interval=wilson(int(right.sum()), len(right)),
+        accuracy_interval=compute_wilson_interval(int(right.sum()), len(right)),
         balanced_accuracy=sum(present) / len(present),
-        balanced_interval=balanced_interval([(f, w) for f, w in zip(found, wanted, strict=True) if w]),
+        balanced_interval=compute_balanced_interval([(f, w) for f, w in zip(found, wanted, strict=True) if w]),
         recall=recalls,
-        recall_interval={label: wilson(f, w) for label, f, w in zip(labels, found, wanted, strict=True)},
-        precision=_shares(confusion.diagonal(), confusion.sum(axis=0), labels),
+        recall_interval={
+            label: compute_wilson_interval(f, w) for label, f, w in zip(labels, found, wanted, strict=True)
+        },
+        precision=_divide(confusion.diagonal(), confusion.sum(axis=0), labels),
         confusion=confusion.tolist(),
-        ece=expected_calibration_error(confidence, right),
-        ece_interval=_resampled_ece(confidence, right),
+        ece=compute_calibration_error(confidence, right),
+        ece_interval=_resample_ece(confidence, right),
         reliability=reliability(confidence, right),
         coverage={share: correct / count for share, (correct, count) in coverage.items()},
-        coverage_interval={share: wilson(*counts) for share, counts in coverage.items()},
+        coverage_interval={share: compute_wilson_interval(*counts) for share, counts in coverage.items()},
     )
 
 
@@ -94,16 +96,16 @@ class Accuracy:
     count: int
 
 
-def accuracy_of(answers: Sequence[str | None], targets: Sequence[str]) -> Accuracy | None:
+def compute_accuracy(answers: Sequence[str | None], targets: Sequence[str]) -> Accuracy | None:
     """Score labels against the right ones; None without any. A picture without an answer is not right."""
     if not targets:
         return None
     right = sum(answer == target for answer, target in zip(answers, targets, strict=True))
-    return Accuracy(right / len(targets), *wilson(right, len(targets)), len(targets))
+    return Accuracy(right / len(targets), *compute_wilson_interval(right, len(targets)), len(targets))
 
 
-def wilson(right: int, count: int) -> Interval:
-    """The 95 % score interval of a share (Wilson 1927)."""
+def compute_wilson_interval(right: int, count: int) -> Interval:
+    """Compute the 95 % score interval of a share (Wilson 1927)."""
     if count == 0:
         return 0.0, 1.0
     share, z2 = right / count, Z95**2
@@ -112,37 +114,37 @@ def wilson(right: int, count: int) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def balanced_interval(classes: list[tuple[int, int]]) -> Interval:
-    """The 95 % interval of the mean of several classes' recalls, given as (right, count).
+def compute_balanced_interval(classes: list[tuple[int, int]]) -> Interval:
+    """Compute the 95 % interval of the mean of several classes' recalls, given as (right, count).
 
     The squared distances of each recall from the ends of its Wilson interval add up (Zou and Donner: "Construction
     of confidence limits about effect measures", 2008).
     """
     shares = [right / count for right, count in classes]
-    limits = [wilson(right, count) for right, count in classes]
+    limits = [compute_wilson_interval(right, count) for right, count in classes]
     mean = sum(shares) / len(shares)
     below = sum((share - low) ** 2 for share, (low, _) in zip(shares, limits, strict=True)) ** 0.5
     above = sum((high - share) ** 2 for share, (_, high) in zip(shares, limits, strict=True)) ** 0.5
     return mean - below / len(shares), mean + above / len(shares)
 
 
-def _resampled_ece(confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> Interval:
-    """From the 2.5th to the 97.5th percentile over seeded resamples of the answers (Efron 1979)."""
-    rng, count, binned, gaps = np.random.default_rng(0), len(right), _binned(confidence), confidence - right
+def _resample_ece(confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> Interval:
+    """Compute the 2.5th and 97.5th percentile of the error over seeded resamples of the answers (Efron 1979)."""
+    rng, count, binned, gaps = np.random.default_rng(0), len(right), _assign_bins(confidence), confidence - right
     samples = (rng.integers(0, count, count) for _ in range(RESAMPLES))
     errors = [np.abs(np.bincount(binned[rows], gaps[rows])).sum() / count for rows in samples]
     low, high = np.percentile(errors, (2.5, 97.5))
     return float(low), float(high)
 
 
-def _binned(confidence: npt.NDArray[Any], bins: int = CALIBRATION_BINS) -> npt.NDArray[np.int64]:
+def _assign_bins(confidence: npt.NDArray[Any], bins: int = CALIBRATION_BINS) -> npt.NDArray[np.int64]:
     return np.minimum((confidence * bins).astype(np.int64), bins - 1)
 
 
-def expected_calibration_error(
+def compute_calibration_error(
     confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS
 ) -> float:
-    """Mean distance of confidence and accuracy over bins of equal width (Guo et al. 2017)."""
+    """Compute the mean distance of confidence and accuracy over bins of equal width (Guo et al. 2017)."""
     gaps = [count * abs(mean - accuracy) for mean, accuracy, count in reliability(confidence, right, bins)]
     return sum(gaps) / len(right)
 
@@ -150,18 +152,18 @@ def expected_calibration_error(
 def reliability(
     confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS
 ) -> list[tuple[float, float, int]]:
-    """Mean confidence, accuracy and number of answers, of each bin that holds any."""
-    binned = _binned(confidence, bins)
+    """Compute mean confidence, accuracy and number of answers, of each bin that holds any."""
+    binned = _assign_bins(confidence, bins)
     inside = [binned == b for b in range(bins)]
     return [(float(confidence[b].mean()), float(right[b].mean()), int(b.sum())) for b in inside if b.any()]
 
 
-def _coverage(confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> dict[float, tuple[int, int]]:
-    """How many of the surest are right, and how many they are, by share."""
+def _count_coverage(confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> dict[float, tuple[int, int]]:
+    """Count the surest answers that are right, and the surest answers, by share."""
     surest = np.argsort(-confidence, kind="stable")
     counts = {share: max(1, round(share * len(right))) for share in COVERAGES}
     return {share: (int(right[surest[:count]].sum()), count) for share, count in counts.items()}
 
 
-def _shares(part: npt.NDArray[Any], whole: npt.NDArray[Any], labels: tuple[str, ...]) -> dict[str, float | None]:
+def _divide(part: npt.NDArray[Any], whole: npt.NDArray[Any], labels: tuple[str, ...]) -> dict[str, float | None]:
     return {label: float(p / w) if w else None for label, p, w in zip(labels, part, whole, strict=True)}

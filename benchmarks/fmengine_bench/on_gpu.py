@@ -1,4 +1,4 @@
-"""What a GPU has ways of: CUDA graphs on and off, streams swept, with the transfers and without them."""
+"""Measures every way to run the network on a GPU: graphs or none, 1 to 4 streams, with and without transfers."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from fmengine.model.file import load_model_file
 from fmengine.options import BackendOptions
 from fmengine.types import InputBatch
 
-from .timing import TURN, Call, Figure, figure, latencies, random_inputs
+from .timing import TURN, Call, Figure, estimate_median, random_inputs, time_calls
 
 STREAMS = (1, 2, 4)
 CUDA_PROVIDER = "onnxruntime-cuda"  # whose runs cannot be captured into graphs
@@ -41,50 +41,54 @@ class Way:
     rate: Figure
 
 
-def ways(engine: Engine, rounds: int, say: Callable[[str], None], turn: float = TURN) -> list[Way]:
+def measure_ways(engine: Engine, rounds: int, notify: Callable[[str], None], turn: float = TURN) -> list[Way]:
     """Measure every way that works here, all of them open at once and in turn.
 
     Args:
         engine: on a GPU's backend; its model, GPU and largest batch are taken.
         rounds: of turns.
-        say: told which ways do not work.
+        notify: called with each way that does not work, as text.
         turn: seconds of each.
     """
     batches = sorted({1, engine.max_batch})
     images = {batch: random_inputs(engine.spec, batch) for batch in batches}
     alone: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        opened = dict(_opened(engine, stack, say))
+        opened = dict(_open_backends(engine, stack, notify))
         calls: dict[str, Call] = {}
         for name, backend in opened.items():
             threads = stack.enter_context(ThreadPoolExecutor(backend.streams))
             for batch in batches:
                 calls[f"{name}/{batch}"] = partial(backend.run, images[batch])
-            calls[f"{name}/all"] = partial(_on_every_stream, backend, threads, images[batches[-1]])
-        taken = latencies(calls, rounds, turn, least=3)
+            calls[f"{name}/all"] = partial(_run_on_every_stream, backend, threads, images[batches[-1]])
+        taken = time_calls(calls, rounds, turn, min_calls=3)
         for name, backend in rounds * list(opened.items()):
             for batch in batches:
-                alone.setdefault(f"{name}/{batch}", []).append(network_time(backend, batch))
+                alone.setdefault(f"{name}/{batch}", []).append(measure_network(backend, batch))
         return [
             Way(
                 name,
                 backend.describe()["cuda graphs"],
-                {batch: figure([median(each) for each in taken[f"{name}/{batch}"]]) for batch in batches},
-                {batch: figure(alone[f"{name}/{batch}"]) for batch in batches},
-                figure([1e3 * backend.streams * batches[-1] / fmean(each) for each in taken[f"{name}/all"]]),
+                {batch: estimate_median([median(each) for each in taken[f"{name}/{batch}"]]) for batch in batches},
+                {batch: estimate_median(alone[f"{name}/{batch}"]) for batch in batches},
+                estimate_median(
+                    [1e3 * backend.streams * batches[-1] / fmean(each) for each in taken[f"{name}/all"]]
+                ),
             )
             for name, backend in opened.items()
         ]
 
 
-def network_time(backend: DeviceBackend, batch: int) -> float:
-    """Milliseconds of the network alone, by the GPU's events: the median of some runs."""
+def measure_network(backend: DeviceBackend, batch: int) -> float:
+    """Measure the milliseconds of the network alone, by the GPU's events: the median of some runs."""
     images = random_inputs(backend.spec, batch)
     return median(backend.time_stages(images)[1].network for _ in range(EVENTS))
 
 
-def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Iterator[tuple[str, DeviceBackend]]:
-    """The engine's own backend with and without graphs, and the same file in ONNX Runtime's CUDA provider."""
+def _open_backends(
+    engine: Engine, stack: ExitStack, notify: Callable[[str], None]
+) -> Iterator[tuple[str, DeviceBackend]]:
+    """Open the engine's own backend with and without graphs, and the same file in ONNX Runtime's CUDA provider."""
     own = engine.backend
     assert isinstance(own, DeviceBackend)
     file = load_model_file(engine.model_path)
@@ -102,10 +106,10 @@ def _opened(engine: Engine, stack: ExitStack, say: Callable[[str], None]) -> Ite
                 if backend.streams == streams:
                     yield name, backend
                 else:
-                    say(f"{name} is not measured: the GPU has room for {backend.streams}")
+                    notify(f"{name} is not measured: the GPU has room for {backend.streams}")
         except BackendError as error:
-            say(f"{title} is not measured: {error}")
+            notify(f"{title} is not measured: {error}")
 
 
-def _on_every_stream(backend: DeviceBackend, threads: ThreadPoolExecutor, images: InputBatch) -> None:
+def _run_on_every_stream(backend: DeviceBackend, threads: ThreadPoolExecutor, images: InputBatch) -> None:
     list(threads.map(backend.run, [images] * backend.streams))

@@ -1,4 +1,4 @@
-"""An evaluation as one self-contained HTML page with plots."""
+"""Writes an evaluation as one self-contained HTML page with plots."""
 
 import html
 import io
@@ -35,7 +35,7 @@ def write_page(path: Path, engine: Engine, evaluations: list[Evaluation]) -> Non
     title = f"{spec.name}.{spec.precision}"
     about = ", ".join(f"{key} {value}" for key, value in engine.backend.describe().items())
     sections = "".join(
-        f"<h2>{html.escape(evaluation.data)}</h2><figure>{plots(evaluation)}</figure>"
+        f"<h2>{html.escape(evaluation.data)}</h2><figure>{plot_evaluation(evaluation)}</figure>"
         f"<pre>{html.escape(as_text(evaluation))}</pre>"
         for evaluation in evaluations
     )
@@ -47,27 +47,27 @@ def write_page(path: Path, engine: Engine, evaluations: list[Evaluation]) -> Non
     write_file(path, page)
 
 
-def plots(evaluation: Evaluation) -> str:
-    """Reliability, coverage, and corruptions if there are any, side by side, as SVG."""
+def plot_evaluation(evaluation: Evaluation) -> str:
+    """Plot reliability, coverage, and corruptions if there are any, side by side, as SVG."""
     found = evaluation.robustness
     figure = Figure(figsize=(5 * (3 if found else 2), 4), layout="constrained")
     axes = figure.subplots(1, 3 if found else 2)
-    _reliability(axes[0], evaluation)
-    _coverage(axes[1], evaluation)
+    _plot_reliability(axes[0], evaluation)
+    _plot_coverage(axes[1], evaluation)
     if found:
-        _corruptions(axes[2], found)
-    return svg_of(figure)
+        _plot_corruptions(axes[2], found)
+    return format_svg(figure)
 
 
-def svg_of(figure: Figure) -> str:
-    """A figure as an element for a page."""
+def format_svg(figure: Figure) -> str:
+    """Format a figure as an SVG element for a page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]  # without the prologue of a file of its own
 
 
-def _reliability(axes: Axes, evaluation: Evaluation) -> None:
+def _plot_reliability(axes: Axes, evaluation: Evaluation) -> None:
     confidence, accuracy, count = zip(*evaluation.report.reliability, strict=True)
     axes.plot([0.5, 1], [0.5, 1], color="gray", linewidth=1, label="as sure as right")
     axes.scatter(confidence, accuracy, s=[8 + 200 * n / sum(count) for n in count], label="answers, by number")
@@ -75,14 +75,14 @@ def _reliability(axes: Axes, evaluation: Evaluation) -> None:
     axes.legend()
 
 
-def _coverage(axes: Axes, evaluation: Evaluation) -> None:
+def _plot_coverage(axes: Axes, evaluation: Evaluation) -> None:
     coverage = evaluation.report.coverage
     axes.plot(list(coverage), list(coverage.values()), marker="o")
     axes.set(xlabel="share answered, the surest", ylabel="accuracy", title="answering only where it is sure")
     axes.invert_xaxis()
 
 
-def _corruptions(axes: Axes, found: Robustness) -> None:
+def _plot_corruptions(axes: Axes, found: Robustness) -> None:
     for name, row in found.accuracy.items():
         axes.plot([0, *range(1, len(row) + 1)], [found.clean, *row], label=name)
     axes.set(xlabel="severity", ylabel="accuracy", title=f"corrupted: {found.mean:.1%} on average")

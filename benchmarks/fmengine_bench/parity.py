@@ -1,69 +1,40 @@
-"""Parity: do the exported files answer as the PyTorch model does, on real pictures?
+"""Compares the exported files with the PyTorch model, on real pictures.
 
 Three levels: the pixels that reach the network, the logits, the decisions. FP16 arithmetic is proven with
 PyTorch in half precision, which rounds every layer's activations; ONNX Runtime on a CPU inserts Casts and
 computes FP16 graphs in FP32, so its figures for the FP16 file speak of the weights alone.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from fmengine.check.compare import PARITY, compare, compare_logits
 from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, SourceError
 from fmengine.jobs.rows import printable
 from fmengine.pipeline.attempt import try_picture
-from fmengine.types import DecodedImage, InputBatch, NetworkInput
+from fmengine.types import DecodedImage, NetworkInput
 from fmengine.wording import pluralise
-from fmengine_export.fold import fold
-from fmengine_export.quantize import activations
 from fmengine_train.checkpoint import weights_sha256
 from fmengine_train.model import AlexNet
 
 from .definition import preprocess as define
 from .metrics import Z95
+from .pytorch import Answers, answer_in_fp16, answer_in_fp32, measure_activations, split_batches
 
 HALF_MAX = 65504.0  # the largest finite FP16 number
-BATCH = 64
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far a form may be from PyTorch in FP32.
-
-    Attributes:
-        probability: largest change of any picture's confidence; None where single pictures may move more.
-        mean_probability: mean change of the confidence.
-        flips: largest share of pictures whose label changes.
-    """
-
-    probability: float | None
-    mean_probability: float
-    flips: float
-
-
-# FP32: the same arithmetic in another order; sums of some thousand products differ in the last bits.
-# FP16: 11 bits of mantissa, about 1e-3 relative a layer; a label may turn where the two are even.
-# INT8: 7-bit weights and 8-bit activations; the price is stated as flips, which go both ways, and as the
-#       accuracy difference beside it, which is what costs.
-TOLERANCES = {
-    "fp32": Tolerance(probability=1e-4, mean_probability=1e-5, flips=0.0),
-    "fp16": Tolerance(probability=0.02, mean_probability=2e-3, flips=0.001),
-    "int8": Tolerance(probability=None, mean_probability=0.02, flips=0.015),
-}
 
 
 @dataclass(frozen=True)
 class Form:
-    """One form of the model against the reference. Figures are those of the pictures that both have an answer for.
+    """How far one form of the model is from the reference, on the pictures that both have an answer for.
 
     Attributes:
         name: file, or `PyTorch fp16`.
@@ -87,7 +58,7 @@ class Form:
     flip_margins: list[float]
     probability: dict[str, float]
     accuracy: dict[str, float] | None
-    breaches: list[str] = field(default_factory=list)
+    breaches: list[str]
 
 
 @dataclass(frozen=True)
@@ -103,14 +74,6 @@ class ParityReport:
     @property
     def passed(self) -> bool:
         return not self.breaches and not any(form.breaches for form in self.forms)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Logits and probabilities of every picture, float64 `[N, K]`."""
-
-    logits: npt.NDArray[np.float64]
-    probabilities: npt.NDArray[np.float64]
 
 
 def run_parity(
@@ -136,26 +99,26 @@ def run_parity(
                 f"{engine.model_path} comes from other weights than the checkpoint "
                 f"({engine.spec.weights_sha256[:12] or 'none stated'}, not {digest[:12]}); export it again"
             )
-    inputs, targets, unreadable = _prepare(files, engines)
+    inputs, targets, unreadable = _preprocess(files, engines)
     *prepared_by_each, defined = inputs
     temperature = float(document["temperature"])
-    reference = _answers(_torch_logits(model, defined), temperature)
+    reference = answer_in_fp32(model, defined, temperature)
     forms = []
     for engine, prepared in zip(engines, prepared_by_each, strict=True):
-        outputs = [engine.backend.run(batch) for batch in _batches(prepared)]
+        outputs = [engine.backend.run(batch) for batch in split_batches(prepared)]
         answers = Answers(
             np.concatenate([o.logits for o in outputs]).astype(np.float64),
             np.concatenate([o.probabilities for o in outputs]).astype(np.float64),
         )
         differing = (int((prepared != defined).sum()), prepared.size)
         forms.append(
-            compare(
+            compare_form(
                 printable(engine.model_path.name), engine.spec.precision, answers, reference, targets, differing
             )
         )
-    half = _answers(_half_logits(model, defined), temperature)
-    forms.append(compare("PyTorch fp16", "fp16", half, reference, targets, (0, defined.size)))
-    largest = _largest_activations(model, defined)
+    half = answer_in_fp16(model, defined, temperature)
+    forms.append(compare_form("PyTorch fp16", "fp16", half, reference, targets, (0, defined.size)))
+    largest = measure_activations(model, defined)
     breaches = [
         f"{layer}: the largest activation {value:.0f} is over a quarter of FP16's {HALF_MAX:.0f}"
         for layer, value in largest.items()
@@ -164,71 +127,60 @@ def run_parity(
     return ParityReport(len(defined), unreadable, forms, largest, breaches)
 
 
-def compare(
+def compare_form(
     name: str,
     precision: str,
-    form: Answers,
+    found: Answers,
     reference: Answers,
     targets: npt.NDArray[np.int64] | None,
     pixels: tuple[int, int] = (0, 0),
 ) -> Form:
-    """One form's figures, and what of them is over its tolerance."""
-    finite, expected_finite = (np.isfinite(a.probabilities).all(axis=1) for a in (form, reference))
+    """Compare one form's answers with the reference's.
+
+    Args:
+        name: of the form.
+        precision: whose tolerance holds.
+        found: the form's answers.
+        reference: PyTorch's answers in FP32.
+        targets: indices of the right labels, where they are known.
+        pixels: differing pixels against the definition, and how many were compared.
+    """
+    finite, expected_finite = (np.isfinite(a.probabilities).all(axis=1) for a in (found, reference))
     answered = finite & expected_finite
-    distance = np.abs(form.logits - reference.logits)[answered]
-    change = np.abs(form.probabilities - reference.probabilities).max(axis=1)[answered]
-    answers, expected = form.probabilities.argmax(axis=1), reference.probabilities.argmax(axis=1)
-    flipped = answered & (answers != expected)
+    comparison = compare(found.probabilities[answered], reference.probabilities[answered], PARITY[precision])
     accuracy = None
     if targets is not None:
-        accuracy = _accuracy(finite & (answers == targets), expected_finite & (expected == targets))
-    ordered = np.sort(reference.probabilities[flipped], axis=1)
-    figures = Form(
+        answers, expected = found.probabilities.argmax(axis=1), reference.probabilities.argmax(axis=1)
+        accuracy = _compare_accuracy(finite & (answers == targets), expected_finite & (expected == targets))
+    pictures, unanswered = len(found.probabilities), int((~answered).sum())
+    return Form(
         name=name,
         precision=precision,
         pixels=pixels,
-        logits={
-            "max": _over(distance, np.max),
-            "mean": _over(distance, np.mean),
-            "p99": _over(distance, partial(np.quantile, q=0.99)),
-            "cosine": _cosine(form.logits[answered], reference.logits[answered]),
-        },
-        unanswered=int((~answered).sum()),
-        flips=int(flipped.sum()),
-        flip_margins=sorted((ordered[:, -1] - ordered[:, -2]).round(6).tolist()),
-        probability={"max": _over(change, np.max), "mean": _over(change, np.mean)},
+        logits=asdict(compare_logits(found.logits[answered], reference.logits[answered])),
+        unanswered=unanswered,
+        flips=comparison.flips,
+        flip_margins=sorted(comparison.margins[comparison.flipped].round(6).tolist()),
+        probability={"max": comparison.largest, "mean": comparison.mean},
         accuracy=accuracy,
+        breaches=[
+            *_input_breaches(pixels[0], unanswered, pictures),
+            *(comparison.breaches if unanswered < pictures else ()),
+        ],
     )
-    figures.breaches.extend(_breaches(figures, len(flipped)))
-    return figures
 
 
-def _breaches(form: Form, pictures: int) -> Iterator[str]:
-    allowed = TOLERANCES[form.precision]
-    if form.pixels[0]:
-        differ = "pixel differs" if form.pixels[0] == 1 else "pixels differ"
-        yield f"{form.pixels[0]} {differ} from the definition of preprocessing; allowed are 0"
-    if form.unanswered:
-        total = pluralise(pictures, "picture")
-        yield f"{form.unanswered} of {total} without a number for an answer; allowed are 0"
-    if form.unanswered == pictures:
-        return
-    if allowed.probability is not None and not form.probability["max"] <= allowed.probability:
-        yield f"a confidence moves by {form.probability['max']:.2g}; allowed is {allowed.probability}"
-    if not form.probability["mean"] <= allowed.mean_probability:
-        yield f"confidences move by {form.probability['mean']:.2g} on average, over {allowed.mean_probability}"
-    # One label may turn in a set too small to hold the share.
-    if form.flips > max(allowed.flips * pictures, 1 if allowed.flips else 0):
-        yield f"labels turned: {form.flips} of {pictures}; allowed are {allowed.flips:.1%}"
+def _input_breaches(pixels: int, unanswered: int, pictures: int) -> Iterator[str]:
+    """Name differing pixels and missing answers, of which none are allowed."""
+    if pixels:
+        differ = "pixel differs" if pixels == 1 else "pixels differ"
+        yield f"{pixels} {differ} from the definition of preprocessing; allowed are 0"
+    if unanswered:
+        yield f"{unanswered} of {pluralise(pictures, 'picture')} without a number for an answer; allowed are 0"
 
 
-def _over(values: npt.NDArray[np.float64], figure: Callable[[npt.NDArray[np.float64]], Any]) -> float:
-    """A figure of values; NaN where there are none."""
-    return float(figure(values)) if values.size else math.nan
-
-
-def _accuracy(right: npt.NDArray[np.bool_], reference_right: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """Accuracies and their difference, with half its 95 % interval for paired answers."""
+def _compare_accuracy(right: npt.NDArray[np.bool_], reference_right: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Compute both accuracies and their difference, with half its 95 % interval for paired answers."""
     difference = right.astype(float) - reference_right.astype(float)
     return {
         "form": float(right.mean()),
@@ -238,13 +190,13 @@ def _accuracy(right: npt.NDArray[np.bool_], reference_right: npt.NDArray[np.bool
     }
 
 
-def _prepare(
+def _preprocess(
     files: list[tuple[str, int | None]], engines: list[Engine]
 ) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int64] | None, list[str]]:
-    """The network's inputs by each engine, and last by the definition; targets; what cannot be read."""
+    """Return the network's inputs by each engine, and last by the definition; targets; what cannot be read."""
     inputs, targets, unreadable = [], [], []
     for path, target in track(files, len(files), "pictures", caption="preprocessing by the definition"):
-        made = try_picture(path, engines[0].spec.color, partial(_inputs_of, path, engines))
+        made = try_picture(path, engines[0].spec.color, partial(_preprocess_one, path, engines))
         if isinstance(made, SourceError):
             unreadable.append(f"{printable(path)}: {made.message}")
         else:
@@ -256,58 +208,13 @@ def _prepare(
     return [np.stack(column) for column in zip(*inputs, strict=True)], labelled, unreadable
 
 
-def _inputs_of(path: str, engines: Sequence[Engine], image: DecodedImage) -> list[NetworkInput]:
-    """One picture's inputs. The engines' come first: they refuse what is too large for the definition to take."""
+def _preprocess_one(path: str, engines: Sequence[Engine], image: DecodedImage) -> list[NetworkInput]:
+    """Preprocess one picture. The engines come first: they refuse what is too large for the definition to take."""
     return [*(engine.prepare(path) for engine in engines), define(image, engines[0].spec.input)]
 
 
-def _torch_logits(model: AlexNet, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    with torch.inference_mode():
-        parts = [model(torch.from_numpy(batch)).double() for batch in _batches(images)]
-    return torch.cat(parts).numpy()
-
-
-def _half_logits(model: AlexNet, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """The exported layers in half precision: every layer's activations are rounded to FP16."""
-    network = fold(model)
-    with torch.inference_mode():
-        parts = [activations(_normalised(model, batch).half(), network)[-1].double() for batch in _batches(images)]
-    return torch.cat(parts).numpy()
-
-
-def _largest_activations(model: AlexNet, images: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """The largest absolute value that each layer gives, before rounding could hide it."""
-    network = fold(model)
-    largest = [0.0] * len(network.layers)
-    with torch.inference_mode():
-        for batch in _batches(images):
-            outputs = activations(_normalised(model, batch), network)
-            largest = [max(old, float(output.abs().max())) for old, output in zip(largest, outputs, strict=True)]
-    convolutions = len(network.convolutions)
-    return {f"{'conv' if i < convolutions else 'fc'}{i + 1}": value for i, value in enumerate(largest)}
-
-
-def _normalised(model: AlexNet, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
-    return (torch.from_numpy(batch).float() - model.mean) / model.std
-
-
-def _answers(logits: npt.NDArray[np.float64], temperature: float) -> Answers:
-    scaled = logits / temperature
-    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return Answers(logits, exponentials / exponentials.sum(axis=1, keepdims=True))
-
-
-def _cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Of all pictures' logits as one vector: single pictures near the boundary have logits near zero."""
-    return float((a * b).sum() / max(1e-12, np.linalg.norm(a) * np.linalg.norm(b)))
-
-
-def _batches(images: npt.NDArray[np.uint8]) -> Iterator[InputBatch]:
-    return (InputBatch(images[start : start + BATCH]) for start in range(0, len(images), BATCH))
-
-
 def as_text(report: ParityReport) -> str:
-    """The report as a table for a terminal."""
+    """Format the report as a table for a terminal."""
     lines = [f"{pluralise(report.pictures, 'picture')}, reference: PyTorch in FP32"]
     lines += [f"  left out {text}" for text in report.unreadable]
     for form in report.forms:
@@ -336,12 +243,12 @@ def as_text(report: ParityReport) -> str:
     return "\n".join([*lines, *(f"breach: {breach}" for breach in report.breaches)])
 
 
-def pictures_of(root: Path, labels: tuple[str, ...]) -> list[tuple[str, int | None]]:
-    """Pictures below a folder, with labels if it has a folder for each."""
+def list_pictures(root: Path, labels: tuple[str, ...]) -> list[tuple[str, int | None]]:
+    """List pictures below a folder, with labels if it has a folder for each."""
     from fmengine.jobs.sources import walk
 
-    from .labelled import labelled_files
+    from .labelled import list_labelled_files
 
     if all((root / label).is_dir() for label in labels):
-        return list(labelled_files(root, labels))
+        return list(list_labelled_files(root, labels))
     return [(path, None) for path in walk(str(root))]

@@ -1,4 +1,4 @@
-"""Accuracy under corruptions, through the runtime as users run it."""
+"""Measures accuracy under corruptions, through the runtime as users run it."""
 
 import zlib
 from collections.abc import Iterator
@@ -32,22 +32,22 @@ class Robustness:
     mean: float
 
 
-def robustness(engine: Engine, files: list[tuple[str, int]]) -> Robustness:
+def measure_robustness(engine: Engine, files: list[tuple[str, int]]) -> Robustness:
     """Score an engine on every corruption of labelled pictures.
 
     Files that are no pictures are left out; a picture that the model has no answer for is not answered right.
     """
-    clean = _accuracy(engine, files, "clean", 0)
+    clean = _measure_accuracy(engine, files, "clean", 0)
     accuracy = {
-        name: [_accuracy(engine, files, name, severity) for severity in range(1, SEVERITIES + 1)]
+        name: [_measure_accuracy(engine, files, name, severity) for severity in range(1, SEVERITIES + 1)]
         for name in CORRUPTIONS
     }
     return Robustness(clean, accuracy, float(np.mean(list(accuracy.values()))))
 
 
-def _accuracy(engine: Engine, files: list[tuple[str, int]], name: str, severity: int) -> float:
+def _measure_accuracy(engine: Engine, files: list[tuple[str, int]], name: str, severity: int) -> float:
     targets: list[int] = []
-    pictures = _corrupted(engine, files, targets, name, severity)
+    pictures = _corrupt_all(engine, files, targets, name, severity)
     caption = f"{name} {severity}"
     results = list(engine.predict_many(track(pictures, len(files), "pictures", caption=caption)))
     labels = engine.spec.labels
@@ -58,10 +58,10 @@ def _accuracy(engine: Engine, files: list[tuple[str, int]], name: str, severity:
     return float(np.mean(right))
 
 
-def _corrupted(
+def _corrupt_all(
     engine: Engine, files: list[tuple[str, int]], targets: list[int], name: str, severity: int
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Pixels of the files that are pictures; notes the target of each."""
+    """Yield corrupted pixels of the files that are pictures; append the target of each to `targets`."""
     for path, target in files:
         made = try_picture(path, engine.spec.color, partial(_corrupt, path, name, severity), engine.limits)
         if not isinstance(made, SourceError):
@@ -78,7 +78,7 @@ def _corrupt(path: str, name: str, severity: int, pixels: npt.NDArray[np.uint8])
 
 
 def as_text(found: Robustness) -> str:
-    """The figures as a table for a terminal."""
+    """Format the figures as a table for a terminal."""
     lines = [f"  corruptions        {'':12}" + "".join(f"{severity:8}" for severity in range(1, SEVERITIES + 1))]
     for name, row in found.accuracy.items():
         lines.append(f"    {name:<29}" + "".join(f"{accuracy:8.1%}" for accuracy in row))

@@ -1,4 +1,4 @@
-"""The scenarios that MLPerf names: single stream, offline, server.
+"""Measures the scenarios that MLPerf defines: single stream, offline, server.
 
 V. Janapa Reddi et al., MLPerf Inference Benchmark, ISCA 2020.
 """
@@ -13,8 +13,9 @@ import numpy as np
 
 from fmengine.engine import Engine
 from fmengine.errors import BusyError, DeadlineError
+from fmengine.image.decode import decode
 
-from .timing import Call, Figure, Summary, figure, latencies, random_inputs, random_pixels, summary
+from .timing import Call, Figure, Summary, estimate_median, random_inputs, random_pixels, summarise, time_calls
 
 BATCHES = (1, 4, 16, 64)
 LOWEST = 100.0  # pictures a second: under it, the pictures that a percentile needs would take minutes
@@ -40,16 +41,16 @@ class Server:
     tried: list[tuple[float, float]]
 
 
-def single_stream(
-    engine: Engine, paths: Sequence[str], seconds: float, least: int, rounds: int = 5
+def measure_single_stream(
+    engine: Engine, paths: Sequence[str], seconds: float, min_calls: int, rounds: int = 5
 ) -> dict[str, Summary]:
-    """Latency of one picture after another: from its file, from decoded pixels, and of the network alone.
+    """Measure the latency of one picture after another: from its file, from decoded pixels, of the network alone.
 
-    And of a face cut out of a camera's frame, in BGR as OpenCV gives it.
+    Also that of a face cut out of a camera's frame, in BGR as OpenCV gives it.
     """
-    decoded = [engine._decode(engine._read(path), "rgb") for path in paths[:256]]
-    of_its_size = engine.prepare(decoded[0])
-    array = of_its_size[0] if len(of_its_size) == 1 else decoded[0]
+    decoded = [decode(path, engine.spec.color, engine.limits) for path in paths[:256]]
+    resized = engine.prepare(decoded[0])
+    array = resized[0] if len(resized) == 1 else decoded[0]
     images = random_inputs(engine.spec, 1)
     frame = random_pixels(480, 640, 3)
     file, picture = cycle(paths), cycle(decoded)
@@ -61,12 +62,12 @@ def single_stream(
         "240 pixels of a camera's frame": lambda: engine.predict(frame[100:340, 200:440], channels="bgr"),
         NETWORK: lambda: engine.backend.run(images),
     }
-    taken = latencies(calls, rounds, seconds / rounds, -(-least // rounds))
-    return {name: summary(each) for name, each in taken.items()}
+    taken = time_calls(calls, rounds, seconds / rounds, -(-min_calls // rounds))
+    return {name: summarise(each) for name, each in taken.items()}
 
 
-def offline(engine: Engine, paths: Sequence[str], seconds: float, rounds: int = 5) -> dict[int, Figure]:
-    """Pictures a second through `predict_many`, from files, by batch size; batch sizes take turns."""
+def measure_offline(engine: Engine, paths: Sequence[str], seconds: float, rounds: int = 5) -> dict[int, Figure]:
+    """Measure pictures a second through `predict_many`, from files, by batch size; batch sizes take turns."""
     batches = [batch for batch in BATCHES if batch <= engine.max_batch]
     rates: dict[int, list[float]] = {batch: [] for batch in batches}
     few = max(64, len(paths) // 10)
@@ -77,10 +78,12 @@ def offline(engine: Engine, paths: Sequence[str], seconds: float, rounds: int = 
             while done == 0 or time.perf_counter() - began < seconds / rounds:
                 done += sum(1 for _ in engine.predict_many(paths, batch_size=batch))
             rates[batch].append(done / (time.perf_counter() - began))
-    return {batch: figure(values) for batch, values in rates.items()}
+    return {batch: estimate_median(values) for batch, values in rates.items()}
 
 
-def server(engine: Engine, paths: Sequence[str], deadline: float, seconds: float, rounds: int = 5) -> Server:
+def measure_server(
+    engine: Engine, paths: Sequence[str], deadline: float, seconds: float, rounds: int = 5
+) -> Server:
     """Search the highest rate that meets the deadline, once a round, each trial with other arrivals.
 
     A search begins where the last one ended, so that all but the first are short. A rate that fails is tried once
@@ -96,7 +99,7 @@ def server(engine: Engine, paths: Sequence[str], deadline: float, seconds: float
     tried: list[tuple[float, float]] = []
 
     def trial(rate: float) -> float:
-        late = asyncio.run(_arrivals(engine, paths, rate, seconds, seed=len(tried)))
+        late = asyncio.run(_run_arrivals(engine, paths, rate, seconds, seed=len(tried)))
         tried.append((rate, late))
         return late
 
@@ -106,11 +109,11 @@ def server(engine: Engine, paths: Sequence[str], deadline: float, seconds: float
     rates: list[float] = []
     for _ in range(rounds):
         rates.append(_search(meets, start=max(LOWEST, rates[-1] if rates else 0.0)))
-    return Server(deadline, figure(rates), tried)
+    return Server(deadline, estimate_median(rates), tried)
 
 
 def _search(meets: Callable[[float], bool], start: float) -> float:
-    """The highest rate that meets the deadline, to a thirtieth of it; 0 where `LOWEST` does not."""
+    """Search the highest rate that meets the deadline, to a thirtieth of it; 0 where `LOWEST` does not."""
     good = bad = start
     while not meets(good):
         if good <= LOWEST:
@@ -125,13 +128,13 @@ def _search(meets: Callable[[float], bool], start: float) -> float:
     return good
 
 
-async def _arrivals(engine: Engine, paths: Sequence[str], rate: float, seconds: float, seed: int) -> float:
-    """The percentile of the latency at a rate, in milliseconds."""
+async def _run_arrivals(engine: Engine, paths: Sequence[str], rate: float, seconds: float, seed: int) -> float:
+    """Send pictures at a rate; return the percentile of the latency in milliseconds."""
     count = max(200, int(rate * seconds))
     gaps = np.random.default_rng(seed).exponential(1 / rate, count)
     due = time.perf_counter() + 0.05 + np.cumsum(gaps)
 
-    async def ask(path: str, at: float) -> float:
+    async def predict(path: str, at: float) -> float:
         try:
             await engine.apredict(path, timeout=PATIENCE)
         except (BusyError, DeadlineError):
@@ -145,5 +148,5 @@ async def _arrivals(engine: Engine, paths: Sequence[str], rate: float, seconds: 
                 await asyncio.sleep(early)
             elif len(tasks) % 16 == 0:
                 await asyncio.sleep(0)  # behind: let answers through
-            tasks.append(group.create_task(ask(path, at)))
+            tasks.append(group.create_task(predict(path, at)))
     return float(np.percentile([task.result() for task in tasks], SHARE, method="higher"))

@@ -1,4 +1,4 @@
-"""Where the time goes: each stage of a picture's way, one after the other and overlapped.
+"""Measures where the time goes: each stage of a picture's way, one after the other and overlapped.
 
 The engine itself is observed and nothing stands in for it: a stage that is slow there is slow here.
 """
@@ -16,7 +16,7 @@ from fmengine.engine import Engine
 from fmengine.image.decode import decode
 from fmengine.pipeline.stages import STAGES
 
-from .timing import Figure, Summary, figure, summary
+from .timing import Figure, Summary, estimate_median, summarise
 
 AGREE = 0.05  # the stages add up to the whole within this share of it, as far as the interval can tell
 
@@ -60,7 +60,9 @@ class Overlapped:
     hidden: dict[str, Figure]
 
 
-def serial(engine: Engine, paths: Sequence[str], seconds: float, least: int = 100, rounds: int = 5) -> Serial:
+def measure_serial(
+    engine: Engine, paths: Sequence[str], seconds: float, min_calls: int = 100, rounds: int = 5
+) -> Serial:
     """Time the stages of one picture after another, and `predict` on the same picture in turn."""
     taken: dict[str, list[float]] = {stage: [] for stage in STAGES}
     wholes: list[float] = []
@@ -68,30 +70,31 @@ def serial(engine: Engine, paths: Sequence[str], seconds: float, least: int = 10
     for path in paths[:10]:
         engine.predict(path)
     end = time.perf_counter() + seconds
-    while len(wholes) < max(least, rounds) or time.perf_counter() < end:
+    while len(wholes) < max(min_calls, rounds) or time.perf_counter() < end:
         path = paths[len(wholes) % len(paths)]
         began = time.perf_counter()
         engine.predict(path)
         wholes.append(1e3 * (time.perf_counter() - began))
-        with _observing(engine) as spans:
+        with _record_spans(engine) as spans:
             engine.predict(path)
         for stage in STAGES:
             taken[stage].append(1e3 * sum(until - since for since, until in spans[stage]))
-        for part, milliseconds in _on_device(engine, path).items():
+        for part, milliseconds in _time_on_device(engine, path).items():
             device.setdefault(part, []).append(milliseconds)
     in_rounds = partial(np.array_split, indices_or_sections=rounds)
     stages = {stage: in_rounds(values) for stage, values in taken.items()}
     whole = in_rounds(wholes)
     shares = [sum(stage[i].mean() for stage in stages.values()) / whole[i].mean() for i in range(rounds)]
     return Serial(
-        {stage: summary(values) for stage, values in stages.items()},
-        {part: summary(in_rounds(values)) for part, values in device.items()},
-        summary(whole),
-        figure(shares),
+        {stage: summarise(values) for stage, values in stages.items()},
+        {part: summarise(in_rounds(values)) for part, values in device.items()},
+        summarise(whole),
+        estimate_median(shares),
     )
 
 
-def _on_device(engine: Engine, path: str) -> dict[str, float]:
+def _time_on_device(engine: Engine, path: str) -> dict[str, float]:
+    """Time the parts of a GPU's work on one picture, in milliseconds by name; none without a GPU."""
     if not isinstance(engine.backend, DeviceBackend):
         return {}
     _, stages = engine.backend.time_stages([decode(path, engine.spec.color, engine.limits)])
@@ -103,40 +106,40 @@ def _on_device(engine: Engine, path: str) -> dict[str, float]:
     }
 
 
-def overlapped(engine: Engine, paths: Sequence[str], rounds: int = 5) -> Overlapped:
-    """Note when which thread is in which stage while `predict_many` runs."""
+def measure_overlapped(engine: Engine, paths: Sequence[str], rounds: int = 5) -> Overlapped:
+    """Measure which stages threads are in, and when, while `predict_many` runs."""
     walls: list[float] = []
     busy: dict[str, list[float]] = {stage: [] for stage in STAGES}
     hidden: dict[str, list[float]] = {stage: [] for stage in STAGES if stage != "infer"}
     for _ in range(rounds):
-        with _observing(engine) as spans:
+        with _record_spans(engine) as spans:
             began = time.perf_counter()
             pictures = sum(1 for _ in engine.predict_many(paths))
             walls.append(time.perf_counter() - began)
-        computing = _union(spans["infer"])
+        inferring = _merge_spans(spans["infer"])
         for stage in STAGES:
             busy[stage].append(sum(until - since for since, until in spans[stage]))
             if stage in hidden and busy[stage][-1] > 0:  # a GPU preprocesses within infer
-                covered = sum(_within(span, computing) for span in spans[stage])
+                covered = sum(_measure_covered(span, inferring) for span in spans[stage])
                 hidden[stage].append(covered / busy[stage][-1])
     return Overlapped(
         pictures,
-        figure(walls),
-        {stage: figure(seconds) for stage, seconds in busy.items()},
-        {stage: figure(shares) for stage, shares in hidden.items() if shares},
+        estimate_median(walls),
+        {stage: estimate_median(seconds) for stage, seconds in busy.items()},
+        {stage: estimate_median(shares) for stage, shares in hidden.items() if shares},
     )
 
 
 @contextmanager
-def _observing(engine: Engine) -> Iterator[dict[str, list[tuple[float, float]]]]:
+def _record_spans(engine: Engine) -> Iterator[dict[str, list[tuple[float, float]]]]:
     """Record from when to when each of the engine's stages runs."""
     spans: dict[str, list[tuple[float, float]]] = {stage: [] for stage in STAGES}
     with engine.observe(lambda stage, begin, end: spans[stage].append((begin, end))):
         yield spans
 
 
-def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The same time in spans that do not touch, in order."""
+def _merge_spans(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Merge spans that touch; return the same time in order."""
     merged: list[tuple[float, float]] = []
     for since, until in sorted(spans):
         if merged and since <= merged[-1][1]:
@@ -146,5 +149,6 @@ def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return merged
 
 
-def _within(span: tuple[float, float], others: list[tuple[float, float]]) -> float:
+def _measure_covered(span: tuple[float, float], others: list[tuple[float, float]]) -> float:
+    """Measure the seconds of a span that lie within others."""
     return sum(max(0.0, min(span[1], until) - max(span[0], since)) for since, until in others)

@@ -1,4 +1,4 @@
-"""Figures from many timings: contenders that take turns, percentiles and medians with their intervals.
+"""Times calls in turn, and gives percentiles and medians with their intervals.
 
 All is measured in rounds. Timings of one moment are alike; what differs from round to round, as clocks and other
 work on the machine do, is what the next run will see too. So an interval is a bootstrap over whole rounds.
@@ -61,14 +61,14 @@ class Summary:
         return Figure(self.p50, *self.intervals["p50"], self.rounds)
 
 
-def summary(rounds: Sequence[Timings]) -> Summary:
+def summarise(rounds: Sequence[Timings]) -> Summary:
     """Summarise the milliseconds of each round."""
     values = np.concatenate(rounds)
-    typical = _typical(values)
+    typical = _compute_typical(values)
     drawn = np.sort(np.random.default_rng(0).integers(0, len(rounds), (RESAMPLES, len(rounds))), axis=1)
     # The same rounds are often drawn again; their percentiles are computed once.
     distinct, often = np.unique(drawn, axis=0, return_counts=True)
-    resampled = [list(_typical(np.concatenate([rounds[i] for i in row])).values()) for row in distinct]
+    resampled = [list(_compute_typical(np.concatenate([rounds[i] for i in row])).values()) for row in distinct]
     ends = np.percentile(np.repeat(resampled, often, axis=0), [2.5, 97.5], axis=0)
     intervals = {name: (low, high) for name, low, high in zip(typical, *ends.tolist(), strict=True)}
     return Summary(
@@ -76,22 +76,25 @@ def summary(rounds: Sequence[Timings]) -> Summary:
     )
 
 
-def _typical(values: npt.NDArray[np.float64]) -> dict[str, float]:
+def _compute_typical(values: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Compute the mean and the percentiles, by their names in `Summary`."""
     percentiles = np.percentile(values, PERCENTILES).tolist()
     return {"mean": float(values.mean())} | {
         f"p{p}": value for p, value in zip(PERCENTILES, percentiles, strict=True)
     }
 
 
-def figure(values: Sequence[float]) -> Figure:
-    """The median, and where it would lie in 95 % of rounds drawn anew from these (percentile bootstrap)."""
+def estimate_median(values: Sequence[float]) -> Figure:
+    """Estimate the median, and its interval in 95 % of rounds drawn anew from these (percentile bootstrap)."""
     drawn = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values)))
     low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5]).tolist()
     return Figure(statistics.median(values), low, high, len(values))
 
 
-def latencies(calls: Mapping[str, Call], rounds: int, turn: float, least: int) -> dict[str, list[list[float]]]:
-    """Milliseconds of every call, by name and round.
+def time_calls(
+    calls: Mapping[str, Call], rounds: int, turn: float, min_calls: int
+) -> dict[str, list[list[float]]]:
+    """Time calls in milliseconds, by name and round.
 
     Each has its turn in every round, so that noise falls on all alike, and rests before it, for libraries' threads
     go on spinning a while.
@@ -99,23 +102,23 @@ def latencies(calls: Mapping[str, Call], rounds: int, turn: float, least: int) -
     Args:
         calls: by name.
         rounds: of turns.
-        turn: seconds of a turn, at least.
-        least: calls of a turn, at least, after a tenth of them to warm up.
+        turn: seconds of a turn, at minimum.
+        min_calls: calls of a turn, at minimum, after a tenth of them to warm up.
     """
     taken: dict[str, list[list[float]]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             time.sleep(REST)
-            taken[name].append(_one_turn(call, turn, least))
+            taken[name].append(_take_turn(call, turn, min_calls))
     return taken
 
 
-def _one_turn(call: Call, turn: float, least: int) -> list[float]:
-    for _ in range(max(1, least // 10)):
+def _take_turn(call: Call, turn: float, min_calls: int) -> list[float]:
+    for _ in range(max(1, min_calls // 10)):
         call()
     taken: list[float] = []
     end = time.perf_counter() + turn
-    while len(taken) < least or time.perf_counter() < end:
+    while len(taken) < min_calls or time.perf_counter() < end:
         began = time.perf_counter()
         call()
         taken.append(1e3 * (time.perf_counter() - began))
@@ -125,8 +128,8 @@ def _one_turn(call: Call, turn: float, least: int) -> list[float]:
 def time_in_turn(
     contenders: Mapping[str, Call], rounds: int = ROUNDS, turn: float = TURN
 ) -> dict[str, list[float]]:
-    """Milliseconds of a call of each contender, in turn: the mean of each round, which throughput is made of."""
-    taken = latencies(contenders, rounds, turn, least=3)
+    """Time a call of each contender in milliseconds, in turn: the mean of each round, for throughput."""
+    taken = time_calls(contenders, rounds, turn, min_calls=3)
     return {name: [statistics.fmean(each) for each in taken[name]] for name in contenders}
 
 
@@ -136,7 +139,7 @@ def random_inputs(spec: ModelSpec, batch: int) -> InputBatch:
 
 
 def random_pixels(*shape: int) -> npt.NDArray[np.uint8]:
-    """Seeded uint8 to time a network on.
+    """Draw seeded uint8 values to time a network on.
 
     Zeros would flatter it: a GPU whose bits do not change draws less power, and clocks higher.
     """

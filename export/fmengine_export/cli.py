@@ -181,9 +181,9 @@ def _export_onnx(
 
 def _family(checkpoint: Path) -> str:
     """Return the family's name where none is given: the recipe's model."""
-    from fmengine_train.checkpoint import model_in, read_document
+    from fmengine_train.checkpoint import find_model, read_document
 
-    document = read_document(model_in(checkpoint))
+    document = read_document(find_model(checkpoint))
     try:
         return str(document["recipe"]["model"])
     except (KeyError, TypeError) as error:

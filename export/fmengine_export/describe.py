@@ -9,7 +9,7 @@ from fmengine.cli.console import warn
 from fmengine.errors import ModelError
 from fmengine.model.spec import FORMAT_VERSION, ModelSpec
 from fmengine.system.files import check_target, write_file
-from fmengine_train.checks import check_labels, label_notes
+from fmengine_train.checks import check_labels, list_label_notes
 
 from .export import path_of
 from .graph import describe
@@ -31,7 +31,7 @@ def describe_file(model_file: Path, spec_file: Path, folder: Path, overwrite: bo
     """
     spec = _read_spec(spec_file)
     check_labels(spec.labels)
-    for note in label_notes(spec.labels):
+    for note in list_label_notes(spec.labels):
         warn(f"note: {note}")
     target = path_of(folder, spec.name, spec.precision)
     check_target(target, [target.suffix], overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Write the three files of one family: the spec that each carries, and the check that each passes."""
+"""Writes the three files of one family, and checks each before it is left behind."""
 
 import math
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
+from fmengine.check.compare import EXPORTED_LOGITS, PROBABILITY_SUM, compare_logits
 from fmengine.errors import FmengineError, ModelError
 from fmengine.model.file import load_model_file
 from fmengine.model.spec import ModelSpec, Precision
@@ -21,10 +22,6 @@ from fmengine_train.model import AlexNet
 from .fold import fold
 from .graph import build_float, build_int8
 from .quantize import calibrate
-
-# How far each file's logits may lie from PyTorch's on the check's pictures, as a share of the largest
-# logit there. A wrong layer, stride or scale is off by about the whole; `fmengine parity` measures finely.
-CHECK_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
 
 
 def path_of(folder: Path, name: str, precision: Precision) -> Path:
@@ -55,14 +52,14 @@ def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Pr
         unsure_below=document["unsure_below"],
         training_data=document["training_data"],
         accuracy={
-            source: {key: _figure(scores[key]) for key in ("count", "accuracy", "balanced_accuracy")}
+            source: {key: _as_json(scores[key]) for key in ("count", "accuracy", "balanced_accuracy")}
             for source, scores in document["validation"].items()
         },
         weights_sha256=weights_sha256(model),
     )
 
 
-def _figure(value: float) -> float | None:
+def _as_json(value: float) -> float | None:
     """Return a score for JSON, which has no number for NaN."""
     return value if math.isfinite(value) else None
 
@@ -118,11 +115,11 @@ def _check(path: Path, pictures: InputBatch, expected: "np.ndarray[Any, Any]", p
     backend = OnnxRuntimeBackend.open(file, BackendOptions())
     outputs = backend.run(pictures)
     backend.close()
-    off = float(np.abs(outputs.logits - expected).max() / max(1e-6, np.abs(expected).max()))
-    limit = CHECK_TOLERANCE[precision]
+    off = compare_logits(outputs.logits, expected).max / max(1e-6, float(np.abs(expected).max()))
+    limit = EXPORTED_LOGITS[precision]
     if not off <= limit:
         raise CheckError(
             f"the {precision} file's logits are off by {off:.3g} of the largest one; allowed is {limit}"
         )
-    if not np.allclose(outputs.probabilities.sum(axis=1), 1, atol=1e-5):
+    if not np.allclose(outputs.probabilities.sum(axis=1), 1, atol=PROBABILITY_SUM):
         raise CheckError(f"the {precision} file's probabilities do not add up to 1")

@@ -21,16 +21,23 @@ from click.testing import CliRunner, Result
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.engine import Engine
 from fmengine.errors import DataError, FmengineError, OutputError, UnavailableError
+from fmengine.image.source import read_file
 from fmengine.model.file import load_model_file, resolve
+from fmengine.pipeline import stages as pipeline_stages
+from fmengine.pipeline.batch import Batch
+from fmengine.pipeline.stages import Stages
 from fmengine_bench import bench as module
 from fmengine_bench import contenders, energy, limits, scenarios, stages
 from fmengine_bench.bench import Report
 from fmengine_bench.bench_cli import bench
-from fmengine_bench.bench_page import page_of
+from fmengine_bench.bench_page import format_page
+from fmengine_bench.drawn import draw_pictures
 from fmengine_bench.jobs import jobs
-from fmengine_bench.limits import Best, Peak, roofline, work_of
-from fmengine_bench.metrics import accuracy_of, wilson
-from fmengine_bench.timing import Figure, figure, latencies, summary, time_in_turn
+from fmengine_bench.limits import Best, Peak, compute_roofline, count_work
+from fmengine_bench.machine import warn_of_load
+from fmengine_bench.metrics import compute_accuracy, compute_wilson_interval
+from fmengine_bench.timing import Figure, estimate_median, summarise, time_calls, time_in_turn
+from fmengine_bench.verdict import Verdict
 
 from .conftest import Clock
 
@@ -44,7 +51,7 @@ LABELLED = 42  # of the drawn pictures
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn pictures in folders of labels, some in a folder that bears none, and a file that is no picture."""
     root = tmp_path_factory.mktemp("drawn")
-    for number, path in enumerate(map(Path, module.drawn_pictures(root, 48))):
+    for number, path in enumerate(map(Path, draw_pictures(root, 48))):
         label = "happy" if number < 30 else "sad" if number < LABELLED else "other"
         (root / label).mkdir(exist_ok=True)
         path.rename(root / label / path.name)
@@ -122,13 +129,14 @@ def test_the_whole_report(measured: Measured) -> None:
     ):
         assert part in measured.result.stdout
     assert measured.document["schema"] == module.SCHEMA
+    assert list(measured.document["serial"]["stages"]) == ["read", "decode", "preprocess", "infer", "post"]
     assert measured.document["passed"]
     assert measured.document["about"]["model sha256"]
     assert "<svg" in measured.page
 
 
 @pytest.mark.slow
-def test_files_that_cannot_be_read_are_told(measured: Measured) -> None:
+def test_files_that_cannot_be_read_are_reported(measured: Measured) -> None:
     assert "… 1 of 49 files cannot be read and take no part; the first is " in measured.result.stderr
     assert "notes.txt: no known image format" in measured.result.stderr
 
@@ -164,7 +172,7 @@ def test_every_figure_has_an_interval_that_was_measured(measured: Measured) -> N
 
 
 @pytest.mark.slow
-def test_what_is_measured_once_is_said_once(measured: Measured) -> None:
+def test_what_is_measured_once_is_reported_once(measured: Measured) -> None:
     """The network took three times as long in one place as in another, where one was a mean and one a median."""
     first, second = measured.report.rooflines
     assert (first.batch, second.batch) == (1, 32)
@@ -176,7 +184,7 @@ def test_a_network_is_timed_on_no_zeros(measured: Measured) -> None:
     """Those that it is warmed up with when it is loaded, and none that are timed."""
     assert {size: count for (size, zeros), count in measured.inputs.items() if zeros} == {1: 1, 64: 1}
     assert measured.inputs[32, False] > 2
-    product = limits._product("MatMul", 1, 1, 1, threads=1)()[0]  # 1: FP32
+    product = limits._make_product("MatMul", 1, 1, 1, threads=1)()[0]  # 1: FP32
     assert len(np.unique(product)) > 100
 
 
@@ -191,7 +199,7 @@ def test_labels_that_are_known_give_an_accuracy(measured: Measured, folder: Path
     right = sum(label == Path(path).parent.name for path, label in answers.items())
     assert found is not None
     assert (found.count, found.share) == (LABELLED, right / LABELLED)
-    assert (found.low, found.high) == wilson(right, LABELLED)
+    assert (found.low, found.high) == compute_wilson_interval(right, LABELLED)
     assert measured.document["accuracy"] == {
         "share": found.share,
         "low": found.low,
@@ -204,8 +212,8 @@ def test_labels_that_are_known_give_an_accuracy(measured: Measured, folder: Path
 
 
 def test_without_labels_there_is_no_accuracy() -> None:
-    assert accuracy_of([], []) is None
-    found = accuracy_of(["happy", None, "sad"], ["happy", "happy", "sad"])
+    assert compute_accuracy([], []) is None
+    found = compute_accuracy(["happy", None, "sad"], ["happy", "happy", "sad"])
     assert found is not None
     assert (found.share, found.count) == (2 / 3, 3)
 
@@ -214,31 +222,43 @@ def test_without_labels_there_is_no_accuracy() -> None:
 def test_a_page_takes_accuracies_at_their_bounds(measured: Measured) -> None:
     """Rounding puts the end of an interval on the wrong side of its value, where a plot takes no such thing."""
     rate = Figure(1000.0, 900.0, 1100.0, 2)
-    all_right, none_right = accuracy_of(["sad"] * 4, ["sad"] * 4), accuracy_of(["happy"] * 3, ["sad"] * 3)
+    all_right, none_right = (
+        compute_accuracy(["sad"] * 4, ["sad"] * 4),
+        compute_accuracy(["happy"] * 3, ["sad"] * 3),
+    )
     both = [
         contenders.Contender(name, "a stand-in", rate, None, accuracy, 0, {})
         for name, accuracy in (("right", all_right), ("wrong", none_right))
     ]
-    page = page_of(replace(measured.report, contenders=both))
+    page = format_page(replace(measured.report, contenders=both))
     assert "100.0% [51.0%, 100.0%]" in page
     assert page.count("<svg") == 1
 
 
 def test_wrong_answers_get_no_figures(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Engine._preprocess
+    original = Stages._preprocess_into
 
-    def inverted(self: Engine, pictures: list) -> list:
-        return [made._replace(image=255 - made.image) for made in original(self, pictures)]
+    def invert(self: Stages, tasks: list, images: list, batch: Batch) -> None:
+        original(self, tasks, images, batch)
+        made = batch.inputs[len(batch) - len(tasks) : len(batch)]
+        np.subtract(255, made, out=made)
 
-    monkeypatch.setattr(Engine, "_preprocess", inverted)
+    monkeypatch.setattr(Stages, "_preprocess_into", invert)
     monkeypatch.setattr(os, "getloadavg", lambda: (1.25, 0.0, 0.0))
     result = CliRunner().invoke(bench, [*QUICK, "--pictures", str(Path(paths[0]).parent)])
     assert result.exit_code == 1
     assert "parity IS BROKEN" in result.stdout
     assert "no figures" in result.stdout
     assert "pictures/s" not in result.stdout
-    for told in (result.stdout, result.stderr):  # before anything is measured, and in the report
-        assert "warning: the machine's load was 1.25 before, over 0.5" in told
+    for text in (result.stdout, result.stderr):  # before anything is measured, and in the report
+        assert "warning: the machine's load was 1.25 before, over 0.5" in text
+
+
+@pytest.mark.parametrize("field", ["between_batches", "from_reference"])
+def test_a_verdict_on_what_is_no_number_is_broken(field: str) -> None:
+    passed = Verdict(8, 0, between_batches=0.0, from_reference=0.0, flips=0, tolerance=1e-4)
+    assert passed.passed
+    assert not replace(passed, **{field: float("nan")}).passed
 
 
 @pytest.mark.slow
@@ -279,16 +299,16 @@ def test_outputs_are_checked_before_the_work(
 
 @pytest.mark.parametrize("command", ["bench", "jobs"])
 def test_peers_are_looked_up_before_the_work(command: str, folder: Path, tmp_path: Path) -> None:
-    def ask(peers: str) -> FmengineError:
+    def look_up(peers: str) -> FmengineError:
         before = [jobs, [str(folder)]] if command == "jobs" else [bench, ["--model", "not-there"]]
         result = CliRunner().invoke(before[0], [*before[1], "--against", peers])
         assert isinstance(result.exception, FmengineError)
         return result.exception
 
-    unknown = ask("fer, caffe")
+    unknown = look_up("fer, caffe")
     assert unknown.exit_code == 2
     assert str(unknown).startswith("unknown peer 'caffe'; available are torch, torch-compile, ")
-    missing = ask("fer")
+    missing = look_up("fer")
     assert missing.exit_code == 4
     assert str(missing) == "fer is not installed; run: fmengine bench install fer"
 
@@ -307,39 +327,52 @@ def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
 # Stages and scenarios
 
 
-def slowed(engine: Engine, stage: str, seconds: float) -> None:
-    method = getattr(engine, f"_{stage}")
+OWNERS = {
+    "read": (pipeline_stages, "read_file"),
+    "decode": (pipeline_stages, "decode_bytes"),
+    "preprocess": (Stages, "_preprocess_into"),
+    "infer": (Stages, "_run_network"),
+    "post": (Stages, "_set_results"),
+}  # of what does the work of each stage
+
+
+def slow_down(engine: Engine, stage: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name = OWNERS[stage]
+    function = getattr(owner, name)
 
     def slow(*arguments):
         time.sleep(seconds)
-        return method(*arguments)
+        return function(*arguments)
 
-    setattr(engine, f"_{stage}", slow)
+    monkeypatch.setattr(owner, name, slow)
+    engine._stages.observe(None)  # which takes the functions up as they are now
 
 
 @pytest.mark.parametrize("stage", stages.STAGES)
-def test_a_slowed_stage_shows_in_its_row(engine: Engine, paths: list[str], stage: str, clock: Clock) -> None:
-    slowed(engine, stage, 0.02)
-    found = stages.serial(engine, paths, 0, least=10, rounds=2)
+def test_a_slowed_stage_shows_in_its_row(
+    engine: Engine, paths: list[str], stage: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_down(engine, stage, 0.02, monkeypatch)
+    found = stages.measure_serial(engine, paths, 0, min_calls=10, rounds=2)
     for name, row in found.stages.items():
         assert (row.min, row.max) == pytest.approx((20, 20) if name == stage else (0, 0)), name
     assert (found.whole.min, found.whole.max, found.share.median) == pytest.approx((20, 20, 1))
     assert found.agrees
 
 
-def test_the_overlapped_mode_says_what_hides_behind_compute(engine: Engine, paths: list[str]) -> None:
-    found = stages.overlapped(engine, paths, rounds=2)
+def test_the_overlapped_mode_reports_what_hides_behind_infer(engine: Engine, paths: list[str]) -> None:
+    found = stages.measure_overlapped(engine, paths, rounds=2)
     assert found.pictures == len(paths)
     assert set(found.busy) == set(stages.STAGES)
-    assert set(found.hidden) == set(stages.STAGES) - {"compute"}
+    assert set(found.hidden) == set(stages.STAGES) - {"infer"}
     assert all(0 <= share.low <= share.high <= 1 + 1e-9 for share in found.hidden.values())
-    assert engine._read.__func__ is Engine._read  # nothing is left behind
+    assert engine._stages._read is read_file  # nothing is left behind
 
 
 def test_time_within_spans() -> None:
-    merged = stages._union([(3, 5), (0, 1), (0.5, 2)])
+    merged = stages._merge_spans([(3, 5), (0, 1), (0.5, 2)])
     assert merged == [(0, 2), (3, 5)]
-    assert stages._within((1, 4), merged) == 2
+    assert stages._measure_covered((1, 4), merged) == 2
 
 
 @dataclass
@@ -358,8 +391,8 @@ class Arrivals:
 
 
 def search(arrivals: Arrivals, monkeypatch: pytest.MonkeyPatch, rounds: int = 5) -> scenarios.Server:
-    monkeypatch.setattr(scenarios, "_arrivals", arrivals)
-    return scenarios.server(None, [], 10.0, 1.0, rounds)  # type: ignore[arg-type]
+    monkeypatch.setattr(scenarios, "_run_arrivals", arrivals)
+    return scenarios.measure_server(None, [], 10.0, 1.0, rounds)  # type: ignore[arg-type]
 
 
 def test_the_server_finds_the_rate_that_meets_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,12 +420,12 @@ def test_a_server_that_is_too_slow_is_not_searched_for_minutes(monkeypatch: pyte
     assert len(found.tried) == 2 * 5
 
 
-def test_what_the_shipped_network_asks_for() -> None:
-    work = work_of(load_model_file(resolve("alexnet-slim", ("int8",))))
+def test_the_work_of_the_shipped_network() -> None:
+    work = count_work(load_model_file(resolve("alexnet-slim", ("int8",))))
     # Five convolutions at 80 pixels: 24 channels of 5x5 at stride 2, and so on; products counted once, times two.
     assert 1.0e8 < work.operations < 1.6e8
     assert 1.0e6 < work.weights < 1.3e6
-    half = work_of(load_model_file(resolve("alexnet-slim", ("fp16",))))
+    half = count_work(load_model_file(resolve("alexnet-slim", ("fp16",))))
     assert half.operations == work.operations
     assert half.activations == 2 * work.activations
 
@@ -406,28 +439,28 @@ def peak_of(copy: float, **operations: float) -> Peak:
 
 
 def test_the_roofline_takes_the_higher_of_arithmetic_and_memory() -> None:
-    work = work_of(load_model_file(resolve("alexnet-slim", ("int8",))))
-    found = roofline(work, peak_of(1e-3, int8=1000, fp32=100), "int8", 1, exactly(1e6))
+    work = count_work(load_model_file(resolve("alexnet-slim", ("int8",))))
+    found = compute_roofline(work, peak_of(1e-3, int8=1000, fp32=100), "int8", 1, exactly(1e6))
     assert found.bound == "memory"
     peak = peak_of(1e6, int8=1000, fp32=100)
-    found = roofline(work, peak, "int8", 1, exactly(2 * work.operations / 1e9))
+    found = compute_roofline(work, peak, "int8", 1, exactly(2 * work.operations / 1e9))
     assert found.bound == "arithmetic"
     assert found.share.median == pytest.approx(0.5)
 
 
 def test_a_rooflines_share_is_as_uncertain_as_what_it_is_made_of() -> None:
-    work = work_of(load_model_file(resolve("alexnet-slim", ("int8",))))
+    work = count_work(load_model_file(resolve("alexnet-slim", ("int8",))))
     took = work.operations / 1e9  # milliseconds, at 1000 GOP/s
     peak = Peak({"int8": Best(1000, 800, 5), "fp32": Best(100, 100, 5)}, Best(1e6, 1e6, 5))
-    share = roofline(work, peak, "int8", 1, Figure(2 * took, took, 4 * took, 5)).share
+    share = compute_roofline(work, peak, "int8", 1, Figure(2 * took, took, 4 * took, 5)).share
     assert (share.median, share.low, share.high) == pytest.approx((1 / 2, 1 / 4, 1.25))
 
 
 def test_an_fp16_file_is_held_against_what_the_machine_computes_it_in() -> None:
-    work = work_of(load_model_file(resolve("alexnet-slim", ("fp16",))))
+    work = count_work(load_model_file(resolve("alexnet-slim", ("fp16",))))
     cpu, gpu = peak_of(1e6, int8=1000, fp32=100), peak_of(1e6, fp16=1000, fp32=100)
-    assert roofline(work, cpu, "fp16", 1, exactly(1)).least == pytest.approx(work.operations / 1e8)
-    assert roofline(work, gpu, "fp16", 1, exactly(1)).least == pytest.approx(work.operations / 1e9)
+    assert compute_roofline(work, cpu, "fp16", 1, exactly(1)).least == pytest.approx(work.operations / 1e8)
+    assert compute_roofline(work, gpu, "fp16", 1, exactly(1)).least == pytest.approx(work.operations / 1e9)
 
 
 def test_a_gpus_peak_is_measured_by_pytorch_where_it_sees_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,7 +469,7 @@ def test_a_gpus_peak_is_measured_by_pytorch_where_it_sees_one(monkeypatch: pytes
     waits, products = [], []
     multiply = torch.mm
     monkeypatch.setattr(torch, "mm", lambda *matrices: products.append(multiply(*matrices)))
-    peak = limits._peak_in_torch(torch.device("cpu"), lambda: waits.append(1), 32, 1 << 16)
+    peak = limits._measure_peak_in_torch(torch.device("cpu"), lambda: waits.append(1), 32, 1 << 16)
     assert set(peak.operations) == {"fp16", "fp32"}
     assert min(rate.low for rate in (*peak.operations.values(), peak.copy)) > 0
     assert len(waits) > len(products) > 0  # after every product and copy: a GPU works on when a call has returned
@@ -453,13 +486,13 @@ def test_other_work_does_not_lower_the_peak(clock: Clock) -> None:
     def call() -> None:
         time.sleep(0.001 if next(calls) % 3 == 0 else 0.009)
 
-    peak = limits._peak({"fp32": call}, 100, call, 1_000_000)
+    peak = limits._measure_rates({"fp32": call}, 100, call, 1_000_000)
     for found in (peak.operations["fp32"], peak.copy):
         assert (found.best, found.low) == pytest.approx((2, 2))  # 1e9 a second: 2e6 in a millisecond
 
 
 class Nvml:
-    """NVIDIA's library as far as it is asked: its names are the real package's."""
+    """NVIDIA's library as far as it is used: its names are the real package's."""
 
     NVMLError = pynvml.NVMLError
 
@@ -484,11 +517,11 @@ def test_a_gpus_energy_is_its_own_counters(monkeypatch: pytest.MonkeyPatch) -> N
     nvml = Nvml([2.0, 9.5], "0000:01:00.0")
     assert all(hasattr(pynvml, name) for name in dir(Nvml) if name.startswith("nvml"))
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    assert energy.joules_of(lambda: done.append(1), "0000:01:00.0") == 7.5
+    assert energy.measure_joules(lambda: done.append(1), "0000:01:00.0") == 7.5
     assert done
-    assert energy.joules_of(lambda: None, "0000:02:00.0") is None
+    assert energy.measure_joules(lambda: None, "0000:02:00.0") is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert energy.joules_of(lambda: None, "0000:01:00.0") is None
+    assert energy.measure_joules(lambda: None, "0000:01:00.0") is None
 
 
 # Intervals
@@ -496,9 +529,9 @@ def test_a_gpus_energy_is_its_own_counters(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_intervals_hold_the_median_and_percentiles_are_in_order() -> None:
     rounds = np.random.default_rng(1).normal(10, 1, (5, 30))
-    found = figure(rounds[0].tolist())
+    found = estimate_median(rounds[0].tolist())
     assert found.low <= found.median <= found.high
-    row = summary(rounds)
+    row = summarise(rounds)
     assert row.min <= row.p50 <= row.p90 <= row.p95 <= row.p99 <= row.max
     assert (row.count, row.rounds) == (150, 5)
     for name, (low, high) in row.intervals.items():
@@ -511,9 +544,9 @@ def test_what_drifts_from_round_to_round_widens_an_interval() -> None:
     still = np.random.default_rng(1).normal(10, 0.1, (5, 1000))
     drifting = still + np.arange(5)[:, np.newaxis]
     for name in ("mean", "p50", "p99"):
-        low, high = summary(still).intervals[name]
+        low, high = summarise(still).intervals[name]
         assert high - low < 0.1
-        low, high = summary(drifting).intervals[name]
+        low, high = summarise(drifting).intervals[name]
         assert high - low > 1
 
 
@@ -525,7 +558,9 @@ def test_calls_take_turns_and_each_is_timed(clock: Clock) -> None:
         order.append(name)
         time.sleep(seconds * (1 + order.count(name) % 2) * (1 if len(order) < 30 else 2))
 
-    taken = latencies({"a": lambda: call("a", 1.0), "b": lambda: call("b", 2.0)}, rounds=2, turn=4.0, least=10)
+    taken = time_calls(
+        {"a": lambda: call("a", 1.0), "b": lambda: call("b", 2.0)}, rounds=2, turn=4.0, min_calls=10
+    )
     assert "".join(order) == "a" * 11 + "b" * 11 + "a" * 11 + "b" * 11  # the first of each turn warms up
     assert [sorted(set(np.round(each))) for each in taken["a"]] == [[1000, 2000], [1000, 2000, 4000]]
     mean = time_in_turn({"a": lambda: call("a", 1.0)}, rounds=1, turn=60.0)["a"]
@@ -537,7 +572,7 @@ def test_calls_take_turns_and_each_is_timed(clock: Clock) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `fmengine bench compare` said of two reports."""
+    """The output of `fmengine bench compare` for two reports."""
 
     result: Result
 
@@ -650,11 +685,11 @@ def test_compare_looks_at_all_that_a_gpu_adds(before: dict[str, Any], tmp_path: 
 def test_compare_notes_what_speaks_against_it(before: dict[str, Any], tmp_path: Path) -> None:
     after = copy.deepcopy(before)
     after["about"]["cpu"] = "another"
-    after["warnings"] = module.warnings_of(1.25)
-    told = compared(before, after, tmp_path).result.stderr
-    assert "note: not the same machine or settings: cpu: " in told
-    assert "note: after: the machine's load was 1.25 before, over 0.5" in told
-    assert "note: before" not in told
+    after["warnings"] = warn_of_load(1.25)
+    notes = compared(before, after, tmp_path).result.stderr
+    assert "note: not the same machine or settings: cpu: " in notes
+    assert "note: after: the machine's load was 1.25 before, over 0.5" in notes
+    assert "note: before" not in notes
 
 
 def test_changes_as_json(before: dict[str, Any], tmp_path: Path) -> None:
@@ -666,12 +701,12 @@ def test_changes_as_json(before: dict[str, Any], tmp_path: Path) -> None:
     assert all(change["before"] == change["after"] for change in changes)
 
 
-def test_compare_says_what_it_cannot_read(tmp_path: Path) -> None:
+def test_compare_reports_what_it_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"schema": "another"}')
     result = CliRunner().invoke(bench, ["compare", str(path), str(path)])
     assert result.exit_code == 1
-    assert "expected 'fmengine.bench/3'" in str(result.exception)
+    assert "expected 'fmengine.bench/4'" in str(result.exception)
 
 
 # Peers, energy, jobs
@@ -679,18 +714,18 @@ def test_compare_says_what_it_cannot_read(tmp_path: Path) -> None:
 
 def test_an_unknown_peer_is_an_error_that_lists_them(paths: list[str], engine: Engine) -> None:
     with pytest.raises(Exception, match="unknown peer 'caffe'; available are torch"):
-        contenders.against(engine, paths, ["caffe"], 2, 1, {}, lambda _: None)
+        contenders.measure_contenders(engine, paths, ["caffe"], 2, 1, {}, lambda _: None)
     with pytest.raises(UnavailableError, match="onnxruntime-cuda runs on a GPU alone"):  # before it is installed
-        contenders.against(engine, paths, ["onnxruntime-cuda"], 2, 1, {}, lambda _: None)
+        contenders.measure_contenders(engine, paths, ["onnxruntime-cuda"], 2, 1, {}, lambda _: None)
 
 
 def test_peers_take_turns_and_are_scored(paths: list[str]) -> None:
-    asks = {
+    systems = {
         contenders.OURS: lambda part: (0.001 * len(part), ["happy"] * len(part)),
         "slow": lambda part: (0.004 * len(part), ["sad"] * len(part)),
         "untrained": lambda part: (0.002 * len(part), [None, *["happy"] * (len(part) - 1)]),
     }
-    told: dict = {name: {"what": name, "trained": name != "untrained"} for name in asks}
+    descriptions: dict = {name: {"what": name, "trained": name != "untrained"} for name in systems}
     targets = {path: "happy" if number % 4 else "sad" for number, path in enumerate(paths)}
     turns: list[int] = []
 
@@ -700,29 +735,32 @@ def test_peers_take_turns_and_are_scored(paths: list[str]) -> None:
             raise UnavailableError("it ended")
         return 0.001, ["happy"] * len(part)
 
-    asks["failing"], told["failing"] = failing, {}
+    systems["failing"], descriptions["failing"] = failing, {}
     failed: dict[str, str] = {}
-    found = {c.name: c for c in contenders._in_turn(asks, told, paths, 2, targets, lambda _: None, failed)}
+    found = {
+        c.name: c
+        for c in contenders._measure_in_turn(systems, descriptions, paths, 2, targets, lambda _: None, failed)
+    }
     assert list(found) == [contenders.OURS, "slow", "untrained"]
     assert failed == {"failing": "it ended"}  # and costs the others nothing
     assert len(turns) == 2
     assert found["slow"].times is not None
     assert found["slow"].times.median == pytest.approx(4)
-    assert found[contenders.OURS].accuracy == accuracy_of(["happy"] * 48, [targets[path] for path in paths])
+    assert found[contenders.OURS].accuracy == compute_accuracy(["happy"] * 48, [targets[path] for path in paths])
     assert found["slow"].accuracy is not None
     assert (found["slow"].accuracy.share, found["slow"].accuracy.count) == (0.25, 48)
     assert found["untrained"].accuracy is None
     assert [c.unread for c in found.values()] == [0, 0, 1]
 
 
-def test_energy_is_not_told_where_there_is_no_counter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_energy_is_not_measured_where_there_is_no_counter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
-    assert energy.joules_of(lambda: None) is None
+    assert energy.measure_joules(lambda: None) is None
     counter = tmp_path / "intel-rapl:0"
     counter.mkdir()
     (counter / "max_energy_range_uj").write_text("1000000")
     (counter / "energy_uj").write_text("900000")
-    wrapped = energy.joules_of(lambda: (counter / "energy_uj").write_text("400000"))
+    wrapped = energy.measure_joules(lambda: (counter / "energy_uj").write_text("400000"))
     assert wrapped == pytest.approx(0.5)  # the counter began anew at its end
 
 
@@ -730,13 +768,13 @@ def test_energy_is_measured_in_every_round(
     paths: list[str], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joules, predict_many, rounds = iter([2.0, 4.0, 3.0]), engine.predict_many, []
-    monkeypatch.setattr(module, "joules_of", lambda work, _: work() or next(joules))
+    monkeypatch.setattr(module, "measure_joules", lambda work, _: work() or next(joules))
     monkeypatch.setattr(engine, "predict_many", lambda paths: rounds.append(1) or predict_many(paths))
-    found = module._pictures_a_joule(engine, paths, module.Effort(seconds=0, rounds=3))
+    found = module._measure_energy(engine, paths, module.Effort(seconds=0, rounds=3))
     assert found == Figure(16, 12, 24, 3)  # of 48 pictures
     assert len(rounds) == 3
-    monkeypatch.setattr(module, "joules_of", lambda work, _: None)
-    assert module._pictures_a_joule(engine, paths, module.Effort(seconds=0, rounds=3)) is None
+    monkeypatch.setattr(module, "measure_joules", lambda work, _: None)
+    assert module._measure_energy(engine, paths, module.Effort(seconds=0, rounds=3)) is None
 
 
 def test_whole_jobs_are_timed_from_the_outside(paths: list[str]) -> None:
@@ -747,7 +785,7 @@ def test_whole_jobs_are_timed_from_the_outside(paths: list[str]) -> None:
     assert "fmengine" in result.stdout
 
 
-def test_jobs_says_what_it_cannot_do(folder: Path, tmp_path: Path) -> None:
+def test_jobs_reports_what_it_cannot_do(folder: Path, tmp_path: Path) -> None:
     device = CliRunner().invoke(jobs, [str(folder), "--device", "gpu"])
     assert device.exit_code == 2
     assert "'gpu'; expected cpu, or cuda:N" in device.stderr

@@ -7,8 +7,8 @@ import pytest
 
 from fmengine.engine import Engine
 from fmengine_bench.corruptions import CORRUPTIONS, SEVERITIES
-from fmengine_bench.labelled import labelled_files
-from fmengine_bench.robustness import as_text, robustness
+from fmengine_bench.labelled import list_labelled_files
+from fmengine_bench.robustness import as_text, measure_robustness
 
 NAMES = list(CORRUPTIONS)
 
@@ -63,9 +63,9 @@ def test_the_seed_decides(name: str) -> None:
 @pytest.mark.slow
 def test_robustness_through_the_runtime(drawn_faces: Path) -> None:
     with Engine.load(backend="onnxruntime") as engine:
-        files = labelled_files(drawn_faces / "val", engine.spec.labels)
-        found = robustness(engine, [*files, (str(drawn_faces / "none.png"), 0)])
-        assert found == robustness(engine, files)
+        files = list_labelled_files(drawn_faces / "val", engine.spec.labels)
+        found = measure_robustness(engine, [*files, (str(drawn_faces / "none.png"), 0)])
+        assert found == measure_robustness(engine, files)
         right = [engine.predict(path).label == engine.spec.labels[target] for path, target in files]
     assert found.clean == np.mean(right)
     assert found.accuracy.keys() == CORRUPTIONS.keys()
@@ -75,7 +75,7 @@ def test_robustness_through_the_runtime(drawn_faces: Path) -> None:
 
 def test_a_picture_that_the_model_has_no_answer_for_is_not_answered_right(blind: Path) -> None:
     with Engine.load(blind / "blind.onnx", "onnxruntime") as engine:
-        found = robustness(engine, labelled_files(blind / "faces", engine.spec.labels))
+        found = measure_robustness(engine, list_labelled_files(blind / "faces", engine.spec.labels))
     assert found.clean == 0.5  # gray is happy, and of black it has no opinion
     assert found.accuracy["dark"] == [0.5, 0.5, 0.5, 0.5, 0.0]  # in the end gray is black too
     assert 0 < found.mean < 1
@@ -86,7 +86,7 @@ def test_a_picture_that_the_model_has_no_answer_for_is_not_answered_right(blind:
 
 def test_the_parts_halve_a_folder(drawn_faces: Path) -> None:
     labels = ("happy", "sad")
-    everything = labelled_files(drawn_faces / "train", labels)
-    parts = [labelled_files(drawn_faces / "train", labels, part=part) for part in ("select", "report")]
+    everything = list_labelled_files(drawn_faces / "train", labels)
+    parts = [list_labelled_files(drawn_faces / "train", labels, part=part) for part in ("select", "report")]
     assert sorted(parts[0] + parts[1]) == sorted(everything)
     assert 0.3 < len(parts[0]) / len(everything) < 0.7

@@ -13,7 +13,7 @@ from fmengine.image.preprocess import preprocess as runtime
 from fmengine.model.spec import InputSpec
 from fmengine.options import Limits
 from fmengine.types import COLORS, FITS, Color, Fit
-from fmengine_bench.definition import coefficients, luma, preprocess, resize
+from fmengine_bench.definition import convert_to_luma, precompute_coeffs, preprocess, resize
 
 # Of Pillow's own: 5×7 levels to 3×4, two calls, horizontally and then vertically.
 GOLDEN_SOURCE = (np.arange(35).reshape(5, 7) * 37 % 256).astype(np.uint8)
@@ -86,7 +86,7 @@ def test_the_order_of_the_passes_counts() -> None:
 @settings(deadline=None)
 @given(size=st.integers(1, 2000), target=st.integers(1, 256))
 def test_coefficients_of_a_row_are_a_mean(size: int, target: int) -> None:
-    matrix = coefficients(size, target)
+    matrix = precompute_coeffs(size, target)
     assert matrix.shape == (target, size)
     assert (matrix >= 0).all()
     # Each is rounded to 22 bits, by half a unit at most.
@@ -100,12 +100,12 @@ def test_flat_pictures_stay_flat() -> None:
 
 def test_luma_is_golden() -> None:
     rgb = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [10, 20, 30]]], np.uint8)
-    assert luma(rgb).tolist() == [[76, 150, 29, 255, 0, 18]]
+    assert convert_to_luma(rgb).tolist() == [[76, 150, 29, 255, 0, 18]]
 
 
 def test_luma_is_that_of_pillow() -> None:
     rgb = noise(64, 64, 3)
-    assert np.array_equal(luma(rgb), np.asarray(Image.fromarray(rgb).convert("L")))
+    assert np.array_equal(convert_to_luma(rgb), np.asarray(Image.fromarray(rgb).convert("L")))
 
 
 @pytest.mark.parametrize("fit", FITS)

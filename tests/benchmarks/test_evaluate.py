@@ -54,7 +54,7 @@ def test_figures_are_those_of_the_engine(model: Path, drawn_faces: Path) -> None
     assert [sum(row) for row in figures["confusion"]] == [16, 16]
 
 
-def test_the_table_says_the_same(model: Path, drawn_faces: Path) -> None:
+def test_the_table_shows_the_same(model: Path, drawn_faces: Path) -> None:
     (figures,) = json.loads(run(model, drawn_faces / "val", "--json").stdout)
     text = run(model, drawn_faces / "val").stdout
     assert f"{drawn_faces / 'val'}: 32 pictures" in text
@@ -67,7 +67,7 @@ def test_several_folders_are_scored_one_by_one(model: Path, drawn_faces: Path) -
     assert [f["count"] for f in figures] == [32, 128]
 
 
-def test_unreadable_pictures_are_told_and_left_out(model: Path, with_broken: Path) -> None:
+def test_unreadable_pictures_are_reported_and_left_out(model: Path, with_broken: Path) -> None:
     # A process of its own: this is the exit code that scripts see.
     command = [sys.executable, "-m", "fmengine", "eval", str(model), str(with_broken), "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -88,7 +88,7 @@ def test_a_label_without_a_folder_has_no_recall(model: Path, drawn_faces: Path, 
     assert "recall     n/a" in run(model, tmp_path).stdout
 
 
-def test_folders_of_other_labels_are_told(model: Path, tmp_path: Path) -> None:
+def test_folders_of_other_labels_are_reported(model: Path, tmp_path: Path) -> None:
     (tmp_path / "angry").mkdir()
     (tmp_path / "glad").mkdir()
     result = run(model, tmp_path)
@@ -96,24 +96,24 @@ def test_folders_of_other_labels_are_told(model: Path, tmp_path: Path) -> None:
     assert "has no folder named happy or sad; it has angry, glad" in str(result.exception)
 
 
-def test_a_folder_without_folders_is_told(model: Path, tmp_path: Path) -> None:
+def test_a_folder_without_folders_is_reported(model: Path, tmp_path: Path) -> None:
     result = run(model, tmp_path)
     assert isinstance(result.exception, DataError)
     assert "it has no folders" in str(result.exception)
 
 
-def test_a_missing_folder_is_told(model: Path, tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(model: Path, tmp_path: Path) -> None:
     result = run(model, tmp_path / "none")
     assert isinstance(result.exception, DataError)
     assert "none is no folder; expected one with a folder for each of happy, sad" in str(result.exception)
 
 
-def test_empty_label_folders_are_told(model: Path, tmp_path: Path) -> None:
+def test_empty_label_folders_are_reported(model: Path, tmp_path: Path) -> None:
     (tmp_path / "happy").mkdir()
     assert "no pictures in" in str(run(model, tmp_path).exception)
 
 
-def test_nothing_but_broken_pictures_is_told(model: Path, tmp_path: Path) -> None:
+def test_nothing_but_broken_pictures_is_reported(model: Path, tmp_path: Path) -> None:
     (tmp_path / "happy").mkdir()
     (tmp_path / "happy" / "broken.png").write_bytes(b"no picture")
     result = run(model, tmp_path)
@@ -170,7 +170,7 @@ def test_a_share_out_of_range_is_a_usage_error(model: Path, drawn_faces: Path, s
     assert run(model, drawn_faces / "val", "--held-out", share).exit_code == 2
 
 
-def test_a_missing_model_is_told(drawn_faces: Path, tmp_path: Path) -> None:
+def test_a_missing_model_is_reported(drawn_faces: Path, tmp_path: Path) -> None:
     result = run(tmp_path / "none.onnx", drawn_faces / "val")
     assert isinstance(result.exception, ModelError)
 
@@ -195,7 +195,7 @@ def test_the_page_stands_alone_and_shows_the_figures(drawn_faces: Path, tmp_path
         ("--html", "folder.html", "it is not a regular file"),
     ],
 )
-def test_files_that_cannot_be_written_are_told_before_the_work(
+def test_files_that_cannot_be_written_are_reported_before_the_work(
     tmp_path: Path, option: str, name: str, message: str
 ) -> None:
     (tmp_path / "old.svg").touch()
@@ -205,7 +205,7 @@ def test_files_that_cannot_be_written_are_told_before_the_work(
     assert message in str(result.exception)
 
 
-def test_files_that_exist_are_replaced_if_asked_for(model: Path, drawn_faces: Path, tmp_path: Path) -> None:
+def test_files_that_exist_are_replaced_on_request(model: Path, drawn_faces: Path, tmp_path: Path) -> None:
     page, plots = tmp_path / "page.html", tmp_path / "plots.svg"
     for path in (page, plots):
         path.write_text("old")

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmengine_bench.metrics import COVERAGES, balanced_interval, expected_calibration_error, report, wilson
+from fmengine_bench.metrics import (
+    COVERAGES,
+    compute_balanced_interval,
+    compute_calibration_error,
+    compute_wilson_interval,
+    report,
+)
 
 LABELS = ("happy", "sad", "odd")
 
@@ -30,34 +36,37 @@ def probabilities(*confidences: float, answers: list[int] | None = None, classes
     ],
 )
 def test_wilson_intervals_are_golden(right: int, count: int, low: float, high: float) -> None:
-    assert wilson(right, count) == pytest.approx((low, high), abs=5e-5)
+    assert compute_wilson_interval(right, count) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_intervals_hold_the_share(pair: tuple[int, int]) -> None:
     right, count = pair
-    low, high = wilson(right, count)
+    low, high = compute_wilson_interval(right, count)
     assert 0 <= low <= right / count + 1e-12
     assert right / count - 1e-12 <= high <= 1
-    mirrored = wilson(count - right, count)
+    mirrored = compute_wilson_interval(count - right, count)
     assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-9)
 
 
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_more_pictures_narrow_the_interval(right: int, wrong: int) -> None:
-    few, many = wilson(right, right + wrong), wilson(4 * right, 4 * (right + wrong))
+    few, many = (
+        compute_wilson_interval(right, right + wrong),
+        compute_wilson_interval(4 * right, 4 * (right + wrong)),
+    )
     assert many[1] - many[0] < few[1] - few[0]
 
 
 def test_the_interval_of_one_class_is_wilsons() -> None:
-    assert balanced_interval([(81, 263)]) == pytest.approx(wilson(81, 263))
+    assert compute_balanced_interval([(81, 263)]) == pytest.approx(compute_wilson_interval(81, 263))
 
 
-def test_balanced_intervals_hold_the_mean_as_often_as_they_say() -> None:
+def test_balanced_intervals_hold_the_mean_as_often_as_they_should() -> None:
     """Of 95 in 100 draws from two known recalls."""
     rng, recalls, counts = np.random.default_rng(4), (0.97, 0.9), (400, 120)
     draws = [[(int(rng.binomial(n, p)), n) for p, n in zip(recalls, counts, strict=True)] for _ in range(2000)]
-    held = [low <= 0.935 <= high for low, high in map(balanced_interval, draws)]
+    held = [low <= 0.935 <= high for low, high in map(compute_balanced_interval, draws)]
     assert 0.93 <= np.mean(held) <= 0.97
 
 
@@ -75,24 +84,24 @@ def test_every_share_lies_in_its_interval() -> None:
 
 
 def test_calibration_error_of_perfect_confidence_is_zero() -> None:
-    assert expected_calibration_error(np.ones(4), np.ones(4, bool)) == 0
+    assert compute_calibration_error(np.ones(4), np.ones(4, bool)) == 0
 
 
 def test_calibration_error_of_certain_mistakes_is_one() -> None:
-    assert expected_calibration_error(np.ones(4), np.zeros(4, bool)) == 1
+    assert compute_calibration_error(np.ones(4), np.zeros(4, bool)) == 1
 
 
 def test_calibration_error_is_weighted_by_bin() -> None:
     confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
     right = np.array([True, True, True, False, True, False])
     # Four at 0.95 of which 0.75 are right, two at 0.55 of which 0.5 are.
-    assert expected_calibration_error(confidence, right) == pytest.approx((4 * 0.2 + 2 * 0.05) / 6)
+    assert compute_calibration_error(confidence, right) == pytest.approx((4 * 0.2 + 2 * 0.05) / 6)
 
 
 def test_errors_of_both_signs_cancel_within_a_bin_only() -> None:
     right = np.array([True, False])
-    assert expected_calibration_error(np.array([0.5, 0.5]), right) == 0
-    assert expected_calibration_error(np.array([0.2, 0.8]), right) == pytest.approx(0.8)
+    assert compute_calibration_error(np.array([0.5, 0.5]), right) == 0
+    assert compute_calibration_error(np.array([0.2, 0.8]), right) == pytest.approx(0.8)
 
 
 def test_confusion_recall_and_precision() -> None:
@@ -100,7 +109,7 @@ def test_confusion_recall_and_precision() -> None:
     figures = report(probabilities(0.9, 0.9, 0.9, 0.9, 0.9, answers=answers), targets, LABELS)
     assert figures.confusion == [[2, 1, 0], [1, 1, 0], [0, 0, 0]]
     assert (figures.count, figures.accuracy) == (5, 0.6)
-    assert figures.accuracy_interval == wilson(3, 5)
+    assert figures.accuracy_interval == compute_wilson_interval(3, 5)
     assert figures.recall == {"happy": pytest.approx(2 / 3), "sad": 0.5, "odd": None}
     assert figures.precision == {"happy": pytest.approx(2 / 3), "sad": 0.5, "odd": None}
     assert figures.balanced_accuracy == pytest.approx((2 / 3 + 1 / 2) / 2)

@@ -15,12 +15,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import nn
 
+from fmengine.check.compare import PARITY
 from fmengine.cli import cli
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError
 from fmengine.model.file import load_model_file
 from fmengine.model.spec import InputSpec
-from fmengine_bench.parity import Answers, ParityReport, compare, pictures_of, run_parity
+from fmengine_bench.parity import ParityReport, compare_form, list_pictures, run_parity
+from fmengine_bench.pytorch import Answers
 from fmengine_export.export import make_spec
 from fmengine_export.fold import Network, fold
 from fmengine_export.graph import build_float, build_int8
@@ -51,7 +53,7 @@ def trained(tiny_run: Path) -> tuple[AlexNet, dict[str, Any]]:
 
 @pytest.fixture
 def files(drawn_faces: Path) -> Files:
-    return pictures_of(drawn_faces / "val", ("happy", "sad"))
+    return list_pictures(drawn_faces / "val", ("happy", "sad"))
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def test_parity_holds_for_what_was_exported(tiny_run: Path, models: list[Path], 
     assert "breach" not in result.stdout.lower()
 
 
-def test_the_report_as_json_says_the_same(tiny_run: Path, models: list[Path], drawn_faces: Path) -> None:
+def test_the_report_as_json_holds_the_same(tiny_run: Path, models: list[Path], drawn_faces: Path) -> None:
     result = run(tiny_run, models, drawn_faces / "val", "--json")
     report = json.loads(result.stdout)
     assert report["passed"] is True
@@ -239,15 +241,15 @@ def test_a_file_that_names_no_weights_is_refused(
 def test_swapped_passes_move_pixels(
     tiny_run: Path, models: list[Path], drawn_faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def vertical_first(images: list[np.ndarray], spec: InputSpec) -> np.ndarray:
+    def vertical_first(images: list[np.ndarray], spec: InputSpec, out: np.ndarray) -> np.ndarray:
         made = []
         for pixels in images:
             image = Image.fromarray(pixels)
             image = image.resize((image.width, spec.height), Image.Resampling.BILINEAR)
             made.append(np.asarray(image.resize(spec.size, Image.Resampling.BILINEAR))[np.newaxis])
-        return np.stack(made)
+        return np.stack(made, out=out)
 
-    monkeypatch.setattr("fmengine.engine.preprocess_batch", vertical_first)
+    monkeypatch.setattr("fmengine.pipeline.stages.preprocess_batch", vertical_first)
     result = run(tiny_run, models, drawn_faces / "val")
     assert result.exit_code == 1, result.output
     assert result.stdout.endswith("parity is broken\n")
@@ -262,12 +264,12 @@ def test_one_pixel_is_enough(
     batches = []
 
     def off_by_one(*arguments: Any) -> np.ndarray:
-        pixels = preprocess_batch(*arguments).copy()
+        pixels = preprocess_batch(*arguments)
         batches.append(pixels)
         pixels[0, 0, 0, 0] ^= len(batches) == 1
         return pixels
 
-    monkeypatch.setattr("fmengine.engine.preprocess_batch", off_by_one)
+    monkeypatch.setattr("fmengine.pipeline.stages.preprocess_batch", off_by_one)
     result = run(tiny_run, models[:1], drawn_faces / "val")
     assert result.exit_code == 1, result.output
     assert "1 pixel differs" in result.stdout
@@ -405,7 +407,7 @@ def sure(count: int = 1000) -> np.ndarray:
 
 
 def breaches(precision: str, happy: np.ndarray, reference: np.ndarray) -> list[str]:
-    return compare("form", precision, answers(happy), answers(reference), None).breaches
+    return compare_form("form", precision, answers(happy), answers(reference), None).breaches
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -413,9 +415,9 @@ def test_equal_answers_are_no_breach(precision: str) -> None:
     assert breaches(precision, sure(), sure()) == []
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-4), ("fp16", 0.02)])
-def test_one_confidence_may_move_so_far(precision: str, allowed: float) -> None:
-    moved = sure()
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_one_confidence_may_move_so_far(precision: str) -> None:
+    moved, allowed = sure(), PARITY[precision].probability
     moved[3] += 0.9 * allowed
     assert breaches(precision, moved, sure()) == []
     moved[3] += 0.2 * allowed
@@ -429,8 +431,9 @@ def test_one_confidence_may_move_far_in_int8() -> None:
     assert breaches("int8", moved, sure()) == []
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-5), ("fp16", 2e-3), ("int8", 0.02)])
-def test_all_confidences_may_move_less(precision: str, allowed: float) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_all_confidences_may_move_less(precision: str) -> None:
+    allowed = PARITY[precision].mean_probability
     assert breaches(precision, sure() - 0.9 * allowed, sure()) == []
     (breach,) = breaches(precision, sure() - 1.1 * allowed, sure())
     assert "on average" in breach
@@ -454,22 +457,22 @@ def test_so_many_labels_may_turn(precision: str, pictures: int, allowed: int) ->
 def test_what_is_no_number_is_a_breach(precision: str) -> None:
     broken, targets = sure(), (sure() < 0.5).astype(np.int64)
     broken[5] = np.nan
-    form = compare("form", precision, answers(broken), answers(sure()), targets)
+    form = compare_form("form", precision, answers(broken), answers(sure()), targets)
     assert form.breaches == ["1 of 1,000 pictures without a number for an answer; allowed are 0"]
     assert (form.unanswered, form.flips, form.probability["max"]) == (1, 0, 0)
     assert form.accuracy["form"] == 0.999
-    assert compare("form", precision, answers(sure()), answers(broken), targets).breaches == form.breaches
+    assert compare_form("form", precision, answers(sure()), answers(broken), targets).breaches == form.breaches
 
 
 def test_a_differing_pixel_is_a_breach() -> None:
-    form = compare("form", "int8", answers(sure()), answers(sure()), None, (1, 10_000))
+    form = compare_form("form", "int8", answers(sure()), answers(sure()), None, (1, 10_000))
     assert form.breaches == ["1 pixel differs from the definition of preprocessing; allowed are 0"]
 
 
 def test_figures_are_golden() -> None:
     reference = Answers(np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[0.75, 0.25], [0.375, 0.625]]))
     form = Answers(np.array([[1.0, 0.5], [0.0, 1.0]]), np.array([[0.7, 0.3], [0.6, 0.4]]))
-    figures = compare("form", "int8", form, reference, np.array([0, 1]))
+    figures = compare_form("form", "int8", form, reference, np.array([0, 1]))
     assert figures.logits["max"] == 1
     assert figures.logits["mean"] == pytest.approx(1.5 / 4)
     assert figures.logits["p99"] == pytest.approx(1 - 0.03 * 0.5)

@@ -19,7 +19,7 @@ from PIL import Image
 from fmengine.errors import UnavailableError
 from fmengine.system.cache import Cache
 from fmengine_bench import peers
-from fmengine_bench.peers import HERE, PEERS, Peer, Worker, install, installed
+from fmengine_bench.peers import HERE, PEERS, Peer, Worker, install, is_installed
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -58,14 +58,18 @@ def script(tmp_path: Path) -> Path:
 
 def test_answers_come_past_what_libraries_print(script: Path) -> None:
     with Worker(PEERS["fer"], [sys.executable, str(script)]) as worker:
-        told = worker.open(3, None)
-        assert (told["what"], told["trained"], told["versions"]) == ("with 3 threads", True, {"it": "1.0"})
+        description = worker.open(3, None)
+        assert (description["what"], description["trained"], description["versions"]) == (
+            "with 3 threads",
+            True,
+            {"it": "1.0"},
+        )
         reply = worker.answer(["a.jpg", "b.jpg"])
         assert reply["labels"] == ["happy", "happy"]
         assert reply["seconds"] >= 0
 
 
-def test_a_failure_is_told_and_is_not_the_end(script: Path) -> None:
+def test_a_failure_is_reported_and_is_not_the_end(script: Path) -> None:
     with Worker(PEERS["fer"], [sys.executable, str(script)]) as worker:
         worker.open(1, None)
         with pytest.raises(UnavailableError, match="fer failed: ValueError: cannot read it"):
@@ -85,7 +89,7 @@ def test_a_process_that_dies_is_an_error(script: Path) -> None:
 def test_a_process_that_hangs_is_ended_with_all_that_it_forked(script: Path) -> None:
     with Worker(PEERS["fer"], [sys.executable, str(script)], patience=3) as worker:
         worker.open(1, None)
-        with pytest.raises(UnavailableError, match="fer gave no answer within 3 s; it said last:"):
+        with pytest.raises(UnavailableError, match="fer gave no answer within 3 s; it printed last:"):
             worker.answer(["endless.jpg"])
     assert worker._process.returncode == -signal.SIGKILL  # what it forked holds its pipe, and would be waited for
 
@@ -143,9 +147,9 @@ def test_the_full_alexnets_script_runs_a_network(library: str, tmp_path: Path) -
         paths.append(str(tmp_path / f"{name}.png"))
     (tmp_path / "broken.png").write_bytes(b"broken")
     with Worker(PEERS[library], [sys.executable, str(HERE / PEERS[library].script)]) as worker:
-        told = worker.open(1, network(tmp_path / "means.onnx"))
-        assert library in told["versions"]
-        assert not told["trained"]
+        description = worker.open(1, network(tmp_path / "means.onnx"))
+        assert library in description["versions"]
+        assert not description["trained"]
         assert worker.answer(paths * 40)["labels"] == ["happy", "sad"] * 40
         assert worker.answer([paths[0], str(tmp_path / "broken.png"), paths[1]])["labels"] == [
             "happy",
@@ -160,8 +164,8 @@ def test_pytorchs_script_answers_and_one_broken_picture_costs_itself(name: str, 
     Image.fromarray(np.full((50, 40, 3), 90, dtype=np.uint8)).save(tmp_path / "gray.png")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     with Worker(PEERS[name], [sys.executable, str(HERE / PEERS[name].script)]) as worker:
-        told = worker.open(1, None)
-        assert f"{'FP16' if name == 'torch-fp16' else 'FP32'}, eager, CPU" in told["what"]
+        description = worker.open(1, None)
+        assert f"{'FP16' if name == 'torch-fp16' else 'FP32'}, eager, CPU" in description["what"]
         known, unread = worker.answer([str(tmp_path / "gray.png"), str(tmp_path / "broken.jpg")])["labels"]
     assert known in ("happy", "sad")
     assert unread is None
@@ -188,31 +192,31 @@ def test_what_cannot_be_installed_leaves_nothing_behind(monkeypatch: pytest.Monk
             install(peer)
     finally:
         os.umask(before)
-    assert not installed(peer)
-    assert not peers.folder_of(peer).exists()
+    assert not is_installed(peer)
+    assert not peers.find_folder(peer).exists()
     Cache().store("test", {}, b"")  # the folder is one that the engine trusts
 
 
 def test_peers_are_in_the_engines_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FMENGINE_CACHE", str(tmp_path / "of-its-own"))
-    assert peers.folder_of(PEERS["fer"]) == tmp_path / "of-its-own" / "peers" / "fer"
+    assert peers.find_folder(PEERS["fer"]) == tmp_path / "of-its-own" / "peers" / "fer"
     monkeypatch.delenv("FMENGINE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert peers.folder_of(PEERS["fer"]) == tmp_path / "fmengine" / "peers" / "fer"
+    assert peers.find_folder(PEERS["fer"]) == tmp_path / "fmengine" / "peers" / "fer"
 
 
 def test_names_of_peers_are_taken_once_each() -> None:
-    assert peers.names_in(" torch,fer,, torch ,") == ["torch", "fer"]
-    assert peers.names_in("") == []
+    assert peers.parse_names(" torch,fer,, torch ,") == ["torch", "fer"]
+    assert peers.parse_names("") == []
 
 
 def test_a_peer_runs_where_ours_does_if_it_can() -> None:
-    device_for = peers.device_for
-    assert [device_for(PEERS["torch"], device) for device in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
-    assert device_for(PEERS["openvino"], "cuda:1") == "cpu"
-    assert device_for(PEERS["onnxruntime-cuda"], "cuda:0") == "cuda:0"
-    with pytest.raises(UnavailableError, match="onnxruntime-cuda runs on a GPU alone, and cpu was asked for"):
-        device_for(PEERS["onnxruntime-cuda"], "cpu")
+    select_device = peers.select_device
+    assert [select_device(PEERS["torch"], device) for device in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
+    assert select_device(PEERS["openvino"], "cuda:1") == "cpu"
+    assert select_device(PEERS["onnxruntime-cuda"], "cuda:0") == "cuda:0"
+    with pytest.raises(UnavailableError, match="onnxruntime-cuda runs on a GPU alone, and cpu was requested"):
+        select_device(PEERS["onnxruntime-cuda"], "cpu")
 
 
 def test_what_a_script_forked_does_not_outlive_it(script: Path, tmp_path: Path) -> None:
@@ -227,7 +231,7 @@ def test_what_a_script_forked_does_not_outlive_it(script: Path, tmp_path: Path) 
 
 
 def gone(process: int) -> bool:
-    """Ended, though perhaps nobody has asked yet with what."""
+    """Ended, though its exit status may not have been read yet."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:

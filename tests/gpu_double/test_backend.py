@@ -22,9 +22,10 @@ from fmengine.model.file import load_model_file
 from fmengine.options import BackendOptions
 from fmengine_bench import bench, on_gpu
 from fmengine_bench.bench_text import as_text
+from fmengine_bench.drawn import draw_pictures
 from fmengine_bench.limits import Best, Peak
 from fmengine_bench.scenarios import Server
-from fmengine_bench.timing import figure
+from fmengine_bench.timing import estimate_median
 
 from . import driver, shuffles
 
@@ -451,14 +452,16 @@ def noting_zeros(method, zeros):
 
 def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
     """Every part is there and is printed; the timings are those of no GPU."""
-    rate = figure([100.0])
-    monkeypatch.setattr(bench, "server", lambda *_: Server(10.0, rate, [(100.0, 1.0)]))  # searches for long
-    monkeypatch.setattr(bench, "ways", partial(on_gpu.ways, turn=0.01))
+    rate = estimate_median([100.0])
+    monkeypatch.setattr(
+        bench, "measure_server", lambda *_: Server(10.0, rate, [(100.0, 1.0)])
+    )  # searches for long
+    monkeypatch.setattr(bench, "measure_ways", partial(on_gpu.measure_ways, turn=0.01))
     monkeypatch.setattr(on_gpu, "EVENTS", 3)
-    every, seen = on_gpu._on_every_stream, []
-    monkeypatch.setattr(on_gpu, "_on_every_stream", lambda b, *rest: (seen.append(b.streams), every(b, *rest)))
+    every, seen = on_gpu._run_on_every_stream, []
+    monkeypatch.setattr(on_gpu, "_run_on_every_stream", lambda b, *rest: (seen.append(b.streams), every(b, *rest)))
     onnxruntime_double.install(monkeypatch)
-    paths = bench.drawn_pictures(tmp_path, 12)
+    paths = draw_pictures(tmp_path, 12)
     effort = bench.Effort(0.01, 5, 2)
     zeros = []
     with load(max_batch=4) as engine:
@@ -469,7 +472,7 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
         monkeypatch.setattr(
             bench, "measure_gpu_peak", lambda _: Peak({"fp32": Best(1.0, 1.0, 2)}, Best(1.0, 1.0, 2))
         )
-        _, _, rooflines = bench._limit(engine, effort, report.single_stream["the network alone"])
+        _, _, rooflines = bench._measure_limit(engine, effort, report.single_stream["the network alone"])
     assert zeros
     assert not any(zeros)  # which would flatter a GPU
     assert [(line.batch, line.measured.rounds) for line in rooflines] == [(1, 2)]
@@ -487,7 +490,7 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
     assert set(seen) == {1, 2, 4}
     assert list(report.serial.device) == ["host-to-device", "preprocess", "network", "device-to-host"]
     assert (report.peak, report.pictures_a_joule, report.verdict.pixels) == (None, None, None)
-    assert bench.pci_address_of(engine) == "0000:01:00.0"
+    assert bench.find_pci_address(engine) == "0000:01:00.0"
     text = as_text(report)
     for part in ("the network alone, no transfers", "on the GPU, by its events", "peak: not measured", "energy: "):
         assert part in text
@@ -497,12 +500,12 @@ def test_a_rate_counts_every_streams_pictures(monkeypatch):
     """By the mean call, as throughput is; one picture's latency is the median one, as in single stream."""
     monkeypatch.setattr(
         on_gpu,
-        "latencies",
-        lambda calls, rounds, turn, least: {name: rounds * [[6.0, 9.0, 15.0]] for name in calls},
+        "time_calls",
+        lambda calls, rounds, turn, min_calls: {name: rounds * [[6.0, 9.0, 15.0]] for name in calls},
     )
     monkeypatch.setattr(on_gpu, "EVENTS", 1)
     with load(max_batch=4) as engine:
-        found = on_gpu.ways(engine, 2, lambda _: None)
+        found = on_gpu.measure_ways(engine, 2, lambda _: None)
     assert [way.rate.median for way in found] == 2 * [400, 800, 1600]
     assert {way.with_transfers[1].median for way in found} == {9}
 
@@ -512,6 +515,6 @@ def test_streams_that_there_is_no_room_for_are_not_measured(monkeypatch):
     monkeypatch.setattr(on_gpu, "EVENTS", 1)
     said = []
     with load(max_batch=4) as engine:
-        found = on_gpu.ways(engine, 2, said.append, turn=0.001)
+        found = on_gpu.measure_ways(engine, 2, said.append, turn=0.001)
     assert [way.name for way in found] == ["tensorrt, graphs, 1 stream", "tensorrt, 1 stream"]
     assert "tensorrt, 4 streams is not measured: the GPU has room for 1" in said

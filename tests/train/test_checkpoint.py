@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from fmengine.errors import DataError, ModelError, OutputError
 from fmengine_train.checkpoint import (
     KEY,
-    begin_from,
     flatten_optimizer,
+    load_initial_weights,
     load_model,
     read_tensors,
     restore_optimizer,
@@ -52,12 +52,12 @@ def test_writing_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
 def test_a_crash_while_writing_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    def crash(*arguments: object) -> None:
+    def crash(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     path = tmp_path / "x.safetensors"
     before = write(path, 1)
-    monkeypatch.setattr(*((os, "fsync") if where == "fsync" else (Path, "replace")), crash)
+    monkeypatch.setattr(os, where, crash)
     with pytest.raises(OutputError, match=r"cannot write .*x\.safetensors: No space left on device"):
         write(path, 2)
     assert path.read_bytes() == before
@@ -251,7 +251,7 @@ def test_a_network_begins_with_anothers_weights_row_by_row(tmp_path: Path, name:
     old, fresh = classifier(seven, 1, name), classifier(two, 2, name)
     before = {key: tensor.clone() for key, tensor in fresh.state_dict().items()}
     save_model(tmp_path / "model.safetensors", old, {"labels": list(seven)})
-    begin_from(fresh, two, tmp_path / "model.safetensors")
+    load_initial_weights(fresh, two, tmp_path / "model.safetensors")
     *_, weight, bias = fresh.state_dict()
     for key, tensor in fresh.state_dict().items():
         if key not in (weight, bias):
@@ -268,10 +268,10 @@ def test_another_architecture_is_no_beginning(tmp_path: Path, other: str) -> Non
     with torch.device("meta"):
         fresh = build(config)
     with pytest.raises(DataError, match="another architecture or input"):
-        begin_from(fresh, ("a", "b"), tmp_path / "model.safetensors")
+        load_initial_weights(fresh, ("a", "b"), tmp_path / "model.safetensors")
 
 
 def test_another_dropout_is_no_other_architecture(tmp_path: Path) -> None:
     save_model(tmp_path / "model.safetensors", classifier(("a", "b"), 1), {"labels": ["a", "b"]})
     fresh = build(dataclasses.replace(CONFIGS["alexnet-slim"], height=40, width=40, dropout=0.1))
-    begin_from(fresh, ("a", "b"), tmp_path / "model.safetensors")
+    load_initial_weights(fresh, ("a", "b"), tmp_path / "model.safetensors")

@@ -106,7 +106,7 @@ def test_the_same_teachers_are_asked_once(
     first, again, other = (dataset(items, tmp_path) for _ in range(3))
     teach(first, items, [teacher(tmp_path, LABELS, 1)], 1.0, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("fmengine_train.distill._ask", None)
+        patch.setattr("fmengine_train.distill._answer_all", None)
         teach(again, items, [teacher(tmp_path, LABELS, 1)], 1.0, tmp_path)
     teach(other, items, [teacher(tmp_path, LABELS, 2)], 1.0, tmp_path)
     np.testing.assert_array_equal(again.answers, first.answers)

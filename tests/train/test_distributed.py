@@ -98,7 +98,7 @@ def test_nodes_with_other_pictures_are_refused(drawn_faces: Path, tmp_path: Path
 
 def test_every_picture_of_a_batch_belongs_to_one_process() -> None:
     batch = list(range(12))
-    shares = [batch[World(rank, 3).share(12)] for rank in range(3)]
+    shares = [batch[World(rank, 3).slice_batch(12)] for rank in range(3)]
     assert sorted(chain(*shares)) == batch
     assert {len(share) for share in shares} == {4}
 
@@ -106,7 +106,7 @@ def test_every_picture_of_a_batch_belongs_to_one_process() -> None:
 @pytest.mark.parametrize("batch_size", [7, 4])
 def test_a_share_of_fewer_than_two_pictures_is_refused(batch_size: int) -> None:
     with pytest.raises(DataError, match="cannot be shared by 4 processes; expected a multiple of 4, at least 8"):
-        World(0, 4).share(batch_size)
+        World(0, 4).slice_batch(batch_size)
 
 
 def test_one_process_changes_nothing() -> None:
@@ -114,7 +114,7 @@ def test_one_process_changes_nothing() -> None:
     synchronize(model, World(), torch.device("cpu"))
     assert type(model[0]) is torch.nn.BatchNorm2d
     assert World().wrap(model, torch.device("cpu")) is model
-    assert World().total(1.5, 2) == [1.5, 2]
+    assert World().sum(1.5, 2) == [1.5, 2]
 
 
 @pytest.fixture

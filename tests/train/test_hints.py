@@ -11,12 +11,12 @@ from fmengine_train.checkpoint import load_network, read_tensors
 from fmengine_train.cli import train
 from fmengine_train.data import Dataset, Item, load
 from fmengine_train.distill import teach
-from fmengine_train.hints import Guided, hint_loss, standardise
+from fmengine_train.hints import Guided, compute_hint_loss, standardise
 from fmengine_train.mobilenet import MobileNet, MobileNetConfig
 from fmengine_train.model import AlexNet, AlexNetConfig
 from fmengine_train.networks import Network
 from fmengine_train.recipe import Recipe
-from fmengine_train.train import Trainer
+from fmengine_train.trainer import Trainer
 
 LABELS = ("happy", "sad")
 CPU = torch.device("cpu")
@@ -56,8 +56,8 @@ def test_the_last_layer_makes_the_logits_of_the_embedding(network: Network) -> N
 
 def test_guessing_the_mean_leaves_all_of_the_variance_open() -> None:
     hints = standardise(torch.randn(100, 8, generator=torch.Generator().manual_seed(1))).float()
-    assert float(hint_loss(torch.zeros_like(hints), hints)) == pytest.approx(1, rel=1e-2)
-    assert float(hint_loss(hints, hints)) == 0
+    assert float(compute_hint_loss(torch.zeros_like(hints), hints)) == pytest.approx(1, rel=1e-2)
+    assert float(compute_hint_loss(hints, hints)) == 0
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def unexplained(trainer: Trainer) -> float:
     with torch.inference_mode():
         _, guesses = trainer.guided(torch.from_numpy(trainer.data.pixels[rows]))
     assert guesses is not None
-    return float(hint_loss(guesses, torch.from_numpy(trainer.data.hints[rows]).float()))
+    return float(compute_hint_loss(guesses, torch.from_numpy(trainer.data.hints[rows]).float()))
 
 
 @pytest.mark.slow

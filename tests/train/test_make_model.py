@@ -11,7 +11,7 @@ import pytest
 
 from fmengine_export.cli import export
 from fmengine_train.cli import train
-from fmengine_train.networks import network_config
+from fmengine_train.networks import make_network_config
 from fmengine_train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def test_every_step_takes_what_an_earlier_one_made(
         recipe = Recipe.load(step.params["recipe_file"], {})
         assert {*step.params["teachers"]} <= made.keys()
         if initial := step.params["initial"]:
-            assert network_config(made[initial], 2) == network_config(recipe, 2)
+            assert make_network_config(made[initial], 2) == make_network_config(recipe, 2)
         made[step.params["folder"]] = recipe
     assert len(made) == len(steps) + 1
 

@@ -8,7 +8,7 @@ import pytest
 from fmengine.errors import DataError, UnavailableError
 from fmengine_train.device import pick_device, pick_precision
 from fmengine_train.model import ARCHITECTURES
-from fmengine_train.networks import network_config
+from fmengine_train.networks import make_network_config
 from fmengine_train.recipe import Recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("*.toml"))
@@ -43,7 +43,7 @@ def test_to_dict_and_from_dict_are_inverse() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads_and_names_a_network(path: Path) -> None:
     recipe = Recipe.load(path, {})
-    assert network_config(recipe, 2).outputs == 2
+    assert make_network_config(recipe, 2).outputs == 2
 
 
 def test_there_is_a_shipped_recipe() -> None:
@@ -108,7 +108,7 @@ def test_a_bad_choice_is_refused_with_the_choices(name: str) -> None:
 
 def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
     with pytest.raises(DataError, match=r"unknown model 'resnet'.*alexnet-slim"):
-        network_config(Recipe(model="resnet"), 2)
+        make_network_config(Recipe(model="resnet"), 2)
 
 
 @pytest.mark.parametrize("content", [b"epochs =", b"\xff\xfe"])
@@ -125,7 +125,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_the_network_takes_size_colour_and_dropout_from_the_recipe() -> None:
-    config = network_config(Recipe(size=64, color="rgb", dropout=0.25), 3)
+    config = make_network_config(Recipe(size=64, color="rgb", dropout=0.25), 3)
     assert (config.height, config.width, config.channels) == (64, 64, 3)
     assert (config.dropout, config.outputs) == (0.25, 3)
     assert config.widths == ARCHITECTURES["alexnet-slim"].widths
@@ -133,15 +133,15 @@ def test_the_network_takes_size_colour_and_dropout_from_the_recipe() -> None:
 
 def test_the_network_takes_widths_from_the_recipe() -> None:
     recipe = Recipe(widths=(8, 16, 24, 32, 40), hidden=(48, 56))
-    config = network_config(recipe, 2)
+    config = make_network_config(recipe, 2)
     assert (config.widths, config.hidden) == (recipe.widths, recipe.hidden)  # type: ignore[union-attr]
 
 
 def test_the_full_network_trains_with_batch_norm_where_the_recipe_says_so() -> None:
-    norms = [network_config(Recipe(model="alexnet", norm=norm), 2) for norm in ("", "batch", "none")]
+    norms = [make_network_config(Recipe(model="alexnet", norm=norm), 2) for norm in ("", "batch", "none")]
     assert [config.batch_norm for config in norms] == [False, True, False]  # type: ignore[union-attr]
     with pytest.raises(DataError, match="mobilenet-112 always has BatchNorm"):
-        network_config(Recipe(model="mobilenet-112", norm="batch"), 2)
+        make_network_config(Recipe(model="mobilenet-112", norm="batch"), 2)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_the_full_network_trains_with_batch_norm_where_the_recipe_says_so() -> N
 )
 def test_another_number_of_widths_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"is a list of \d; (alexnet-slim|mobilenet-112) has \d"):
-        network_config(Recipe(**changes), 2)
+        make_network_config(Recipe(**changes), 2)
 
 
 def test_a_device_without_a_driver_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

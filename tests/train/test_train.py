@@ -25,12 +25,14 @@ from PIL import Image
 from fmengine.errors import DataError, ModelError, OutputError
 from fmengine_train import data
 from fmengine_train.checkpoint import read_tensors
-from fmengine_train.checks import label_notes
+from fmengine_train.checks import list_label_notes
 from fmengine_train.cli import train as command
 from fmengine_train.metrics import fit_temperature, score
-from fmengine_train.optimize import learning_rate
+from fmengine_train.optimize import compute_learning_rate
 from fmengine_train.recipe import Recipe
-from fmengine_train.train import DivergedError, Trainer, summarise, train
+from fmengine_train.summary import summarise
+from fmengine_train.train import train
+from fmengine_train.trainer import DivergedError, Trainer
 
 from .conftest import write_strip
 
@@ -239,7 +241,7 @@ def test_labels_that_mean_something_else_in_results_are_noted_before_pictures_ar
     notes = result.stderr.splitlines()[:2]
     assert notes[0] == "note: class path has the name of a column of CSV results: write jsonl or parquet"
     assert notes[1].startswith("note: class unsure has the name of what `--unsure-below` answers")
-    assert label_notes(["error", "labels", "happy"]) == []
+    assert list_label_notes(["error", "labels", "happy"]) == []
 
 
 def test_one_is_one_in_words(noise: Callable[..., Path], tmp_path: Path) -> None:
@@ -301,10 +303,10 @@ def test_a_run_stopped_between_epochs_goes_on_bit_for_bit(make: Make, optimizer:
 
 KILLED = """
 import os, signal
-from fmengine_train import train
+from fmengine_train import trainer
 from fmengine_train.cli import train as command
 
-step, calls = train.Trainer._step, []
+step, calls = trainer.Trainer._step, []
 
 def dying(self, loss):
     calls.append(loss)
@@ -312,7 +314,7 @@ def dying(self, loss):
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, loss)
 
-train.Trainer._step = dying
+trainer.Trainer._step = dying
 command()
 """
 
@@ -520,17 +522,17 @@ def test_weights_that_break_in_an_epochs_last_step_are_not_saved(
 
 def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
     recipe = Recipe(learning_rate=1.0, warmup=2, epochs=10)
-    rates = [learning_rate(recipe, step, 5) for step in range(50)]
+    rates = [compute_learning_rate(recipe, step, 5) for step in range(50)]
     assert rates[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     assert rates[10] == 1
     assert rates[20] == pytest.approx(0.5 * (1 + math.sqrt(0.5)))
     assert rates[30] == pytest.approx(0.5)
     assert rates[49] == pytest.approx(0.00154, abs=1e-5)
-    assert learning_rate(recipe, 50, 5) == pytest.approx(0)
+    assert compute_learning_rate(recipe, 50, 5) == pytest.approx(0)
 
 
 def test_learning_rate_without_warm_up_starts_at_the_top() -> None:
-    assert learning_rate(Recipe(learning_rate=0.25, warmup=0), 0, 5) == 0.25
+    assert compute_learning_rate(Recipe(learning_rate=0.25, warmup=0), 0, 5) == 0.25
 
 
 @settings(deadline=None)
@@ -541,7 +543,7 @@ def test_learning_rate_without_warm_up_starts_at_the_top() -> None:
 )
 def test_learning_rate_never_passes_the_recipes(warmup: float, epochs: int, steps: int) -> None:
     recipe = Recipe(learning_rate=1.0, warmup=warmup, epochs=epochs)
-    rates = [learning_rate(recipe, step, steps) for step in range(epochs * steps)]
+    rates = [compute_learning_rate(recipe, step, steps) for step in range(epochs * steps)]
     assert all(0 < rate <= 1 for rate in rates)
     top = rates.index(max(rates))
     assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
@@ -550,7 +552,7 @@ def test_learning_rate_never_passes_the_recipes(warmup: float, epochs: int, step
 def test_the_optimizer_takes_the_schedule(make: Make) -> None:
     trainer = make(epochs=2, warmup=0.0)
     trainer.train_epoch()
-    expected = learning_rate(trainer.recipe, 3, 4)  # the last of four steps
+    expected = compute_learning_rate(trainer.recipe, 3, 4)  # the last of four steps
     assert [group["lr"] for group in trainer.optimizer.param_groups] == [expected] * 2
 
 

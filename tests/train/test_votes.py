@@ -11,7 +11,7 @@ from fmengine_train.checkpoint import read_tensors
 from fmengine_train.cli import train
 from fmengine_train.data import find, load
 from fmengine_train.recipe import Recipe
-from fmengine_train.votes import Votes, agreed, learn, read_votes
+from fmengine_train.votes import Votes, blend_votes, find_majority, read_votes
 
 from .conftest import ballot, fer_csv, votes_file
 
@@ -29,7 +29,7 @@ from .conftest import ballot, fer_csv, votes_file
     ],
 )
 def test_a_label_needs_more_votes_than_any_other(votes: dict[str, int], label: str | None) -> None:
-    assert agreed(votes) == label
+    assert find_majority(votes) == label
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def learned(faces: Path, said: dict[str, dict[str, int]], label_votes: float = 2
     """The answers for some pictures, `train/happy/0.png` and the like, by name."""
     items = find([faces], (), 0.1)
     data = load(items, ("happy", "sad"), (1, 16, 16), "crop", faces.parent)
-    assert learn(data, items, Votes(said, []), [faces], label_votes) == len(said)
+    assert blend_votes(data, items, Votes(said, []), [faces], label_votes) == len(said)
     names = [Path(item.name).relative_to(faces).as_posix() for item in items]
     untouched = [index for index, name in enumerate(names) if name not in said]
     np.testing.assert_array_equal(data.answers[untouched], np.eye(2)[data.targets[untouched]])
@@ -80,7 +80,7 @@ def test_votes_for_other_pictures_are_refused(faces: Path) -> None:
     data = load(items, ("happy", "sad"), (1, 16, 16), "crop", faces.parent)
     votes = Votes({"train/happy/another.png": ballot(happiness=10)}, [])
     with pytest.raises(DataError, match="the votes name no picture of"):
-        learn(data, items, votes, [faces], 2.0)
+        blend_votes(data, items, votes, [faces], 2.0)
 
 
 def test_rows_of_the_published_files_belong_together(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_rows_of_the_published_files_belong_together(tmp_path: Path) -> None:
     votes = read_votes(votes_file(tmp_path / "fer2013new.csv", said))  # type: ignore[arg-type]
     items = find([source], (), 0.1)
     data = load(items, ("happy", "sad"), (1, 16, 16), "crop", tmp_path)
-    assert learn(data, items, votes, [source], 2.0) == 4
+    assert blend_votes(data, items, votes, [source], 2.0) == 4
     np.testing.assert_allclose(data.answers[:2], [[1, 0], [0.2, 0.8]], atol=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_a_run_learns_from_votes(faces: Path, tmp_path: Path) -> None:
     assert "people voted on 2 pictures" in result.output
     items = find([faces], (), 0.1)
     data = load(items, ("happy", "sad"), (1, 32, 32), "crop", tmp_path)
-    learn(data, items, read_votes(path), [faces], Recipe().label_votes)
+    blend_votes(data, items, read_votes(path), [faces], Recipe().label_votes)
     _, document = read_tensors(tmp_path / "run" / "checkpoint.safetensors")
     assert document["data_fingerprint"] == data.fingerprint
 

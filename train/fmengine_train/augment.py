@@ -1,4 +1,4 @@
-"""Augmentation of a batch, on the device that trains: what cameras and crops do to a face.
+"""Distorts batches of pictures as cameras and crops do, on the device that trains.
 
 Every picture draws its own parameters from the generator given, so that a seed repeats a run.
 Levels stay in 0 to 255; normalisation belongs to the network.
@@ -53,19 +53,19 @@ def mix(batch: tuple[Tensor, ...], generator: Generator, share: float) -> tuple[
     return tuple(torch.lerp(tensor, tensor[other], blend) for tensor in batch)
 
 
-def _uniform(count: int, low: float, high: float, generator: Generator, like: Tensor) -> Tensor:
+def _draw_uniform(count: int, low: float, high: float, generator: Generator, like: Tensor) -> Tensor:
     return (torch.rand(count, generator=generator) * (high - low) + low).to(like.device)
 
 
-def _chosen(count: int, share: float, generator: Generator, like: Tensor) -> Tensor:
-    """Indices of a random `share` of the batch; a share of nothing draws nothing."""
+def _choose(count: int, share: float, generator: Generator, like: Tensor) -> Tensor:
+    """Choose indices of a random `share` of the batch; a share of 0 draws nothing from the generator."""
     if share == 0:
         return torch.empty(0, dtype=torch.int64, device=like.device)
     return (torch.rand(count, generator=generator) < share).nonzero().flatten().to(like.device)
 
 
-def _axes(levels: Tensor, low: float) -> tuple[Tensor, Tensor]:
-    """Rows and columns of a batch's pictures as coordinates from `low` to 1, to be broadcast."""
+def _make_axes(levels: Tensor, low: float) -> tuple[Tensor, Tensor]:
+    """Make coordinates from `low` to 1 of a batch's rows and columns, to be broadcast."""
     height, width = levels.shape[2:]
     y = torch.linspace(low, 1, height, device=levels.device).view(1, 1, -1, 1)
     return y, torch.linspace(low, 1, width, device=levels.device).view(1, 1, 1, -1)
@@ -73,12 +73,12 @@ def _axes(levels: Tensor, low: float) -> tuple[Tensor, Tensor]:
 
 def _step_back(levels: Tensor, generator: Generator, share: float) -> Tensor:
     """Shrink a part of the batch to between 45 and 85 % onto a background: portraits with what is around them."""
-    part = _chosen(len(levels), share, generator, levels)
+    part = _choose(len(levels), share, generator, levels)
     count = len(part)
     if not count:
         return levels
-    scale = _uniform(count, 0.45, 0.85, generator, levels)
-    shift = torch.stack([_uniform(count, -1, 1, generator, levels) for _ in range(2)], dim=1)
+    scale = _draw_uniform(count, 0.45, 0.85, generator, levels)
+    shift = torch.stack([_draw_uniform(count, -1, 1, generator, levels) for _ in range(2)], dim=1)
     shift *= (1 / scale - 1)[:, None]  # in the shrunk picture's own size: never over the edge
     zero = torch.zeros_like(scale)
     matrix = torch.stack([1 / scale, zero, shift[:, 0], zero, 1 / scale, shift[:, 1]], dim=1).view(-1, 2, 3)
@@ -89,8 +89,8 @@ def _step_back(levels: Tensor, generator: Generator, share: float) -> Tensor:
     # Another picture out of focus, so that nothing in it can be read, or one level all over.
     blurred = F.interpolate(F.adaptive_avg_pool2d(levels, 5), levels.shape[2:], mode="bilinear")
     background = blurred[torch.randint(len(levels), (count,), generator=generator).to(levels.device)]
-    flat = _uniform(count, 0, 255, generator, levels).view(-1, 1, 1, 1)
-    plain = (_uniform(count, 0, 1, generator, levels) < 0.4).view(-1, 1, 1, 1)
+    flat = _draw_uniform(count, 0, 255, generator, levels).view(-1, 1, 1, 1)
+    plain = (_draw_uniform(count, 0, 1, generator, levels) < 0.4).view(-1, 1, 1, 1)
     background = torch.where(plain, flat, background)
     levels = levels.clone()
     levels[part] = far[:, :-1] + (1 - covered) * background
@@ -102,12 +102,12 @@ def warp(levels: Tensor, generator: Generator, strength: float) -> Tensor:
     count = len(levels)
 
     def draw(low: float, high: float) -> Tensor:
-        return _uniform(count, low * strength, high * strength, generator, levels)
+        return _draw_uniform(count, low * strength, high * strength, generator, levels)
 
     angle = draw(-25, 25) * (math.pi / 180)
     scale, stretch = torch.exp(draw(-0.29, 0.26)), torch.exp(draw(-0.12, 0.12))
     shear, shift_x, shift_y = draw(-0.15, 0.15), draw(-0.14, 0.14), draw(-0.14, 0.14)
-    flip = 1 - 2 * (_uniform(count, 0, 1, generator, levels) < 0.5).float()
+    flip = 1 - 2 * (_draw_uniform(count, 0, 1, generator, levels) < 0.5).float()
     cos, sin = torch.cos(angle), torch.sin(angle)
     # Output coordinates to input coordinates: turn and shear, then scale, then shift.
     matrix = torch.stack(
@@ -125,8 +125,8 @@ def warp(levels: Tensor, generator: Generator, strength: float) -> Tensor:
 def _downsample(levels: Tensor, generator: Generator, share: float) -> Tensor:
     """Scale a part of the batch down and up again: small sources, and blur."""
     height, width = levels.shape[2:]
-    for part in _chosen(len(levels), share, generator, levels).tensor_split(4):
-        factor = float(_uniform(1, 0.2, 0.8, generator, levels))
+    for part in _choose(len(levels), share, generator, levels).tensor_split(4):
+        factor = float(_draw_uniform(1, 0.2, 0.8, generator, levels))
         small = (max(8, round(height * factor)), max(8, round(width * factor)))
         shrunk = F.interpolate(levels[part], small, mode="bilinear", antialias=True) if len(part) else None
         if shrunk is not None:
@@ -135,11 +135,11 @@ def _downsample(levels: Tensor, generator: Generator, share: float) -> Tensor:
 
 
 def _relight(levels: Tensor, generator: Generator, strength: float) -> Tensor:
-    """Contrast around the picture's mean by 0.6 to 1.5, brightness by ±50 levels, gamma 0.65 to 1.5."""
+    """Change contrast around the picture's mean by 0.6 to 1.5, brightness by ±50 levels, gamma by 0.65 to 1.5."""
     count = len(levels)
 
     def draw(low: float, high: float) -> Tensor:
-        return _uniform(count, low * strength, high * strength, generator, levels).view(-1, 1, 1, 1)
+        return _draw_uniform(count, low * strength, high * strength, generator, levels).view(-1, 1, 1, 1)
 
     mean = levels.mean(dim=(1, 2, 3), keepdim=True)
     levels = (levels - mean) * torch.exp(draw(-0.5, 0.4)) + mean + draw(-50, 50)
@@ -148,21 +148,21 @@ def _relight(levels: Tensor, generator: Generator, strength: float) -> Tensor:
 
 def _overexpose(levels: Tensor, generator: Generator, share: float) -> Tensor:
     """Make a part of the batch up to three times as bright, cut off at white."""
-    part = _chosen(len(levels), share, generator, levels)
-    exposure = _uniform(len(part), 1, 3, generator, levels).view(-1, 1, 1, 1)
+    part = _choose(len(levels), share, generator, levels)
+    exposure = _draw_uniform(len(part), 1, 3, generator, levels).view(-1, 1, 1, 1)
     levels[part] = (levels[part] * exposure).clamp_(max=255)
     return levels
 
 
 def _mask_oval(levels: Tensor, generator: Generator, share: float) -> Tensor:
     """Paint a part of the batch one level outside an oval, as segmented portraits come."""
-    part = _chosen(len(levels), share, generator, levels)
+    part = _choose(len(levels), share, generator, levels)
     if not len(part):
         return levels
-    y, x = _axes(levels, -1)
+    y, x = _make_axes(levels, -1)
 
     def draw(low: float, high: float) -> Tensor:
-        return _uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
+        return _draw_uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
 
     radius = ((x - draw(-0.1, 0.1)) / draw(0.6, 1.0)) ** 2 + ((y - draw(-0.1, 0.1)) / draw(0.8, 1.15)) ** 2
     background = draw(-128, 255).clamp_(min=0)  # black in one of three
@@ -172,13 +172,13 @@ def _mask_oval(levels: Tensor, generator: Generator, share: float) -> Tensor:
 
 def _erase(levels: Tensor, generator: Generator, share: float) -> Tensor:
     """Cover a rectangle of up to 45 % of each side: hands, microphones, sunglasses."""
-    part = _chosen(len(levels), share, generator, levels)
+    part = _choose(len(levels), share, generator, levels)
     if not len(part):
         return levels
-    y, x = _axes(levels, 0)
+    y, x = _make_axes(levels, 0)
 
     def draw(low: float, high: float) -> Tensor:
-        return _uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
+        return _draw_uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
 
     inside = ((x - draw(0, 1)).abs() < draw(0.05, 0.225)) & ((y - draw(0, 1)).abs() < draw(0.05, 0.225))
     levels[part] = torch.where(inside, draw(0, 255), levels[part])
@@ -186,9 +186,9 @@ def _erase(levels: Tensor, generator: Generator, share: float) -> Tensor:
 
 
 def _add_noise(levels: Tensor, generator: Generator, share: float, low: float, high: float) -> Tensor:
-    """Gaussian noise on a part of the batch, with a standard deviation of `low` to `high` levels."""
-    part = _chosen(len(levels), share, generator, levels)
-    deviation = _uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
+    """Add Gaussian noise to a part of the batch, with a standard deviation of `low` to `high` levels."""
+    part = _choose(len(levels), share, generator, levels)
+    deviation = _draw_uniform(len(part), low, high, generator, levels).view(-1, 1, 1, 1)
     noise = torch.randn((len(part), *levels.shape[1:]), generator=generator).to(levels.device)
     levels[part] += deviation * noise
     return levels

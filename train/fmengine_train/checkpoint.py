@@ -1,7 +1,8 @@
-"""Files of a run: safetensors for tensors, JSON for the rest, never pickle, replaced atomically.
+"""Reads and writes the files of a run: safetensors for tensors, JSON for the rest, never pickle.
 
 `checkpoint.safetensors` holds all that `--resume` needs; `model.safetensors` the weights that
-`fmengine export` takes. Each carries its JSON document in the safetensors header.
+`fmengine export` takes. Each carries its JSON document in the safetensors header, and is
+replaced atomically.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from fmengine.system.files import write_file
 from .mobilenet import MobileNetConfig
 from .model import AlexNet, AlexNetConfig
 from .networks import Config, Network, build
+from .recipe import Recipe
 
 KEY = "fmengine"  # of the JSON document in the safetensors header
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
@@ -35,7 +37,7 @@ KINDS: dict[str, type[Config]] = {"AlexNet": AlexNetConfig, "MobileNet": MobileN
 
 
 def open_run(folder: Path, *, resume: bool) -> None:
-    """Make a run folder, or check that a run can begin or continue in the one that is there.
+    """Make a run folder, or check that a run can begin or be resumed in the one that exists.
 
     Raises:
         OutputError: for a folder that cannot be written, that holds a run where none is resumed, or other things
@@ -56,6 +58,26 @@ def open_run(folder: Path, *, resume: bool) -> None:
         raise OutputError(f"cannot write into the run folder {folder}: {error.strerror}") from error
 
 
+def check_recipe(path: Path, document: dict[str, Any], recipe: Recipe) -> None:
+    """Check that a checkpoint, with this document, can be resumed with this recipe.
+
+    Raises:
+        DataError: if it was made with another one.
+        ModelError: if it is no checkpoint to resume.
+    """
+    if "data_fingerprint" not in document:
+        raise ModelError(f"{path} is no checkpoint to go on from; use a new --run folder")
+    # An older version's recipe lacks newer names: those had the default.
+    if changed := _describe_differences(Recipe.from_dict(document["recipe"]).to_dict(), recipe.to_dict()):
+        raise DataError(
+            f"{path} was made with another recipe: {changed}; repeat those options, or use a new --run"
+        )
+
+
+def _describe_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    return ", ".join(f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if old.get(key) != new[key])
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
     """Write tensors and a JSON document as one safetensors file.
 
@@ -72,21 +94,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ModelError: for a file that is missing, damaged, or not from `fmengine train`.
     """
-    with _opened(path) as (file, document):
+    with _open(path) as (file, document):
         return {name: file.get_tensor(name) for name in file.keys()}, document  # noqa: SIM118 (no mapping)
 
 
 def read_document(path: Path) -> dict[str, Any]:
     """Read the JSON document alone, which takes no time; raises as `read_tensors` does."""
-    with _opened(path) as (_, document):
+    with _open(path) as (_, document):
         return document
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Open a safetensors file, and read the JSON document in its header."""
+def _open(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a safetensors file, with the JSON document in its header."""
     try:
-        with path.open("rb") as opened, safe_open(_in_utf8(path, opened.fileno()), framework="pt") as file:
+        with path.open("rb") as opened, safe_open(_name_in_utf8(path, opened.fileno()), framework="pt") as file:
             document = json.loads((file.metadata() or {}).get(KEY, "null"))
             if not isinstance(document, dict):
                 raise ModelError(f"{path} is safetensors, but not a checkpoint of `fmengine train`")
@@ -95,8 +117,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         raise ModelError(f"cannot read the checkpoint {path}: {error}") from error
 
 
-def _in_utf8(path: Path, descriptor: int) -> str:
-    """Return a name of an open file for safetensors, which takes none that is not UTF-8."""
+def _name_in_utf8(path: Path, descriptor: int) -> str:
+    """Name an open file for safetensors, which takes no name that is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -110,7 +132,7 @@ def save_model(path: Path, model: Network, document: dict[str, Any]) -> None:
     Args:
         path: of the safetensors file.
         model: an AlexNet or a teacher.
-        document: what else is written with it.
+        document: what else is written beside the weights.
     """
     config = {"network": type(model).__name__, "config": dataclasses.asdict(model.config)}
     write_tensors(path, model.state_dict(), document | config)
@@ -137,7 +159,7 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
     Raises:
         ModelError: for a file that is missing, damaged or from elsewhere.
     """
-    path = model_in(Path(path))
+    path = find_model(Path(path))
     tensors, document = read_tensors(path)
     try:
         config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["config"].items()}
@@ -152,13 +174,13 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
     return model.float().eval(), document
 
 
-def model_in(path: Path) -> Path:
+def find_model(path: Path) -> Path:
     """Return a run folder's `model.safetensors`, or the file itself."""
     return path / MODEL if path.is_dir() else path
 
 
-def begin_from(model: Network, labels: tuple[str, ...], path: Path) -> None:
-    """Begin with the weights of a network that was trained on other labels, or more of them.
+def load_initial_weights(model: Network, labels: tuple[str, ...], path: Path) -> None:
+    """Copy the weights of a network that was trained on other labels, or more of them, into a fresh one.
 
     The last layer takes its rows by the labels' names; a label that is new keeps its fresh row.
 
@@ -190,7 +212,7 @@ def begin_from(model: Network, labels: tuple[str, ...], path: Path) -> None:
 
 
 def weights_sha256(model: Network) -> str:
-    """Hash the FP32 weights: the name, shape and bytes of each tensor, by name."""
+    """Compute the digest of the FP32 weights: the name, shape and bytes of each tensor, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -210,7 +232,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undo `flatten_optimizer`."""
+    """Restore an optimizer's state from what `flatten_optimizer` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

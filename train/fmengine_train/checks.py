@@ -1,4 +1,4 @@
-"""What is wrong with labelled pictures, told before hours are spent on them."""
+"""Checks labels and labelled pictures before hours are spent on training."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from fmengine.wording import pluralise
 if TYPE_CHECKING:
     from .data import Item
 
-FEW = 50  # training pictures of a class, under which little can be expected
+MIN_PICTURES = 50  # of a class in training, under which little can be expected
 SPLITS = ("train", "val")
 
 
 def read_names(text: str) -> tuple[str, ...]:
-    """The classes that `--classes` names, with commas.
+    """Split the text of `--classes` into the names between commas.
 
     Raises:
         DataError: if it names none.
@@ -31,7 +31,7 @@ def read_names(text: str) -> tuple[str, ...]:
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Refuse names that rows and tables could not show, or not tell apart.
+    """Refuse names that rows and tables could not show, or could not show as different.
 
     Raises:
         DataError: for such a name.
@@ -68,8 +68,8 @@ def check_class_names(names: Sequence[str]) -> None:
             )
 
 
-def label_notes(labels: Sequence[str]) -> list[str]:
-    """What to know of labels that mean something else in results."""
+def list_label_notes(labels: Sequence[str]) -> list[str]:
+    """List notes on labels that mean something else in results."""
     notes = [
         f"class {label} has the name of a column of CSV results: write jsonl or parquet"
         for label in labels
@@ -78,7 +78,7 @@ def label_notes(labels: Sequence[str]) -> list[str]:
     if UNSURE in labels:
         notes.append(
             f"class {UNSURE} has the name of what `--unsure-below` answers where the confidence is low: `reason` "
-            "alone tells the two apart"
+            "alone shows which it is"
         )
     return notes
 
@@ -98,7 +98,7 @@ def check_path(path: Path, classes: Sequence[str]) -> None:
 
 
 def leave_out(items: "list[Item]", digests: dict[int, str]) -> list[str]:
-    """Take out of `digests` the training pictures that would spoil a run; says which and why.
+    """Remove from `digests` the training pictures that would spoil a run; return which and why.
 
     Args:
         items: all pictures.
@@ -125,7 +125,7 @@ def leave_out(items: "list[Item]", digests: dict[int, str]) -> list[str]:
 
 
 def check_classes(items: "list[Item]", digests: dict[int, str]) -> list[str]:
-    """Notes on classes of few training pictures.
+    """List notes on classes with few training pictures.
 
     Raises:
         DataError: where all training pictures of a class are alike.
@@ -137,7 +137,7 @@ def check_classes(items: "list[Item]", digests: dict[int, str]) -> list[str]:
     for label, count in sorted(counts.items()):
         if count > 1 and distinct[label] == 1:
             raise DataError(f"all {count} training pictures of class {label} are alike; expected different faces")
-        if count < FEW:
+        if count < MIN_PICTURES:
             notes.append(
                 f"class {label} has only {pluralise(count, 'training picture')}; expect little of it under some "
                 "hundred"

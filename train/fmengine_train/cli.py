@@ -13,17 +13,17 @@ from fmengine.types import Fit
 from fmengine.wording import pluralise
 
 from . import data
-from .checkpoint import CHECKPOINT, MODEL, open_run, read_document
-from .checks import label_notes, read_names
+from .checkpoint import CHECKPOINT, MODEL, check_recipe, open_run, read_document
+from .checks import list_label_notes, read_names
 from .device import pick_device, pick_precision
 from .distill import teach
 from .distributed import join
 from .metrics import Scores
-from .networks import CONFIGS, Config, network_config
+from .networks import CONFIGS, Config, make_network_config
 from .recipe import Recipe
-from .train import Trainer, check_recipe
 from .train import train as run
-from .votes import learn, read_votes
+from .trainer import Trainer
+from .votes import blend_votes, read_votes
 
 
 @click.command()
@@ -109,14 +109,14 @@ def train(
         report, caution = (inform, warn) if world.first else (_mute, _mute)  # the first process writes for all
         items = data.find(data_paths, recipe.classes, recipe.validation)
         labels = recipe.classes or data.labels_of(items)
-        for note in label_notes(labels):
+        for note in list_label_notes(labels):
             caution(f"note: {note}")
         items += data.unlabelled(transfer)
-        config = network_config(recipe, len(labels))
+        config = make_network_config(recipe, len(labels))
         _open(folder, recipe, resume)
         dataset = _load(items, labels, config, recipe.fit, folder, caution)
         if votes is not None:
-            voted = learn(dataset, items, votes, data_paths, recipe.label_votes)
+            voted = blend_votes(dataset, items, votes, data_paths, recipe.label_votes)
             report(f"people voted on {pluralise(voted, 'picture')}")
         if teachers:
             dtype = pick_precision(recipe.precision, target)

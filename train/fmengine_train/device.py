@@ -1,4 +1,4 @@
-"""What a run computes on, and in which precision."""
+"""Picks the device that a run computes on, and its precision."""
 
 import torch
 
@@ -6,7 +6,11 @@ from fmengine.errors import DataError, UnavailableError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cuda` or `cpu`; a device asked for by name works, or it is an error."""
+    """Pick the device for `auto`, `cuda` or `cpu`.
+
+    Raises:
+        UnavailableError: where CUDA is named and does not work.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -17,7 +21,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of mixed precision's activations; float32 means none."""
+    """Pick the type of mixed precision's activations; float32 means no mixed precision."""
     if name == "auto":
         if device.type != "cuda":
             # Without the instructions bf16 is emulated, thirty times slower than FP32.

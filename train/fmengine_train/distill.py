@@ -1,8 +1,8 @@
-"""What teachers say of every picture, to learn from beside the labels.
+"""Runs teachers on every picture, so that a student learns from their answers beside the labels.
 
 Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015. The teachers answer once, before
-the first epoch, from several views of each picture; what they say of a label that someone doubts, or of a
-picture that has none, is worth more than the label.
+the first epoch, from several views of each picture. Their answer is worth more than a doubtful label, and serves
+where a picture has none.
 """
 
 import hashlib
@@ -45,35 +45,35 @@ def teach(
     Args:
         data: from `load`; pictures without a label get the teachers' answer alone.
         items: that the data were loaded from.
-        teachers: checkpoints that know at least the data's labels; they may know more, and see other sizes.
+        teachers: checkpoints that know all of the data's labels; they may know more, and see other sizes.
         weight: of the teachers' answer where there is a label, 0 to 1.
-        folder: keeps the answers, so that `--resume` need not ask again.
+        folder: keeps the answers, so that `--resume` need not run the teachers again.
         device: that the teachers run on.
         dtype: of mixed precision.
-        world: the processes that train together; the first one writes the answers.
+        world: the processes that train one model; the first one writes the answers.
 
     Raises:
         DataError: for a teacher that lacks a label.
     """
-    networks = [_teacher(path, data.labels) for path in teachers]
-    kept, key = folder / ANSWERS, _key(data, items, [network for network, _ in networks])
-    said = _read(kept, key)
-    if said is None:
-        each = [_ask(*network, data.labels, items, folder, device, dtype) for network in networks]
-        said = {
+    networks = [_load_teacher(path, data.labels) for path in teachers]
+    kept, key = folder / ANSWERS, _digest_inputs(data, items, [network for network, _ in networks])
+    taught = _read_answers(kept, key)
+    if taught is None:
+        each = [_answer_all(*network, data.labels, items, folder, device, dtype) for network in networks]
+        taught = {
             "answers": torch.stack([answers for answers, _ in each]).mean(0),
             "hints": torch.cat([standardise(embeddings) for _, embeddings in each], dim=1),
         }
         if world.first:
-            write_tensors(kept, said, {"key": key})
-    answers, data.hints = said["answers"].numpy(), said["hints"].numpy()
+            write_tensors(kept, taught, {"key": key})
+    answers, data.hints = taught["answers"].numpy(), taught["hints"].numpy()
     known = data.targets >= 0
     data.answers[known] += weight * (answers[known] - data.answers[known])
     data.answers[~known] = answers[~known]
 
 
-def _teacher(path: Path, labels: tuple[str, ...]) -> tuple[Network, dict[str, Any]]:
-    """A teacher who knows the labels, and its document."""
+def _load_teacher(path: Path, labels: tuple[str, ...]) -> tuple[Network, dict[str, Any]]:
+    """Load a teacher that knows the labels, and its document."""
     teacher, document = load_network(path)
     if missing := [label for label in labels if label not in document["labels"]]:
         raise DataError(
@@ -83,9 +83,12 @@ def _teacher(path: Path, labels: tuple[str, ...]) -> tuple[Network, dict[str, An
     return teacher, document
 
 
-def _key(data: Dataset, items: list[Item], teachers: list[Network]) -> str:
-    """Digest of who is asked and what; other pictures under the same names are noticed by the data's digest."""
-    said = [
+def _digest_inputs(data: Dataset, items: list[Item], teachers: list[Network]) -> str:
+    """Compute the digest of what the answers depend on: the teachers, the labels and the pictures' names.
+
+    Other pictures under the same names are noticed by the data's fingerprint.
+    """
+    parts = [
         "answers and hints",
         data.labels,
         WARPS,
@@ -93,17 +96,18 @@ def _key(data: Dataset, items: list[Item], teachers: list[Network]) -> str:
         *map(weights_sha256, teachers),
         *(item.name for item in items),
     ]
-    return hashlib.sha256(os.fsencode("\n".join(map(str, said)))).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(map(str, parts)))).hexdigest()
 
 
-def _read(path: Path, key: str) -> dict[str, Tensor] | None:
+def _read_answers(path: Path, key: str) -> dict[str, Tensor] | None:
+    """Read answers that were kept; None if there are none, or they depend on something else."""
     if not path.exists():
         return None
     tensors, document = read_tensors(path)
     return tensors if document.get("key") == key else None
 
 
-def _ask(
+def _answer_all(
     teacher: Network,
     document: dict[str, Any],
     labels: tuple[str, ...],
@@ -112,7 +116,7 @@ def _ask(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """What `_views` gives of every item, on the CPU."""
+    """Compute what `_average_views` returns for every item; on the CPU."""
     columns = [document["labels"].index(label) for label in labels]
     config = teacher.config
     shape = (config.channels, config.height, config.width)
@@ -123,15 +127,15 @@ def _ask(
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for start in track(starts, len(starts), "batches", caption="asking a teacher", keep=False):
             images = torch.from_numpy(pictures[start : start + BATCH]).to(device)
-            parts.append(_views(teacher, images, columns, start))
+            parts.append(_average_views(teacher, images, columns, start))
     answers, embeddings = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     return answers, embeddings
 
 
-def _views(teacher: Network, images: Tensor, columns: list[int], seed: int) -> tuple[Tensor, Tensor]:
-    """Probabilities of some labels, `[N, K]`, and embeddings, `[N, D]`.
+def _average_views(teacher: Network, images: Tensor, columns: list[int], seed: int) -> tuple[Tensor, Tensor]:
+    """Average probabilities of some labels, `[N, K]`, and embeddings, `[N, D]`, over views of a batch.
 
-    Means over a batch, its mirror image and warped views of it.
+    The views are the batch itself, its mirror image and warped ones.
     """
     levels, generator = images.float(), torch.Generator().manual_seed(seed)
     views = [levels, levels.flip(3), *(warp(levels, generator, WARP_STRENGTH) for _ in range(WARPS))]

@@ -1,4 +1,4 @@
-"""Several processes train one model, on any number of GPUs and nodes:
+"""Trains one model in several processes, on any number of GPUs and nodes:
 
     torchrun --nproc-per-node 8 -m -- fmengine train faces/ --batch-size 1024 --run runs/mine
 
@@ -27,7 +27,7 @@ class World:
     """Describes this process among those that train one model.
 
     Attributes:
-        rank: from 0; the first one writes files and messages for all.
+        rank: from 0; the first one alone writes files and messages.
         size: number of processes.
     """
 
@@ -38,7 +38,7 @@ class World:
     def first(self) -> bool:
         return self.rank == 0
 
-    def share(self, batch_size: int) -> slice:
+    def slice_batch(self, batch_size: int) -> slice:
         """Return which of a batch's pictures are this process's.
 
         Raises:
@@ -53,14 +53,14 @@ class World:
         return slice(self.rank, None, self.size)
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the model to call in training: its gradients are the mean over all processes."""
+        """Wrap a model for training: its gradients are the mean over all processes."""
         if self.size == 1:
             return model
         # BatchNorm's buffers need no broadcast: every process computes the same ones.
         ids = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
-    def agree(self, what: str, value: object) -> None:
+    def check_agreement(self, what: str, value: object) -> None:
         """Check that all processes have the same value, as they must to make the same steps.
 
         Raises:
@@ -76,7 +76,7 @@ class World:
                 "node, and a --run folder on a disk that all of them share"
             )
 
-    def total(self, *figures: float) -> list[float]:
+    def sum(self, *figures: float) -> list[float]:
         """Sum each figure over all processes."""
         if self.size == 1:
             return list(figures)
@@ -89,7 +89,7 @@ class World:
 
 @contextmanager
 def join(device: torch.device) -> Iterator[tuple[World, torch.device]]:
-    """Join the processes that torchrun started, if it did; gives this one's rank among them, and its device."""
+    """Join the processes that torchrun started, if it did; yield this process's rank and size, and its device."""
     if (size := int(os.environ.get("WORLD_SIZE", "1"))) == 1:
         yield World(), device
         return
@@ -120,7 +120,7 @@ def synchronize(model: nn.Module, world: World, device: torch.device) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
+    """Sums over all processes, forwards and backwards."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """What `nn.SyncBatchNorm` does on accelerators, for processes on CPUs."""
+    """Normalises as `nn.SyncBatchNorm` does on accelerators, for processes on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

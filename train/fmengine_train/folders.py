@@ -1,4 +1,4 @@
-"""A folder that a command makes: its name is tried before the work, and it is there as a whole or not at all."""
+"""Makes a folder as a whole or not at all; its name is checked before the work."""
 
 import os
 import shutil
@@ -11,13 +11,13 @@ from fmengine.system.files import temporary_of
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder: gives one beside it to be filled, which gets the name at the end, or goes where that fails.
+def make_folder(path: Path) -> Iterator[Path]:
+    """Make a folder: yield a temporary one beside it to fill, which is renamed at the end, or removed on an error.
 
-    What a killed run left of it is removed.
+    What a killed run left of the temporary one is removed.
 
     Raises:
-        OutputError: at once for a name that is taken, or a place that cannot be written; later if what is written
+        OutputError: at once for a name that is taken, or a folder that cannot be written; later if what is written
             into it cannot be.
     """
     if os.path.lexists(path):

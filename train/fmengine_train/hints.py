@@ -1,7 +1,7 @@
-"""Hints: a student also learns to guess what its teachers' last layers see.
+"""Trains a student to predict its teachers' last embeddings too, as hints.
 
 Romero et al.: "FitNets: Hints for Thin Deep Nets", 2014, with the last embedding for the hint. Two probabilities
-say little of a picture; the hundreds of numbers that they are made of say what in it the teachers looked at.
+hold little about a picture; the hundreds of numbers that they are computed from hold what the teachers saw in it.
 """
 
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from .networks import Network
 
 
 def standardise(embeddings: Tensor) -> Tensor:
-    """Centre a teacher's float32 embeddings `[N, D]`, and scale them together to a mean square of 1; in float16.
+    """Centre a teacher's float32 embeddings `[N, D]`, and scale all alike to a mean square of 1; in float16.
 
-    One scale for all columns: the directions in which a teacher tells pictures apart most stay the largest.
+    One scale for all columns: the directions in which a teacher's embeddings differ more stay the larger ones.
     """
     centred = embeddings - embeddings.mean(0)
     return (centred / centred.square().mean().sqrt().clamp_min(1e-12)).half()
@@ -31,11 +31,11 @@ class Guided(nn.Module):
             nn.init.zeros_(self.guess.bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits `[N, K]`, and guesses `[N, D]` if there are hints to guess."""
+        """Compute logits `[N, K]`, and guesses `[N, D]` if there are hints to guess."""
         embedding = self.student.embed(images)
         return self.student.last(embedding), None if self.guess is None else self.guess(embedding)
 
 
-def hint_loss(guesses: Tensor, hints: Tensor) -> Tensor:
-    """The share of the hints' variance that the guesses leave open: 1 for guesses of nothing but the mean."""
+def compute_hint_loss(guesses: Tensor, hints: Tensor) -> Tensor:
+    """Compute the share of the hints' variance that the guesses leave unexplained: 1 where they guess the mean."""
     return F.mse_loss(guesses.float(), hints)

@@ -1,4 +1,4 @@
-"""How good a set of logits is: accuracy, recall by class, loss."""
+"""Scores logits: accuracy, recall by class, loss; and fits the temperature."""
 
 import math
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def score(logits: Tensor, targets: Tensor) -> Scores:
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature that minimises the cross-entropy of `softmax(logits / T)`.
+    """Find the temperature that minimises the cross-entropy of `softmax(logits / T)`.
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017. It changes no label. The search runs
     over 1/T from 0.05 to 20, in which the loss is convex.

@@ -1,4 +1,4 @@
-"""The teacher that has seen faces before: MobileNet, begun with the weights of a face recogniser. It never ships.
+"""Defines the teacher, a MobileNet that begins with the weights of a face recogniser. It never ships.
 
 Howard et al.: "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017;
 padded as TensorFlow pads, so that weights from there mean the same. `faceres.py` brings such weights.
@@ -20,7 +20,7 @@ BLOCKS = (
 
 @dataclass(frozen=True)
 class MobileNetConfig:
-    """What the network looks like.
+    """The architecture of a MobileNet.
 
     Attributes:
         outputs: number of labels.
@@ -68,16 +68,16 @@ class MobileNet(nn.Module):
         )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What the first layer sees of uint8 or float levels."""
+        """Normalise uint8 or float levels."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
     @property
     def last(self) -> nn.Linear:
-        """The layer that makes logits of an embedding."""
+        """The layer that computes logits from an embedding."""
         return self.head[-1]  # type: ignore[return-value]
 
     def embed(self, images: Tensor) -> Tensor:
-        """What the last layer sees, `[N, 1024]`, of uint8 or float levels `[N, C, H, W]`."""
+        """Compute the last layer's input, `[N, 1024]`, from uint8 or float levels `[N, C, H, W]`."""
         embedding: Tensor = self.head[:-1](self.layers(self.normalise(images)))
         return embedding
 

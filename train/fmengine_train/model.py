@@ -1,4 +1,4 @@
-"""AlexNet: five convolutions and three fully connected layers, full size or slim, in one class.
+"""Defines AlexNet: five convolutions and three fully connected layers, full size or slim, in one class.
 
 Krizhevsky, Sutskever, Hinton: "ImageNet Classification with Deep Convolutional Neural Networks", 2012,
 in the layer sizes of torchvision, which follows Krizhevsky: "One weird trick", 2014.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class AlexNetConfig:
-    """What the network looks like. The defaults are the full AlexNet.
+    """The architecture of an AlexNet. The defaults are the full AlexNet.
 
     Attributes:
         outputs: number of labels.
@@ -41,8 +41,8 @@ class AlexNetConfig:
     std: float = 64.0
 
 
-# The slim one sees what the full one sees, in a third of its rows and columns: most faces at hand have 48 to 200
-# pixels. Widths and size are one choice of accuracy and cost: benchmarks/RESULTS.md.
+# The slim one takes a third of the full one's rows and columns: the faces at hand mostly have 48 to
+# 200 pixels. Widths and size are one choice of accuracy and cost: benchmarks/RESULTS.md.
 ARCHITECTURES = {
     "alexnet": AlexNetConfig(),
     "alexnet-slim": AlexNetConfig(
@@ -102,14 +102,14 @@ class AlexNet(nn.Module):
         return logits
 
     def embed(self, images: Tensor) -> Tensor:
-        """What the last layer sees, `[N, hidden[1]]`, of the same levels."""
+        """Compute the last layer's input, `[N, hidden[1]]`, from the same levels."""
         features = self.features((images.to(self.mean.dtype) - self.mean) / self.std)
         embedding: Tensor = self.classifier[:-1](features.flatten(1))
         return embedding
 
     @property
     def last(self) -> nn.Linear:
-        """The layer that makes logits of an embedding."""
+        """The layer that computes logits from an embedding."""
         return self.classifier[-1]  # type: ignore[return-value]
 
     def _convolution(self, inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> list[nn.Module]:
@@ -118,7 +118,7 @@ class AlexNet(nn.Module):
         return [convolution, *([nn.BatchNorm2d(outputs)] if norm else []), nn.ReLU(inplace=True)]
 
     def _map_size(self, size: int) -> int:
-        """Rows or columns of the last feature map for an input of `size`."""
+        """Compute the rows or columns of the last feature map for an input of `size`."""
         kernel, stride, padding = self.config.stem
         size = (size + 2 * padding - kernel) // stride + 1
         for _ in range(3):  # the three max pools, 3×3 with stride 2

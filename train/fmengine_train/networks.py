@@ -1,4 +1,4 @@
-"""Every network that can be trained, by name."""
+"""Builds every network that can be trained, by name."""
 
 import dataclasses
 from typing import Any
@@ -21,8 +21,8 @@ def build(config: Config) -> Network:
     return AlexNet(config) if isinstance(config, AlexNetConfig) else MobileNet(config)
 
 
-def network_config(recipe: Recipe, outputs: int) -> Config:
-    """The architecture that a recipe names, with the recipe's own size, colour, widths and dropout."""
+def make_network_config(recipe: Recipe, outputs: int) -> Config:
+    """Configure the architecture that a recipe names, with the recipe's own size, colour, widths and dropout."""
     if recipe.model not in CONFIGS:
         raise DataError(f"unknown model {recipe.model!r}; available are {', '.join(CONFIGS)}")
     config = CONFIGS[recipe.model]

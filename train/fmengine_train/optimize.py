@@ -1,4 +1,4 @@
-"""How weights change: the optimizer, its learning rate, the averaged weights, what each class weighs."""
+"""Makes what changes the weights: the optimizer, its learning rate, the moving average, the class weights."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from .data import Dataset
 from .recipe import Recipe
 
 
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up to the recipe's rate, then a cosine to zero at the last step."""
+def compute_learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Compute the learning rate of a step: linear warm-up, then a cosine to zero at the last step."""
     warmup, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
     if step < warmup:
         return recipe.learning_rate * min(1.0, (step + 1) / warmup)
@@ -20,7 +20,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Weight decay on matrices only: not on biases, not on BatchNorm."""
+    """Make the optimizer, with weight decay on matrices only: not on biases, not on BatchNorm."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -30,8 +30,8 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
-def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """An exponential moving average that forgets faster in its first steps, so that short runs work too."""
+def make_moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Make an exponential moving average that forgets faster in its first steps, so that short runs work too."""
 
     def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         if not averaged.is_floating_point():  # BatchNorm's counter
@@ -41,8 +41,8 @@ def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Ten
     return average
 
 
-def class_weights(recipe: Recipe, data: Dataset, device: torch.device) -> Tensor | None:
-    """Weights inverse to each class's frequency, 1 on average over the pictures."""
+def compute_class_weights(recipe: Recipe, data: Dataset, device: torch.device) -> Tensor | None:
+    """Compute weights inverse to each class's frequency, 1 on average over pictures; None for equal weights."""
     if recipe.class_weights == "none":
         return None
     targets = data.targets[data.train]

@@ -1,4 +1,4 @@
-"""The two pictures at the end of a run: curves and confusion matrix, as PNG."""
+"""Plots the curves and the confusion matrix of a run, as PNG."""
 
 import io
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from .metrics import Scores
 
 
-def curves(history: Sequence[dict[str, float]]) -> bytes:
-    """Loss and accuracy over the epochs, training and validation."""
+def plot_curves(history: Sequence[dict[str, float]]) -> bytes:
+    """Plot loss and accuracy over the epochs, training and validation."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -18,11 +18,11 @@ def curves(history: Sequence[dict[str, float]]) -> bytes:
         axes.set(xlabel="epoch", ylabel=name)
         axes.grid(alpha=0.3)
         axes.legend()
-    return _png(figure)
+    return _encode_png(figure)
 
 
-def confusion(scores: Scores, labels: Sequence[str]) -> bytes:
-    """Counts of each label against each answer, shaded by the share of the label."""
+def plot_confusion(scores: Scores, labels: Sequence[str]) -> bytes:
+    """Plot counts of each label against each answer, shaded by the share of the label."""
     figure = Figure(figsize=(1.6 + 1.2 * len(labels), 1.2 + 1.1 * len(labels)), layout="constrained")
     axes = figure.subplots()
     shares = [[n / max(1, sum(row)) for n in row] for row in scores.confusion]
@@ -34,10 +34,10 @@ def confusion(scores: Scores, labels: Sequence[str]) -> bytes:
     axes.set_xticks(range(len(labels)), labels, parse_math=False)  # a label may hold $
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set(xlabel="answer", ylabel="label", title=f"validation accuracy {scores.accuracy:.2%} of {scores.count}")
-    return _png(figure)
+    return _encode_png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def _encode_png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, dpi=120)
     return file.getvalue()

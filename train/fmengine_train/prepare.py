@@ -31,8 +31,8 @@ from fmengine.wording import pluralise
 
 from .checks import read_names
 from .data import Item, find, map_threaded
-from .folders import new_folder
-from .votes import Votes, agreed, name_below, read_votes, row_of, write_votes
+from .folders import make_folder
+from .votes import Votes, find_majority, find_name_below, find_row, read_votes, write_votes
 
 THUMBNAIL, COLUMNS, ROWS = 72, 16, 40  # of the sheet: pixels, pictures
 
@@ -72,7 +72,7 @@ def prepare(
     """
     chosen = () if classes is None else read_names(classes)
     ballots = None if votes is None else read_votes(votes)
-    with new_folder(output) as folder:
+    with make_folder(output) as folder:
         items = find(sources, chosen, validation)
         if ballots is not None:
             _check_votes(ballots, items, sources, chosen)
@@ -159,11 +159,11 @@ def write_clean(
     clean: Counter[tuple[str, str]] = Counter()
     by_file = {}
     for item, target in written:
-        ballot = votes.of(item, sources)
+        ballot = votes.find(item, sources)
         if ballot is None:
             continue
         by_file[target.relative_to(folder).as_posix()] = ballot
-        if agreed(ballot) == item.label:
+        if find_majority(ballot) == item.label:
             twin = folder / "clean" / target.relative_to(folder)
             twin.parent.mkdir(parents=True, exist_ok=True)
             os.link(target, twin)
@@ -175,7 +175,7 @@ def write_clean(
 
 def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], classes: tuple[str, ...]) -> None:
     """Warn of votes for pictures that are not there, before any picture is read."""
-    found = {name_below(item, sources) for item in items}
+    found = {find_name_below(item, sources) for item in items}
     # Of the classes that are kept: the others' pictures were not looked for.
     wanted = [name for name in votes.by_file if not classes or set(classes) & set(Path(name).parts)]
     if missing := [name for name in wanted if name not in found]:
@@ -188,7 +188,7 @@ def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], cla
 
 
 def _file_name(item: Item) -> str:
-    number = row_of(item)
+    number = find_row(item)
     return Path(item.name).name if number is None else f"fer{number:07d}.png"  # as FER+ names it
 
 

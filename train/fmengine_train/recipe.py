@@ -1,4 +1,4 @@
-"""How a model is trained: every hyperparameter, its default and its unit, in one dataclass.
+"""Defines how a model is trained: every hyperparameter, its default and its unit, in one dataclass.
 
 A recipe file is TOML with these names as keys; `train/recipes/` holds those of the shipped models.
 """
@@ -122,7 +122,7 @@ class Recipe:
 
 
 def _fits(value: Any, default: Any, name: str) -> bool:
-    """Whether a value has its default's type; whole numbers do for float, True and False for no number."""
+    """Check that a value has its default's type; whole numbers serve for float, True and False for no number."""
     if name in LISTS:
         item = str if LISTS[name] == "names" else int
         return isinstance(value, list | tuple) and all(type(entry) is item for entry in value)

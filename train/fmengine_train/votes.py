@@ -1,4 +1,4 @@
-"""FER+: what ten people said of each FER2013 picture, in either form in which it is at hand.
+"""Reads FER+, ten people's votes on each FER2013 picture, in either form in which they are at hand.
 
 Barsoum et al.: "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution",
 2016. `fer2013new.csv` has a row for each row of fer2013.csv, in its order; other files name their pictures in
@@ -17,7 +17,7 @@ from fmengine.errors import DataError
 
 from .data import Dataset, Item
 
-# FER+ asks for eight emotions, and lets people say that they cannot tell, or that it is no face.
+# FER+ has eight emotions, and votes for an unknown one, or for no face.
 COLUMNS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
 # Names of FER2013's classes.
 LABELS = {
@@ -43,18 +43,18 @@ class Votes:
     by_file: dict[str, dict[str, int]]
     by_row: list[dict[str, int]]
 
-    def of(self, item: Item, sources: Sequence[Path]) -> dict[str, int] | None:
-        """The votes for a picture from one of these sources, if there are any."""
-        if (number := row_of(item)) is not None:
+    def find(self, item: Item, sources: Sequence[Path]) -> dict[str, int] | None:
+        """Find the votes for a picture from one of these sources; None if there are none."""
+        if (number := find_row(item)) is not None:
             return self.by_row[number] if number < len(self.by_row) else None
-        return self.by_file.get(name_below(item, sources) or "")
+        return self.by_file.get(find_name_below(item, sources) or "")
 
 
 def read_votes(path: Path) -> Votes:
     """Read a file of votes.
 
     Raises:
-        DataError: for a file that is none, with the line where it ends to be one.
+        DataError: for a file that cannot be read as votes.
     """
     try:
         # Names of files are bytes, as the file system has them.
@@ -80,17 +80,19 @@ def write_votes(path: Path, by_file: dict[str, dict[str, int]]) -> None:
         writer.writerows({"file": name} | votes for name, votes in by_file.items())
 
 
-def agreed(votes: dict[str, int]) -> str | None:
-    """The label that more people chose than any other, by FER2013's name; None where there is no such one."""
-    most = max(votes.values())
-    top = [name for name, count in votes.items() if count == most]
+def find_majority(votes: dict[str, int]) -> str | None:
+    """Find the label that more people chose than any other, by FER2013's name; None where there is no such one."""
+    largest = max(votes.values())
+    top = [name for name, count in votes.items() if count == largest]
     return LABELS.get(top[0]) if len(top) == 1 else None
 
 
-def learn(data: Dataset, items: list[Item], votes: Votes, sources: Sequence[Path], label_votes: float) -> int:
-    """Let the data's answers be the shares of the votes, in which the label counts as some voters more.
+def blend_votes(
+    data: Dataset, items: list[Item], votes: Votes, sources: Sequence[Path], label_votes: float
+) -> int:
+    """Replace the data's answers by shares of the votes, in which the label counts as some more votes.
 
-    People who saw neither of two feelings leave the label as it is; those who all saw the other overrule it.
+    Where nobody voted for a trained label, the label stays; where all voted for another, the votes overrule it.
 
     Args:
         data: from `load`; its answers are changed in place.
@@ -108,13 +110,13 @@ def learn(data: Dataset, items: list[Item], votes: Votes, sources: Sequence[Path
     columns = {label: column for column, label in LABELS.items()}
     voted = 0
     for index, item in enumerate(items):
-        ballot = votes.of(item, sources)
+        ballot = votes.find(item, sources)
         if ballot is None or item.label is None:
             continue
         voted += 1
-        said = np.array([ballot[columns[label]] if label in columns else 0 for label in data.labels])
-        if (total := said.sum() + label_votes) > 0:
-            data.answers[index] = (said + label_votes * data.answers[index]) / total
+        counts = np.array([ballot[columns[label]] if label in columns else 0 for label in data.labels])
+        if (total := counts.sum() + label_votes) > 0:
+            data.answers[index] = (counts + label_votes * data.answers[index]) / total
     if not voted:
         raise DataError(
             f"the votes name no picture of {', '.join(map(str, sources))}; expected names below one of them, "
@@ -123,13 +125,14 @@ def learn(data: Dataset, items: list[Item], votes: Votes, sources: Sequence[Path
     return voted
 
 
-def name_below(item: Item, sources: Sequence[Path]) -> str | None:
-    """A picture's name below its source, as votes name it."""
+def find_name_below(item: Item, sources: Sequence[Path]) -> str | None:
+    """Find a picture's name below its source, as votes name it; None if it is below none of them."""
     path = Path(item.name)
     return next((path.relative_to(source).as_posix() for source in sources if source in path.parents), None)
 
 
-def row_of(item: Item) -> int | None:
-    """The picture's row in fer2013.csv, from 0; the file's first line holds the columns' names."""
+def find_row(item: Item) -> int | None:
+    """Find the picture's row in fer2013.csv, from 0; None if it is from elsewhere."""
     match = re.search(r", line (\d+)$", item.name)
+    # The file's first line holds the columns' names.
     return int(match[1]) - 2 if isinstance(item.picture, np.ndarray) and match else None

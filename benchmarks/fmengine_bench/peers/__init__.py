@@ -1,4 +1,4 @@
-"""Run the systems that `fmengine bench --against` measures: each a small script in an environment of its own."""
+"""Runs the systems that `fmengine bench --against` measures: each a small script in an environment of its own."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from fmengine.system.cache import default_folder
 HERE = Path(__file__).parent
 # Seconds: to end by itself; to load and compile, or to answer before it counts as hanging.
 ENDING, PATIENCE = 10, 1200
-STDERR_TAIL = 2000  # bytes of a script's stderr, for its error
+MAX_STDERR = 2000  # bytes of what a script printed last, for its error
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ PEERS = {
 }
 
 
-def names_in(text: str) -> list[str]:
-    """Split names at commas, each once."""
+def parse_names(text: str) -> list[str]:
+    """Split a text into the names between commas, each once."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def require(names: Sequence[str], device: str | None = None) -> None:
+def check_peers(names: Sequence[str], device: str | None = None) -> None:
     """Check before the first measurement that every peer can take part.
 
     Args:
@@ -100,18 +100,18 @@ def require(names: Sequence[str], device: str | None = None) -> None:
             raise FmengineError(f"unknown peer {name!r}; available are {', '.join(PEERS)}")
     for name in names:
         if device is not None:
-            device_for(PEERS[name], device)
-        if not installed(PEERS[name]):
+            select_device(PEERS[name], device)
+        if not is_installed(PEERS[name]):
             raise UnavailableError(f"{name} is not installed; run: fmengine bench install {name}")
 
 
-def folder_of(peer: Peer) -> Path:
-    """Return where its environment is."""
+def find_folder(peer: Peer) -> Path:
+    """Find the folder of a peer's environment."""
     return default_folder() / "peers" / peer.environment
 
 
-def device_for(peer: Peer, device: str) -> str:
-    """Choose where it runs beside something that runs on a device, `cpu` or `cuda:N`.
+def select_device(peer: Peer, device: str) -> str:
+    """Select the device that a peer runs on beside something on a device, `cpu` or `cuda:N`.
 
     Raises:
         UnavailableError: if it needs a GPU and that is none.
@@ -120,33 +120,35 @@ def device_for(peer: Peer, device: str) -> str:
         return device
     if "cpu" in peer.devices:
         return "cpu"
-    raise UnavailableError(f"{peer.name} runs on a GPU alone, and {device} was asked for; leave it out")
+    raise UnavailableError(f"{peer.name} runs on a GPU alone, and {device} was requested; leave it out")
 
 
-def installed(peer: Peer) -> bool:
-    folder = folder_of(peer)
+def is_installed(peer: Peer) -> bool:
+    folder = find_folder(peer)
     return (
         (folder / "node_modules" / peer.packages[0].rsplit("@", 1)[0]).exists()
         if peer.node
-        else python_of(peer).exists()
+        else find_python(peer).exists()
     )
 
 
 def install(peer: Peer) -> None:
-    """Make its environment anew.
+    """Make a peer's environment anew.
 
     Raises:
-        UnavailableError: if pip or npm fails, with its message.
+        UnavailableError: if pip or npm fails, with what it printed.
     """
-    folder = folder_of(peer)
+    folder = find_folder(peer)
     shutil.rmtree(folder, ignore_errors=True)
-    default_folder().mkdir(mode=0o700, parents=True, exist_ok=True)  # the engine trusts no other's
+    default_folder().mkdir(
+        mode=0o700, parents=True, exist_ok=True
+    )  # the engine trusts no folder of another user's
     folder.mkdir(parents=True)
     if peer.node:
         commands = [["npm", "install", "--no-audit", "--no-fund", *peer.packages]]
     else:
         pip = [
-            str(python_of(peer)),
+            str(find_python(peer)),
             "-m",
             "pip",
             "--disable-pip-version-check",
@@ -165,13 +167,13 @@ def install(peer: Peer) -> None:
             raise UnavailableError(f"cannot install {peer.name}: {' '.join(command)}\n{done.stderr.strip()}")
 
 
-def python_of(peer: Peer) -> Path:
-    return folder_of(peer) / "bin" / "python"
+def find_python(peer: Peer) -> Path:
+    return find_folder(peer) / "bin" / "python"
 
 
-def command_of(peer: Peer) -> list[str]:
-    """Return the command that starts its script."""
-    return ["node" if peer.node else str(python_of(peer)), str(HERE / peer.script)]
+def build_command(peer: Peer) -> list[str]:
+    """Build the command that starts a peer's script."""
+    return ["node" if peer.node else str(find_python(peer)), str(HERE / peer.script)]
 
 
 class Worker:
@@ -185,8 +187,8 @@ class Worker:
 
     def __init__(self, peer: Peer, command: Sequence[str] | None = None, patience: float = PATIENCE) -> None:
         self._peer, self._patience, self._late = peer, patience, False
-        command = command or command_of(peer)
-        folder = folder_of(peer)
+        command = command or build_command(peer)
+        folder = find_folder(peer)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed at the exit
         try:
             self._process = subprocess.Popen(
@@ -203,7 +205,7 @@ class Worker:
             raise UnavailableError(f"{peer.name} needs {command[0]}, which is not there: {error}") from error
 
     def open(self, threads: int, model: Path | None, device: str = "cpu") -> dict[str, Any]:
-        """Make it ready; returns how it is run, whether its weights are trained, and its versions.
+        """Make it ready; return how it is run, whether its weights are trained, and its versions.
 
         Args:
             threads: to compute and to decode with.
@@ -211,13 +213,18 @@ class Worker:
             device: `cpu`, or `cuda:N` for those that run on a GPU.
         """
         request = {"do": "open", "threads": threads, "model": model and str(model), "device": device}
-        return self._exchange(request | self._peer.options)
+        return self._request(request | self._peer.options)
 
     def answer(self, paths: Sequence[str]) -> dict[str, Any]:
         """Return the labels of picture files, None where it cannot read one, and the seconds that it took."""
-        return self._exchange({"do": "answer", "paths": [os.path.abspath(path) for path in paths]})
+        return self._request({"do": "answer", "paths": [os.path.abspath(path) for path in paths]})
 
-    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return the reply.
+
+        Raises:
+            UnavailableError: if the process ends, fails or gives no reply in time.
+        """
         assert self._process.stdin
         assert self._process.stdout
         over = threading.Timer(self._patience, self._give_up)
@@ -236,7 +243,7 @@ class Worker:
             what = f"ended with {code} without an answer"
             if self._late:
                 what = f"gave no answer within {self._patience:g} s"
-            raise UnavailableError(f"{self._peer.name} {what}; it said last:\n{self._read_stderr_tail()}")
+            raise UnavailableError(f"{self._peer.name} {what}; it printed last:\n{self._read_stderr()}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise UnavailableError(f"{self._peer.name} failed: {reply['error']}")
@@ -250,9 +257,10 @@ class Worker:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # with what it forked, which may hold its pipes
 
-    def _read_stderr_tail(self) -> str:
+    def _read_stderr(self) -> str:
+        """Read the end of what the script printed."""
         self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(-min(STDERR_TAIL, self._stderr.tell()), os.SEEK_END)
+        self._stderr.seek(-min(MAX_STDERR, self._stderr.tell()), os.SEEK_END)
         return self._stderr.read().decode(errors="replace").strip() or "nothing"
 
     def __enter__(self) -> Self:

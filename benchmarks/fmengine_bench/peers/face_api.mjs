@@ -8,7 +8,7 @@ import { performance } from "node:perf_hooks";
 
 const require = createRequire(process.cwd() + "/");
 const replies = process.stdout.write.bind(process.stdout);
-console.log = console.info = console.error; // libraries print; what they say must not end up between the replies
+console.log = console.info = console.error; // libraries print; their output must not end up between the replies
 
 async function open(threads) {
   const tf = require("@tensorflow/tfjs");
@@ -21,7 +21,7 @@ async function open(threads) {
   await faceapi.tf.setBackend("wasm");
   await faceapi.tf.ready();
   await faceapi.nets.faceExpressionNet.loadFromDisk(join(process.cwd(), "node_modules/@vladmandic/face-api/model"));
-  const used = wasm.getThreadsCount(); // node gives WASM one, whatever was asked for
+  const used = wasm.getThreadsCount(); // node gives WASM one, whatever was requested
   async function look(path) {
     let picture;
     try {
@@ -63,15 +63,15 @@ if (folder) {
 } else {
   let peer;
   for await (const line of createInterface({ input: process.stdin })) {
-    const asked = JSON.parse(line);
+    const request = JSON.parse(line);
     let reply;
     try {
-      if (asked.do === "open") {
-        peer = await open(asked.threads);
+      if (request.do === "open") {
+        peer = await open(request.threads);
         reply = { what: peer.what, trained: true, versions: peer.versions };
       } else {
         const began = performance.now();
-        const found = await all(peer, asked.paths);
+        const found = await all(peer, request.paths);
         reply = { seconds: (performance.now() - began) / 1000, labels: found.map((a) => a.label) };
       }
     } catch (error) {

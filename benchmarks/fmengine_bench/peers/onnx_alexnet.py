@@ -33,7 +33,7 @@ def onnxruntime_runner(model: str, threads: int, device: str) -> tuple[Callable[
         providers = [("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0"}), *providers]
     session = onnxruntime.InferenceSession(model, settings, providers=providers)
     if len(session.get_providers()) < len(providers):
-        raise RuntimeError(f"ONNX Runtime runs on {session.get_providers()} where {device} was asked for")
+        raise RuntimeError(f"ONNX Runtime runs on {session.get_providers()} where {device} was requested")
     return lambda images: session.run(["probabilities"], {"images": images})[0], onnxruntime.__version__
 
 

@@ -1,4 +1,4 @@
-"""What every peer's script has in common; the standard library alone, for fmengine is not in their environments.
+"""Serves what every peer's script has in common, with the standard library alone: they have no fmengine.
 
 One JSON object a line: `open` and `answer` come in on stdin, replies go out on stdout. From a shell a script is a
 whole job, as a user would run it: `python torch_alexnet.py FOLDER OUTPUT --threads 2`.
@@ -63,13 +63,13 @@ def _job(opened: Opened, folder: str, output: str) -> None:
 
 def _serve(open_peer: Open, options: dict[str, Any]) -> None:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print to stdout; what they say must not end up between the replies
+    os.dup2(2, 1)  # libraries print to stdout; their output must not end up between the replies
     opened: Opened | None = None
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         try:
-            if asked["do"] == "open":
-                opened = open_peer(options | asked)
+            if request["do"] == "open":
+                opened = open_peer(options | request)
                 reply: dict[str, Any] = {
                     "what": opened.what,
                     "trained": opened.trained,
@@ -78,7 +78,7 @@ def _serve(open_peer: Open, options: dict[str, Any]) -> None:
             else:
                 assert opened is not None
                 began = time.perf_counter()
-                answers = opened.answer(asked["paths"])
+                answers = opened.answer(request["paths"])
                 reply = {"seconds": time.perf_counter() - began, "labels": [a.label for a in answers]}
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"}

@@ -173,11 +173,11 @@ def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
     if sum(find_spec(name) is not None for name in on_cpu) < 2:
         yield from ((name, ()) for name in on_cpu)
         return
-    from .select import choose  # which most installations never need
+    from .select import select_backends  # which most installations never need
 
-    choice = choose()
-    reasons = [Attempt(name, choice.reason(name)) for name in choice.order[1:] if name in choice.rates]
-    for number, name in enumerate(choice.order):
+    selection = select_backends()
+    reasons = [Attempt(name, selection.explain(name)) for name in selection.order[1:] if name in selection.rates]
+    for number, name in enumerate(selection.order):
         yield name, () if number else reasons
 
 

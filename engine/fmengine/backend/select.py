@@ -1,8 +1,8 @@
-"""Which backend `auto` takes on a CPU where several are installed: the fastest on this machine, measured once.
+"""Selects the backend that `auto` takes on a CPU where several are installed: the fastest on this machine.
 
 The measurement takes a second, at the first `auto`, with the shipped model. Speed is not enough: before another
-than the default one may answer for a model file, its answers are held against the default one's, with that very
-file. What is found is remembered in the cache until the CPU, the cores or a library change.
+than the default one may answer for a model file, its answers are compared with the default one's, with that very
+file. Both results are kept in the cache until the CPU, the cores or a library change.
 """
 
 import json
@@ -11,7 +11,6 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import astuple
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import __version__
-from ..check.compare import SAME, Agreement, compare
-from ..check.gate import gate_images
+from ..check.compare import CPU_LIBRARIES, Comparison, compare
+from ..check.gate import draw_gate_inputs
 from ..errors import BackendError, FmengineError
 from ..model.file import ModelFile
 from ..options import BackendOptions
@@ -34,9 +33,10 @@ log = logging.getLogger(__name__)
 DEFAULT = CPU_BACKENDS[0]
 BATCH = 64
 ROUNDS = 25  # in turn; the best of each counts, for other work on the machine only ever slows one down
-# Times as fast as the default that another must be: the network is a third of a picture's way, and start counts.
-WORTH = 1.3
-TOGETHER = 32  # pictures at once where answers are compared
+# How many times as fast as the default another backend must be: the network takes a third of a picture's time, and
+# start-up counts too.
+MIN_SPEEDUP = 1.3
+COMPARED_BATCH = 32  # pictures in a batch where answers are compared
 
 
 class DisagreementError(BackendError):
@@ -45,87 +45,101 @@ class DisagreementError(BackendError):
     exit_code = 1
 
 
-class Choice(NamedTuple):
-    """The backends in the order to try them, and pictures a second of each that was measured."""
+class Selection(NamedTuple):
+    """The backends in the order to try them.
+
+    Attributes:
+        order: names of `CPU_BACKENDS`, the one to take first.
+        rates: pictures a second of each that was measured.
+    """
 
     order: Sequence[str]
     rates: dict[str, float]
 
-    def reason(self, name: str) -> str:
-        """Why a backend that works is not taken."""
+    def explain(self, name: str) -> str:
+        """Explain why a backend that works is not taken."""
         first = self.order[0]
         rates = (
             f"{self.rates[first]:,.0f} pictures a second through its network here, {name} {self.rates[name]:,.0f}"
         )
-        more = f"; it would have to be {WORTH} times as fast" if first == DEFAULT else ""
+        more = f"; it would have to be {MIN_SPEEDUP} times as fast" if first == DEFAULT else ""
         return f"works; {first} is taken: {rates}{more}"
 
 
-def choose() -> Choice:
-    """What is remembered of this machine, or else measured now."""
-    key = machine()
+def select_backends() -> Selection:
+    """Select by the rates that are kept in the cache for this machine, or else by rates measured now."""
+    key = describe_machine()
     try:
         cache = Cache()
-        if (known := cache.load("choice", key)) is not None:
-            return _by_rates(json.loads(known))
-        rates = measure()
-        cache.store("choice", key, json.dumps(rates).encode())
+        if (known := cache.load("rates", key)) is not None:
+            return _select_by_rates(json.loads(known))
+        rates = measure_rates()
+        cache.store("rates", key, json.dumps(rates).encode())
     except CacheError as error:  # it will be measured again
         log.info("the fastest backend cannot be remembered: %s", error)
-        rates = measure()
-    return _by_rates(rates)
+        rates = measure_rates()
+    return _select_by_rates(rates)
 
 
 def check_answers(backend: Backend, model: ModelFile) -> None:
-    """Hold a backend's answers for a model against the default one's, once for each model and machine.
+    """Compare a backend's answers for a model with the default one's, once for each model and machine.
 
-    Where the default one does not run the model there is nothing to hold them against, and nothing else to take.
+    Where the default one does not run the model there is nothing to compare with, and nothing else to take.
 
     Raises:
         DisagreementError: if they do not agree.
     """
-    key = machine() | {"backend": backend.name, "model": model.spec.file_sha256}
+    key = describe_machine() | {"backend": backend.name, "model": model.spec.file_sha256}
     try:
         cache = Cache()
-        if (known := cache.load("agreement", key)) is not None:
-            found: Agreement | None = Agreement(*json.loads(known))
-        elif (found := _compare_on(backend, model)) is not None:
-            cache.store("agreement", key, json.dumps(astuple(found)).encode())
+        if (known := cache.load("comparison", key)) is not None:
+            breach: str = json.loads(known)
+        else:
+            comparison = _compare_with_default(backend, model)
+            breach = _breach_of(comparison)
+            if comparison is not None:
+                cache.store("comparison", key, json.dumps(breach).encode())
     except CacheError as error:
         log.info("whether backends agree cannot be remembered: %s", error)
-        found = _compare_on(backend, model)
-    if found is not None and not found.holds:
-        raise DisagreementError(f"does not answer as {DEFAULT} does with {model.path.name}: {found}")
+        breach = _breach_of(_compare_with_default(backend, model))
+    if breach:
+        raise DisagreementError(f"does not answer as {DEFAULT} does with {model.path.name}: {breach}")
 
 
-def _compare_on(backend: Backend, model: ModelFile) -> Agreement | None:
-    """On the pictures that a GPU's engine must pass too; None where the default backend does not run the model."""
+def _breach_of(comparison: Comparison | None) -> str:
+    """Return what does not agree, in words; empty if all does, or if nothing was compared."""
+    return "" if comparison is None or comparison.holds else str(comparison)
+
+
+def _compare_with_default(backend: Backend, model: ModelFile) -> Comparison | None:
+    """Compare on the pictures that a GPU's engine must pass; None if the default one does not run the model."""
     try:
         default = open_file(DEFAULT, model, BackendOptions())
     except FmengineError as error:
         log.info("%s cannot be compared with %s: %s", backend.name, DEFAULT, error)
         return None
     try:
-        images = gate_images(model.spec)
-        parts = [InputBatch(images[start : start + TOGETHER]) for start in range(0, len(images), TOGETHER)]
+        inputs = draw_gate_inputs(model.spec)
+        starts = range(0, len(inputs), COMPARED_BATCH)
+        batches = [InputBatch(inputs[start : start + COMPARED_BATCH]) for start in starts]
         found, expected = (
-            np.concatenate([each.run(part).probabilities for part in parts]) for each in (backend, default)
+            np.concatenate([each.run(batch).probabilities for batch in batches]) for each in (backend, default)
         )
-        return compare(found, expected, SAME)
+        return compare(found, expected, CPU_LIBRARIES)
     except Exception as error:  # every library has its own
         raise DisagreementError(f"fails where its answers are compared with {DEFAULT}'s: {error}") from error
     finally:
         default.close()
 
 
-def machine() -> dict[str, str]:
-    """What a choice holds for."""
-    versions = {name: _version(name) for name in CPU_BACKENDS}
-    return {"fmengine": __version__, "cpu": _cpu(), "cores": str(usable_cores()), **versions}
+def describe_machine() -> dict[str, str]:
+    """Describe what rates and comparisons depend on: the CPU, the cores, and the versions of the libraries."""
+    versions = {name: _version_of(name) for name in CPU_BACKENDS}
+    return {"fmengine": __version__, "cpu": _describe_cpu(), "cores": str(usable_cores()), **versions}
 
 
-def measure() -> dict[str, float]:
-    """Pictures a second of each backend's network, in turn; one that fails is left out."""
+def measure_rates() -> dict[str, float]:
+    """Measure pictures a second of each backend's network, in turn; one that fails is left out."""
     opened: dict[str, Backend] = {}
     try:
         for name in CPU_BACKENDS:
@@ -148,25 +162,27 @@ def measure() -> dict[str, float]:
             backend.close()
 
 
-def _by_rates(rates: dict[str, float]) -> Choice:
-    """The default, unless another is worth it."""
-    least = WORTH * rates.get(DEFAULT, 0.0)
-    faster = [name for name, rate in rates.items() if rate >= least and name != DEFAULT]
+def _select_by_rates(rates: dict[str, float]) -> Selection:
+    """Select the default, unless another is `MIN_SPEEDUP` times as fast."""
+    min_rate = MIN_SPEEDUP * rates.get(DEFAULT, 0.0)
+    faster = [name for name, rate in rates.items() if rate >= min_rate and name != DEFAULT]
     order = sorted(faster, key=lambda name: -rates[name])
-    return Choice([*order, *(name for name in CPU_BACKENDS if name not in order)], rates)
+    return Selection([*order, *(name for name in CPU_BACKENDS if name not in order)], rates)
 
 
-def _version(name: str) -> str:
+def _version_of(name: str) -> str:
+    """Return the version of an installed library, also where its distribution is the one for GPUs."""
     for distribution in (name, f"{name}-gpu"):
         with suppress(metadata.PackageNotFoundError):
             return metadata.version(distribution)
     return "unknown"
 
 
-def _cpu() -> str:
+def _describe_cpu() -> str:
+    """Return the CPU's name and instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    told = ("model name", "flags", "Features")
-    return "; ".join(dict.fromkeys(line.partition(":")[2].strip() for line in lines if line.startswith(told)))
+    fields = ("model name", "flags", "Features")
+    return "; ".join(dict.fromkeys(line.partition(":")[2].strip() for line in lines if line.startswith(fields)))

@@ -13,11 +13,10 @@ from ..image.preprocess import preprocess, preprocess_batch
 from ..model.spec import ModelSpec
 from ..trt.profile import Profile
 from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs
+from .compare import HALF_PRECISION, compare
 
 PICTURES = 256
 SEED = 20
-# Half precision moves a probability by up to some thousandths; a wrong layer, batch or stream by tenths.
-PROBABILITY = 0.01
 
 Run = Callable[[InputBatch], Outputs | ImageOutputs]
 
@@ -43,7 +42,7 @@ class ExecutionPath(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """One path at one batch size, and how far it was off at most."""
+    """One path at one batch size, and the largest difference of a probability."""
 
     path: str
     batch: int
@@ -51,7 +50,7 @@ class Passed(NamedTuple):
 
 
 def check_engine(paths: Sequence[ExecutionPath], reference: Run, spec: ModelSpec) -> list[Passed]:
-    """Hold an engine's answers against the CPU's, on every path through it, at three batch sizes each.
+    """Compare an engine's answers with the CPU's, on every path through it, at three batch sizes each.
 
     Args:
         paths: every profile, and every graph.
@@ -62,17 +61,19 @@ def check_engine(paths: Sequence[ExecutionPath], reference: Run, spec: ModelSpec
         What was checked.
 
     Raises:
-        GateError: at the first picture that is off by more than is allowed.
+        GateError: naming the first picture whose probabilities differ by more than `HALF_PRECISION` allows.
     """
-    images = gate_images(spec)
+    images = draw_gate_inputs(spec)
     expected = reference(images).probabilities
     passed = []
     for name, profile, run in paths:
-        for batch in batch_sizes(profile):
+        for batch in list_batch_sizes(profile):
             # Every batch is full: it begins again with the first picture where the last is passed.
             order = np.arange(-(-len(images) // batch) * batch) % len(images)
             parts = [run(InputBatch(images[rows])).probabilities for rows in order.reshape(-1, batch)]
-            passed.append(Passed(name, batch, _largest(np.concatenate(parts), expected[order], name, batch)))
+            where = f"{name}, batches of {batch}"
+            largest = _check_answers(np.concatenate(parts), expected[order], where)
+            passed.append(Passed(name, batch, largest))
     return passed
 
 
@@ -84,7 +85,7 @@ def check_kernel(
     pictures: int = 64,
     seed: int = SEED,
 ) -> None:
-    """Hold the preprocessing kernel against its definition.
+    """Compare the preprocessing kernel with its definition.
 
     Args:
         run: preprocesses a batch on the GPU.
@@ -94,11 +95,11 @@ def check_kernel(
         seed: another one draws others.
 
     Raises:
-        GateError: at the first pixel that differs.
+        GateError: naming the first picture that differs in a pixel.
     """
     rng = np.random.default_rng(seed)
     for start in range(0, pictures, batch):
-        drawn = [random_picture(rng) for _ in range(min(batch, pictures - start))]
+        drawn = [draw_picture(rng) for _ in range(min(batch, pictures - start))]
         for index, (picture, found) in enumerate(zip(drawn, run(drawn), strict=True)):
             expected = preprocess(picture, spec.input)
             if wrong := int((found != expected).sum()):
@@ -108,21 +109,21 @@ def check_kernel(
                 )
 
 
-def batch_sizes(profile: Profile) -> list[int]:
-    """The smallest, an odd one between, and the largest that a profile takes."""
+def list_batch_sizes(profile: Profile) -> list[int]:
+    """Return the smallest, an odd and the largest batch size of a profile."""
     odd = (profile.min + profile.max) // 2 | 1
     return sorted({profile.min, min(odd, profile.max), profile.max})
 
 
-def gate_images(spec: ModelSpec) -> InputBatch:
-    """`gate_pictures`, preprocessed, uint8 `[257, C, H, W]`."""
-    return preprocess_batch(gate_pictures(), spec.input)
+def draw_gate_inputs(spec: ModelSpec) -> InputBatch:
+    """Preprocess `draw_gate_pictures`, to uint8 `[257, C, H, W]`."""
+    return preprocess_batch(draw_gate_pictures(), spec.input)
 
 
-def gate_pictures() -> list[DecodedImage]:
-    """256 seeded pictures and a portrait, uint8 `[H, W, 3]`.
+def draw_gate_pictures() -> list[DecodedImage]:
+    """Draw 256 seeded pictures and load a portrait, uint8 `[H, W, 3]`.
 
-    The seeded ones are noise at a random coarseness and contrast: together they drive every layer through its
+    The seeded ones are noise at a random coarseness and contrast: all of them drive every layer through its
     range, which faces alone would not.
     """
     rng = np.random.default_rng(SEED)
@@ -136,28 +137,26 @@ def gate_pictures() -> list[DecodedImage]:
     return pictures
 
 
-def random_picture(rng: np.random.Generator) -> DecodedImage:
-    """Uniform noise, on which every wrong weight shows."""
+def draw_picture(rng: np.random.Generator) -> DecodedImage:
+    """Draw uniform noise of 1 to 300 pixels a side, gray or in colour, on which every wrong weight shows."""
     height, width = (int(side) for side in np.exp(rng.uniform(0, np.log(300), 2)).round())
     shape = (height, width) if rng.random() < 0.5 else (height, width, 3)
     return DecodedImage(rng.integers(0, 256, shape, np.uint8))
 
 
-def _largest(
-    found: "np.typing.NDArray[np.float32]", expected: "np.typing.NDArray[np.float32]", path: str, batch: int
+def _check_answers(
+    found: "np.typing.NDArray[np.float32]", expected: "np.typing.NDArray[np.float32]", where: str
 ) -> float:
-    where = f"{path}, batches of {batch}"
+    """Return the largest difference of a probability; raise GateError where one is too large."""
     if found.shape != expected.shape:
         raise GateError(f"{where}: {found.shape} answers; expected {expected.shape}")
-    # No label can flip within this whose two best are further apart than twice as much.
-    distance = np.abs(found - expected).max(axis=1)
-    wrong = ~(distance <= PROBABILITY)  # NaN is wrong too
-    if wrong.any():
+    comparison = compare(found, expected, HALF_PRECISION)
+    if (wrong := comparison.excessive).any():
         first = int(wrong.argmax())
         raise GateError(
             f"the engine is refused. {where}: picture {first % (PICTURES + 1)} of the gate gets "
             f"{found[first].tolist()}, on the CPU {expected[first].tolist()}; allowed is a difference of "
-            f"{PROBABILITY}. {int(wrong.sum())} of {len(wrong)} answers are off. Update the driver or the "
-            "library, and report it"
+            f"{HALF_PRECISION.probability}. {int(wrong.sum())} of {len(wrong)} answers are off. Update the driver "
+            "or the library, and report it"
         )
-    return float(distance.max())
+    return comparison.largest

@@ -16,9 +16,9 @@ from ..backend.registry import GPU_BACKENDS, open_backend
 from ..check.gate import (
     GateError,
     check_engine,
-    gate_images,
-    gate_pictures,
-    random_picture,
+    draw_gate_inputs,
+    draw_gate_pictures,
+    draw_picture,
 )
 from ..check.proofs import Claim, Effort, NotRun
 from ..errors import BackendError, DeviceError
@@ -106,7 +106,7 @@ def _prove_parity(target: _Target) -> str:
 
 def _prove_batch_invariance(target: _Target) -> str:
     with target.open() as (backend, file):
-        images = gate_images(file.spec)
+        images = draw_gate_inputs(file.spec)
         whole = backend.run(images).probabilities
         largest = 0.0
         for size in (1, 2, 7, 33):
@@ -126,7 +126,7 @@ def _prove_graphs(target: _Target) -> str:
     answers = []
     for graphs in (True, False):
         with target.open(graphs=graphs) as (backend, file):
-            answers.append(backend.run(gate_images(file.spec)))
+            answers.append(backend.run(draw_gate_inputs(file.spec)))
             if graphs and (captured := backend.describe()["cuda graphs"]).startswith("none"):
                 raise NotRun(f"no batch size is captured: {captured}")
     return _check_bits(answers)
@@ -138,7 +138,7 @@ def _prove_streams(target: _Target, count: int) -> str:
         with target.open(streams=streams) as (backend, _):
             if backend.streams != streams:
                 raise NotRun(f"there is room for {backend.streams} streams of {streams}")
-            pictures = [random_picture(np.random.default_rng(index)) for index in range(count)]
+            pictures = [draw_picture(np.random.default_rng(index)) for index in range(count)]
             with ThreadPoolExecutor(streams) as threads:
                 rounds = list(threads.map(backend.run_pictures, [pictures] * streams))
             answers += rounds
@@ -164,7 +164,7 @@ def _prove_jpeg(target: _Target) -> str:
 def _make_jpeg_files() -> list[bytes]:
     """Encode the portrait and noise as JPEG files of many qualities, sizes and chroma samplings."""
     files = []
-    for index, picture in enumerate(gate_pictures()[-64:]):
+    for index, picture in enumerate(draw_gate_pictures()[-64:]):
         image = Image.fromarray(picture).resize((40 + 3 * index, 50 + 2 * index))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=30 + index, subsampling=index % 3)
@@ -176,7 +176,7 @@ def _prove_soak(target: _Target, seconds: float) -> str:
     """Run batches in several threads for a while: the same answers, and no memory lost."""
     with target.open() as (backend, _):
         rng = np.random.default_rng(SEED)
-        batches = [[random_picture(rng) for _ in range(size)] for size in (1, 5, MAX_BATCH, MAX_BATCH + 9)]
+        batches = [[draw_picture(rng) for _ in range(size)] for size in (1, 5, MAX_BATCH, MAX_BATCH + 9)]
         expected = [backend.run_pictures(batch) for batch in batches]
         with backend.context.use():
             before, total = backend.context.free_memory()

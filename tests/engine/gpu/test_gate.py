@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
+from fmengine.check.compare import HALF_PRECISION
 from fmengine.check.gate import (
     ExecutionPath,
     GateError,
     Passed,
-    batch_sizes,
     check_engine,
-    gate_images,
+    draw_gate_inputs,
+    list_batch_sizes,
 )
 from fmengine.model.file import ModelSpec, load_model_file, resolve
 from fmengine.options import BackendOptions
@@ -29,7 +30,7 @@ Run = Callable[[InputBatch], Outputs]
 @pytest.fixture(scope="module")
 def cpu() -> Run:
     backend = OnnxRuntimeBackend.open(FILE, BackendOptions())
-    images = gate_images(SPEC)
+    images = draw_gate_inputs(SPEC)
     answers = backend.run(images)
     known = {image.tobytes(): row for row, image in enumerate(images)}
 
@@ -66,9 +67,10 @@ def test_the_cpu_passes_its_own_gate(cpu: Run) -> None:
     assert all(p.largest == 0 for p in passed)
 
 
-def test_rounding_passes_and_is_told(cpu: Run) -> None:
-    passed = gate(cpu, altered(cpu, lambda p: p + np.float32([0.004, -0.004])))
-    assert passed[0].largest == pytest.approx(0.004, abs=1e-6)
+def test_rounding_passes_and_is_reported(cpu: Run) -> None:
+    rounding = 0.4 * HALF_PRECISION.probability
+    passed = gate(cpu, altered(cpu, lambda p: p + np.float32([rounding, -rounding])))
+    assert passed[0].largest == pytest.approx(rounding, abs=1e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 9, 16])
@@ -77,11 +79,11 @@ def test_rounding_passes_and_is_told(cpu: Run) -> None:
     [
         lambda p: p[:, ::-1],
         lambda p: np.roll(p, 1, axis=0) if len(p) > 1 else p[:, ::-1],
-        lambda p: p + np.float32([0.02, -0.02]),
+        lambda p: p + 2 * HALF_PRECISION.probability * np.float32([1, -1]),
         lambda p: np.full_like(p, np.nan),
         lambda p: np.full_like(p, 0.5),
     ],
-    ids=["labels swapped", "rows moved", "off by 0.02", "NaN", "even"],
+    ids=["labels swapped", "rows moved", "off by twice the tolerance", "NaN", "even"],
 )
 def test_a_fault_at_one_batch_size_is_refused(cpu: Run, fault: Callable, batch: int) -> None:
     with pytest.raises(GateError, match=f"profile 1, batches of {batch}: picture"):
@@ -89,7 +91,7 @@ def test_a_fault_at_one_batch_size_is_refused(cpu: Run, fault: Callable, batch: 
 
 
 def test_a_fault_in_one_picture_is_refused(cpu: Run) -> None:
-    target = gate_images(SPEC)[200].tobytes()
+    target = draw_gate_inputs(SPEC)[200].tobytes()
 
     def run(batch: InputBatch) -> Outputs:
         logits, probabilities = cpu(batch)
@@ -115,25 +117,25 @@ def test_every_batch_is_full(cpu: Run, profile: Profile) -> None:
         return cpu(batch)
 
     passed = check_engine([ExecutionPath("profile 0", profile, run)], cpu, SPEC)
-    assert set(seen) == {p.batch for p in passed} == set(batch_sizes(profile))
+    assert set(seen) == {p.batch for p in passed} == set(list_batch_sizes(profile))
 
 
 def test_batch_sizes_hold_an_odd_one() -> None:
-    assert batch_sizes(Profile(1, 1, 1)) == [1]
-    assert batch_sizes(Profile(1, 32, 64)) == [1, 33, 64]
-    assert batch_sizes(Profile(2, 2, 2)) == [2]
-    assert batch_sizes(Profile(1, 2, 3)) == [1, 3]
+    assert list_batch_sizes(Profile(1, 1, 1)) == [1]
+    assert list_batch_sizes(Profile(1, 32, 64)) == [1, 33, 64]
+    assert list_batch_sizes(Profile(2, 2, 2)) == [2]
+    assert list_batch_sizes(Profile(1, 2, 3)) == [1, 3]
 
 
 def test_the_gates_pictures_are_the_same_everywhere() -> None:
-    images = gate_images(SPEC)
+    images = draw_gate_inputs(SPEC)
     assert images.shape == (257, *SPEC.input_shape(1)[1:])
-    np.testing.assert_array_equal(images, gate_images(SPEC))
+    np.testing.assert_array_equal(images, draw_gate_inputs(SPEC))
 
 
 def test_the_gates_pictures_spread_the_answers(cpu: Run) -> None:
     """A gate of pictures that all answer alike would let a broken engine through."""
-    happy = cpu(gate_images(SPEC)).probabilities[:, 0]
+    happy = cpu(draw_gate_inputs(SPEC)).probabilities[:, 0]
     assert 0.1 < (happy > 0.5).mean() < 0.9
     assert happy.std() > 0.15
     assert happy[-1] > 0.9  # the portrait smiles

@@ -1,4 +1,4 @@
-"""Compare two reports of `fmengine bench`: what changed, and whether it is more than noise."""
+"""Compares two reports of `fmengine bench`: what changed by more than noise."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from fmengine.errors import DataError
 
 from .bench import SCHEMA
 
-NOISE = 0.05  # a change within this share is none, whatever the intervals say
+NOISE = 0.05  # a change within this share is none, whatever the intervals are
 SAME_MACHINE = (
     "cpu", "cores", "governor", "backend backend", "backend threads", "backend device", "backend driver"
 )  # fmt: skip
@@ -46,18 +46,18 @@ def load(path: Path) -> dict[str, Any]:
     return report
 
 
-def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Compare every figure in both; it changed where intervals lie apart, and values by more than `NOISE`."""
+def compare_reports(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """Compare every figure in both; a change has intervals that lie apart, and is over `NOISE`."""
     changes = []
-    theirs = dict(_figures(after))
-    for name, old in _figures(before):
-        if name in theirs:
-            changes.append(_change(name, old, theirs[name]))
+    new = dict(_list_figures(after))
+    for name, old in _list_figures(before):
+        if name in new:
+            changes.append(_compare_figure(name, old, new[name]))
     return changes
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """List why the two may not be comparable at all."""
+def list_differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """List the differences of machine and settings, for which the two may not be comparable."""
     return [
         f"{key}: {before['about'].get(key)} before, {after['about'].get(key)} after"
         for key in SAME_MACHINE
@@ -66,42 +66,42 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 # A figure: its value, the ends of its interval, and whether more of it is better.
-Known = tuple[float, float, float, bool]
+Measured = tuple[float, float, float, bool]
 
 
-def _figures(document: dict[str, Any]) -> Iterator[tuple[str, Known]]:
+def _list_figures(document: dict[str, Any]) -> Iterator[tuple[str, Measured]]:
     on_gpu = bool(document["serial"]["device"])
     for batch, rate in document["offline"].items():
-        yield f"offline, batch {batch}, pictures/s", _known(rate, True)
-    yield "server, pictures/s", _known(document["server"]["rate"], True)
+        yield f"offline, batch {batch}, pictures/s", _read_median(rate, True)
+    yield "server, pictures/s", _read_median(document["server"]["rate"], True)
     for name, row in document["single_stream"].items():
         for head in ("p50", "p99"):
-            yield f"single stream, {name}, {head}, ms", _percentile(row, head)
+            yield f"single stream, {name}, {head}, ms", _read_percentile(row, head)
     for stage, row in document["serial"]["stages"].items():
-        yield f"stage {stage}, p50, ms", _percentile(row, "p50")
+        yield f"stage {stage}, p50, ms", _read_percentile(row, "p50")
     for part, row in document["serial"]["device"].items():
-        yield f"on the GPU, {part}, p50, ms", _percentile(row, "p50")
+        yield f"on the GPU, {part}, p50, ms", _read_percentile(row, "p50")
     for line in document["rooflines"]:
         if on_gpu or line["batch"] > 1:  # on a CPU, single stream has that of one picture
-            yield f"the network alone, batch {line['batch']}, ms", _known(line["measured"], False)
+            yield f"the network alone, batch {line['batch']}, ms", _read_median(line["measured"], False)
     if document["pictures_a_joule"]:
-        yield "pictures a joule", _known(document["pictures_a_joule"], True)
+        yield "pictures a joule", _read_median(document["pictures_a_joule"], True)
     for way in document["ways_on_gpu"]:
-        yield f"on the GPU, {way['name']}, pictures/s", _known(way["rate"], True)
+        yield f"on the GPU, {way['name']}, pictures/s", _read_median(way["rate"], True)
         for batch, time in way["network"].items():
-            yield f"on the GPU, {way['name']}, the network alone, batch {batch}, ms", _known(time, False)
+            yield f"on the GPU, {way['name']}, the network alone, batch {batch}, ms", _read_median(time, False)
 
 
-def _known(figure: dict[str, float], more_is_better: bool) -> Known:
+def _read_median(figure: dict[str, float], more_is_better: bool) -> Measured:
     return figure["median"], figure["low"], figure["high"], more_is_better
 
 
-def _percentile(row: dict[str, Any], head: str) -> Known:
+def _read_percentile(row: dict[str, Any], head: str) -> Measured:
     low, high = row["intervals"][head]
     return row[head], low, high, False
 
 
-def _change(name: str, old: Known, new: Known) -> Change:
+def _compare_figure(name: str, old: Measured, new: Measured) -> Change:
     (before, low, high, more_is_better), (after, new_low, new_high, _) = old, new
     apart = new_high < low or new_low > high
     beyond = apart and abs(after - before) > NOISE * before
@@ -110,7 +110,7 @@ def _change(name: str, old: Known, new: Known) -> Change:
 
 
 def as_text(changes: list[Change]) -> str:
-    """Format changes as a table for a terminal."""
+    """Format the changes as a table for a terminal."""
     lines = [f"{'':<70}{'before':>12}{'after':>12}{'change':>9}"]
     for c in changes:
         mark = "  WORSE" if c.worse else "  better" if c.better else ""
