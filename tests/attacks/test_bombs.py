@@ -300,7 +300,7 @@ def test_what_holds_other_pictures_is_never_opened(data):
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
 def test_a_strip(fit, monkeypatch):
     with Engine.load() as engine:
-        engine.spec = replace(engine.spec, fit=fit)
+        monkeypatch.setattr(engine._stages, "spec", replace(engine.spec, fit=fit))
         strip = np.broadcast_to(np.zeros(1, np.uint8), (8_000_000, 16))
         with pytest.raises(SourceError, match="a strip of 16×8000000 pixels") as caught:
             engine.predict(strip)

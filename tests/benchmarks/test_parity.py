@@ -241,15 +241,12 @@ def test_a_file_that_names_no_weights_is_refused(
 def test_swapped_passes_move_pixels(
     tiny_run: Path, models: list[Path], drawn_faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def vertical_first(images: list[np.ndarray], spec: InputSpec, out: np.ndarray) -> np.ndarray:
-        made = []
-        for pixels in images:
-            image = Image.fromarray(pixels)
-            image = image.resize((image.width, spec.height), Image.Resampling.BILINEAR)
-            made.append(np.asarray(image.resize(spec.size, Image.Resampling.BILINEAR))[np.newaxis])
-        return np.stack(made, out=out)
+    def vertical_first(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
+        image = Image.fromarray(pixels)
+        image = image.resize((image.width, spec.height), Image.Resampling.BILINEAR)
+        return np.asarray(image.resize(spec.size, Image.Resampling.BILINEAR))[np.newaxis]
 
-    monkeypatch.setattr("fmengine.pipeline.stages.preprocess_batch", vertical_first)
+    monkeypatch.setattr("fmengine.pipeline.stages.preprocess", vertical_first)
     result = run(tiny_run, models, drawn_faces / "val")
     assert result.exit_code == 1, result.output
     assert result.stdout.endswith("parity is broken\n")
@@ -259,17 +256,17 @@ def test_swapped_passes_move_pixels(
 def test_one_pixel_is_enough(
     tiny_run: Path, models: list[Path], drawn_faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fmengine.image.preprocess import preprocess_batch
+    from fmengine.image.preprocess import preprocess
 
-    batches = []
+    inputs = []
 
-    def off_by_one(*arguments: Any) -> np.ndarray:
-        pixels = preprocess_batch(*arguments)
-        batches.append(pixels)
-        pixels[0, 0, 0, 0] ^= len(batches) == 1
+    def off_by_one(image: np.ndarray, spec: InputSpec) -> np.ndarray:
+        pixels = preprocess(image, spec).copy()
+        inputs.append(pixels)
+        pixels[0, 0, 0] ^= len(inputs) == 1
         return pixels
 
-    monkeypatch.setattr("fmengine.pipeline.stages.preprocess_batch", off_by_one)
+    monkeypatch.setattr("fmengine.pipeline.stages.preprocess", off_by_one)
     result = run(tiny_run, models[:1], drawn_faces / "val")
     assert result.exit_code == 1, result.output
     assert "1 pixel differs" in result.stdout
