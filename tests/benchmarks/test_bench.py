@@ -21,11 +21,11 @@ from click.testing import CliRunner, Result
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.engine import Engine
 from fmengine.errors import DataError, FmengineError, OutputError, UnavailableError
-from fmengine.image.source import read_file
 from fmengine.model.file import load_model_file, resolve
 from fmengine.pipeline import stages as pipeline_stages
 from fmengine.pipeline.batch import Batch
 from fmengine.pipeline.stages import Stages
+from fmengine.system.files import read_file
 from fmengine_bench import bench as module
 from fmengine_bench import contenders, energy, limits, scenarios, stages
 from fmengine_bench.bench import Report

@@ -814,6 +814,7 @@ def test_coefficients_of_a_whole_picture_are_held_one_at_a_time(monkeypatch):
     monkeypatch.setattr(fmengine.image.jpeg.simplejpeg, "decode_jpeg", slow)
     image, limits = random_image(width=120, height=120), Limits(max_pixels=120 * 120)
     monkeypatch.setattr(fmengine.image.cost, "LARGE", 4 * 120 * 120)
+    monkeypatch.setattr(fmengine.image.jpeg, "LARGE", 4 * 120 * 120)
     for progressive, together in ((True, False), (False, True)):
         most, data = 0, encoded(image, "JPEG", progressive=progressive)
         with ThreadPoolExecutor(4) as pool:

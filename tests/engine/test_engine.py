@@ -108,10 +108,10 @@ def test_one_that_cannot_be_preprocessed_costs_its_own_place(monkeypatch, portra
         faces = [np.full((90, 90), level, np.uint8) for level in (10, 66, 200)]
         good = [engine.predict(face) for face in faces]
 
-        def no_room(tasks, images, batch):
+        def no_room(images, *rest):
             if any((image == 66).all() for image in images):
                 raise MemoryError("no room")
-            return whole(tasks, images, batch)
+            return whole(images, *rest)
 
         monkeypatch.setattr(engine._stages, "_preprocess", no_room)
         results = list(engine.predict_many(faces))

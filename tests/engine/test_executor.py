@@ -330,6 +330,6 @@ def test_images_that_wait_for_a_gpu_fill_a_batch_by_their_size():
     batch = Batch(SPEC, 64)
     while batch.room:
         batch.add_image(Task("", None), np.zeros((1000, 8000), np.uint8))
-    assert len(batch) == -(-MAX_IMAGE_BYTES // 8_000_000)
+    assert len(batch.tasks) == -(-MAX_IMAGE_BYTES // 8_000_000)
     batch.clear()
     assert batch.room == 64

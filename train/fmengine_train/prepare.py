@@ -21,11 +21,12 @@ from PIL import Image, ImageDraw
 from fmengine.cli.console import inform, print_json, print_path, track, warn
 from fmengine.errors import DataError, SourceError
 from fmengine.image.flatness import is_flat
-from fmengine.image.source import read_file
+from fmengine.image.source import get_path
 from fmengine.jobs.formats import FORMULA
 from fmengine.jobs.rows import printable
 from fmengine.options import Limits
 from fmengine.pipeline.attempt import try_picture
+from fmengine.system.files import read_file
 from fmengine.types import DecodedImage
 from fmengine.wording import pluralise
 
@@ -138,7 +139,11 @@ def write(kept: list[Item], folder: Path) -> tuple[list[tuple[Item, Path]], list
     written, lost = [], []
     for item in track(kept, len(kept), "pictures", caption="writing"):
         try:
-            data = item.picture if isinstance(item.picture, np.ndarray) else read_file(item.picture, Limits())
+            data = (
+                item.picture
+                if isinstance(item.picture, np.ndarray)
+                else read_file(get_path(item.picture), Limits().max_bytes)
+            )
         except SourceError as error:
             lost.append(Dropped(item, f"unreadable: {error.message}"))
             continue

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import click
 
@@ -16,10 +16,9 @@ from ..engine import Engine
 from ..image.pillow import raise_pillow_limit
 from ..jobs.journal import Journal, Target
 from ..jobs.output import claim, open_output
-from ..jobs.rows import Row, to_row, to_text
+from ..jobs.rows import Row, Tally, to_rows, to_text
 from ..jobs.sources import STDIN, exclude, expand, require_paths
 from ..jobs.state import files_of
-from ..jobs.tally import Tally
 from ..options import Isolation, Limits
 from ..pipeline.executor import Feed
 from ..system.files import check_target, temporary_of
@@ -204,13 +203,12 @@ def _consume(
         with closing(chunks), bar:
             for rows in chunks:
                 tally.add(rows)
-                bar.advance(len(rows))
                 if file is not None:
                     file.write(rows)
-                    continue
-                print_data("\n".join(map(to_json if as_json else to_text, rows)))
-                if keep:
-                    kept += rows
+                else:
+                    print_data("\n".join(map(to_json if as_json else to_text, rows)))
+                    kept += rows if keep else ()
+                bar.advance(len(rows))
     except KeyboardInterrupt:
         if file is not None:
             inform(f"fmengine: {file.path} holds every finished row; go on with --resume")
@@ -276,7 +274,7 @@ def _answer(
         for failure in results:
             if isinstance(failure, Failure):
                 logger.info(failure.message, extra={"fields": {"path": failure.source, "kind": failure.kind}})
-        yield [to_row(cast("str", result.source), result) for result in results]
+        yield to_rows(results)
 
 
 def _summarise(tally: Tally, file: Journal | None) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..errors import Kind, SourceError
 from ..options import MIN_ROW, Limits
+from ..system import fork
 from .headers import (
     MIN_SCAN_BYTES,
     count_scans,
@@ -33,6 +34,7 @@ PILLOW_BYTES, OUTPUT_BYTES = 4, 3  # a pixel, at most: of the image that Pillow 
 SCANS = 12  # of a JPEG: they take as long as all else does
 ARITHMETIC = 240  # scans of Huffman codes that take as long as one of arithmetic codes may
 CELL = 2400  # bytes that OpenJPEG holds for a code-block or precinct of four components
+CHEAP = MIN_SCAN_BYTES * SCANS / ARITHMETIC  # bytes of a JPEG that no header makes dear, for each pixel of a limit
 LARGE = 128_000_000  # bytes: what takes as much to decode is decoded one at a time
 _large = threading.Lock()
 _small = nullcontext()
@@ -72,16 +74,6 @@ LAB = Cost(time=2, why="in CIELAB")
 JPEG_IN_TIFF = Cost(time=16, why="of a TIFF in JPEG that is not baseline")
 
 
-def check_bytes(size: int, limits: Limits) -> None:
-    """Refuse an encoded picture that has more bytes than a file may have.
-
-    Raises:
-        SourceError: of the kind `file_too_large`.
-    """
-    if size > limits.max_bytes:
-        raise SourceError(Kind.FILE_TOO_LARGE, f"over {limits.max_bytes:,} bytes, the limit for one file")
-
-
 def check_pixels(width: int, height: int, limits: Limits, cost: Cost = USUAL, size: int = 0) -> None:
     """Refuse a picture whose pixels, as often as they count, are more than a picture may have.
 
@@ -106,6 +98,13 @@ def check_pixels(width: int, height: int, limits: Limits, cost: Cost = USUAL, si
         f"{width}×{height} pixels; the limit is {limits.max_pixels:,} pixels a picture"
         + (f" ({'; '.join(rules)})" if rules else ""),
     )
+
+
+def check_jpeg(width: int, height: int, data: bytes, limits: Limits) -> Cost:
+    """Refuse a JPEG for what its pixels would cost, which is returned otherwise; raises as `check_pixels`."""
+    cost = estimate_jpeg(data, width * height, limits)
+    check_pixels(width, height, limits, cost, len(data))
+    return cost
 
 
 def check_inside(data: bytes, limits: Limits) -> None:
@@ -144,8 +143,8 @@ def check_opened(image: Image.Image, data: bytes, limits: Limits) -> Cost:
 
 def estimate_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
     """Estimate the cost of a JPEG: libjpeg goes over all pixels once a scan, however little there is in it."""
-    if pixels * len(data) * ARITHMETIC <= limits.max_pixels * MIN_SCAN_BYTES * SCANS:
-        return USUAL  # whatever its header holds; nearly all files end here
+    if pixels * len(data) <= CHEAP * limits.max_pixels:
+        return USUAL  # whatever its header holds
     frame = read_frame(data)
     if frame is None or not (frame.in_scans or frame.arithmetic):
         return USUAL
@@ -162,6 +161,15 @@ def estimate_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
 def estimate_jpeg2000(data: bytes) -> Cost:
     """Estimate the cost of a JPEG 2000, which grows with the blocks that it is cut into."""
     return Cost(28, 16 + CELL / find_smallest_cell(data), "of a JPEG 2000")
+
+
+def _renew_lock() -> None:
+    """A forked child may have copied the lock while another thread held it."""
+    global _large
+    _large = threading.Lock()
+
+
+fork.call_in_child(_renew_lock)
 
 
 def wait_for_memory(size: float) -> AbstractContextManager[object]:

@@ -16,12 +16,13 @@ from PIL import Image
 
 from ..errors import Kind, SourceError
 from ..options import Limits
+from ..system.files import make_size_error, read_file
 from ..types import Channels, Color, DecodedImage, DLPackArray, Source
 from .arrays import convert_array, import_dlpack
-from .cost import check_bytes
+from .headers import JPEG_MAGIC
 from .jpeg import decode_plain_jpeg
 from .pillow import convert_image, decode_with_pillow
-from .source import get_bytes, is_file_like, is_on_device, read_file, read_file_like
+from .source import get_bytes, get_path, is_file_like, is_on_device, read_file_like
 
 
 def decode(
@@ -52,7 +53,7 @@ def decode(
         case bytes() | bytearray() | memoryview():
             return decode_bytes(get_bytes(source), color, limits, min_side)
         case str() | os.PathLike():
-            return decode_bytes(read_file(source, limits), color, limits, min_side)
+            return decode_bytes(read_file(get_path(source), limits.max_bytes), color, limits, min_side)
     if is_on_device(source):
         raise SourceError(
             Kind.UNSUPPORTED,
@@ -73,6 +74,8 @@ def decode_bytes(data: bytes, color: Color, limits: Limits, min_side: int = 0) -
     """Decode an encoded picture; see `decode`."""
     if not data:
         raise SourceError(Kind.EMPTY, "the file is empty; expected an encoded picture")
-    check_bytes(len(data), limits)
-    pixels = decode_plain_jpeg(data, color, limits, min_side)
-    return decode_with_pillow(data, color, limits) if pixels is None else pixels
+    if len(data) > limits.max_bytes:
+        raise make_size_error(limits.max_bytes)
+    if data.startswith(JPEG_MAGIC) and (image := decode_plain_jpeg(data, color, limits, min_side)) is not None:
+        return image
+    return decode_with_pillow(data, color, limits)

@@ -6,7 +6,6 @@ import traceback
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import FmengineError, Kind, SourceError
-from ..system.files import FileTooLargeError, NotRegularError, explain_read_error, is_not_found
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +24,6 @@ def as_source_error(error: Exception) -> SourceError:
             return decode_error(error)
     log.debug("a picture failed for a reason that nobody foresaw", exc_info=error)
     return SourceError(Kind.INTERNAL, describe_exception(error))
-
-
-def read_error(error: OSError | ValueError) -> SourceError:
-    """Make the error of a picture whose file cannot be read, from what `read_regular_file` raised."""
-    match error:
-        case NotRegularError():
-            kind = Kind.NOT_A_FILE
-        case FileTooLargeError():
-            kind = Kind.FILE_TOO_LARGE
-        case _:
-            kind = Kind.NOT_FOUND if is_not_found(error) else Kind.UNREADABLE
-    return SourceError(kind, explain_read_error(error))
 
 
 def decode_error(error: Exception) -> SourceError:

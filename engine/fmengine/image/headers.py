@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 # JPEG.
 
+JPEG_MAGIC = b"\xff\xd8\xff"  # that a file begins with
 SOS, EOI = 0xDA, 0xD9
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 MIN_SCAN_BYTES = 10  # a scan's header
@@ -35,11 +36,6 @@ class Frame(NamedTuple):
     def arithmetic(self) -> bool:
         """Whether its codes are arithmetic instead of Huffman's."""
         return self.marker > 0xC8
-
-
-def is_jpeg(data: bytes) -> bool:
-    """Whether a file begins as a JPEG does."""
-    return data[:3] == b"\xff\xd8\xff"
 
 
 def read_frame(data: bytes) -> Frame | None:

@@ -1,16 +1,18 @@
 """Plain JPEGs, gray or YCbCr, which libjpeg-turbo decodes: a gray model takes the luma plane as it is stored."""
 
 import io
+from contextlib import nullcontext
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ..options import Limits
+from ..options import MIN_ROW, Limits
+from ..system.files import make_size_error
 from ..types import Color, DecodedImage
-from .cost import Cost, check_bytes, check_pixels, estimate_jpeg, wait_for_memory
+from .cost import CHEAP, LARGE, USUAL, check_jpeg, wait_for_memory
 from .faults import decode_error
-from .headers import is_jpeg
+from .headers import JPEG_MAGIC
 from .orientation import read_orientation, turn_upright
 
 
@@ -26,12 +28,21 @@ def decode_plain_jpeg(data: bytes, color: Color, limits: Limits, min_side: int =
     Raises:
         SourceError: if it is over the limits, or there is no room for it.
     """
-    if (found := _measure(data, limits)) is None:
+    if (size := _read_plain_size(data)) is None:
         return None
-    count, cost = found
+    turned = may_be_turned(data)
+    width, height = size
+    if (
+        max(width, MIN_ROW) * height <= limits.max_pixels
+        and width * height * len(data) <= CHEAP * limits.max_pixels
+    ):
+        cost = USUAL  # as of nearly all files
+    else:
+        cost = check_jpeg(width, height, data, limits)
     space, channels = ("GRAY", 1) if color == "gray" else ("RGB", 3)
+    memory = width * height * (channels + cost.memory)
     try:
-        with wait_for_memory(count * (channels + cost.memory)):
+        with wait_for_memory(memory) if memory >= LARGE else nullcontext():
             # With a `min_side` of 0 it makes nothing smaller.
             pixels = simplejpeg.decode_jpeg(
                 data, space, strict=True, min_height=min_side, min_width=min_side, min_factor=2
@@ -40,7 +51,7 @@ def decode_plain_jpeg(data: bytes, color: Color, limits: Limits, min_side: int =
         raise decode_error(error) from error
     except Exception:
         return None
-    if may_be_turned(data):
+    if turned:
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
                 orientation = read_orientation(image)
@@ -56,8 +67,12 @@ def is_plain_jpeg(data: bytes, limits: Limits) -> bool:
     Raises:
         SourceError: if it is over the limits.
     """
-    check_bytes(len(data), limits)
-    return _measure(data, limits) is not None
+    if len(data) > limits.max_bytes:
+        raise make_size_error(limits.max_bytes)
+    if (size := _read_plain_size(data)) is None:
+        return False
+    check_jpeg(*size, data, limits)
+    return True
 
 
 def may_be_turned(data: bytes) -> bool:
@@ -65,13 +80,9 @@ def may_be_turned(data: bytes) -> bool:
     return b"Exif\0\0" in data or b"tiff:Orientation" in data
 
 
-def _measure(data: bytes, limits: Limits) -> tuple[int, Cost] | None:
-    """Measure a plain JPEG by its header: how many pixels it has, and what each costs; None for another file.
-
-    Raises:
-        SourceError: if it is over the limits.
-    """
-    if not is_jpeg(data):
+def _read_plain_size(data: bytes) -> tuple[int, int] | None:
+    """Read width and height of a plain JPEG from its header; None for another file."""
+    if not data.startswith(JPEG_MAGIC):
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -79,8 +90,4 @@ def _measure(data: bytes, limits: Limits) -> tuple[int, Cost] | None:
         raise decode_error(error) from error
     except Exception:  # such as KeyError, where it has no name for how chroma is sampled
         return None
-    if colorspace not in ("Gray", "YCbCr"):
-        return None
-    cost = estimate_jpeg(data, width * height, limits)
-    check_pixels(width, height, limits, cost, len(data))
-    return width * height, cost
+    return (width, height) if colorspace in ("Gray", "YCbCr") else None

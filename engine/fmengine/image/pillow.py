@@ -13,7 +13,7 @@ from ..options import Limits
 from ..types import Color, DecodedImage
 from .cost import PILLOW_BYTES, check_inside, check_opened, check_pixels, wait_for_memory
 from .faults import decode_error
-from .headers import is_jpeg
+from .headers import JPEG_MAGIC
 from .orientation import SWAPPED, read_orientation, turn_upright
 
 # Never opened: EPS runs Ghostscript, MPEG has no decoder, and others are stubs that need a handler. The last four
@@ -38,7 +38,7 @@ def decode_with_pillow(data: bytes, color: Color, limits: Limits) -> DecodedImag
         except Exception as error:
             if rest := _remove_metadata(data, str(error)):
                 return _decode(rest, color, limits, as_luma=gray)
-            if gray and is_jpeg(data) and decode_error(error).kind is Kind.CORRUPT:
+            if gray and data.startswith(JPEG_MAGIC) and decode_error(error).kind is Kind.CORRUPT:
                 return _decode(data, color, limits, as_luma=False)  # of a lossless one libjpeg makes colours alone
             raise
     except Exception as error:  # a decoder may raise anything at all on hostile bytes

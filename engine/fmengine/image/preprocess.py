@@ -22,7 +22,8 @@ from PIL import Image
 
 from ..model.spec import InputSpec
 from ..types import DecodedImage, InputBatch, NetworkInput
-from .geometry import check_resize
+from .flatness import is_flat_input
+from .geometry import MAX_BETWEEN, check_resize
 
 MAX_GROUP_BYTES = 200_000  # resized in one call: more leave a core's cache, and are fresh memory each time
 MAX_STRIP_BYTES = 4_000_000  # of one picture that Pillow is given in one call, for it copies what it is given
@@ -88,21 +89,47 @@ def preprocess_batch(images: Sequence[DecodedImage], spec: InputSpec, out: Input
     return out
 
 
+def preprocess_rows(
+    images: Sequence[DecodedImage], spec: InputSpec, inputs: npt.NDArray[np.uint8], flat: npt.NDArray[np.bool_]
+) -> None:
+    """Write rows of a batch: each picture's input for the network, and whether it is flat.
+
+    Args:
+        images: as for `preprocess_batch`.
+        spec: the network's input.
+        inputs: uint8 `[N, C, H, W]`, written.
+        flat: bool `[N]`, written.
+
+    Raises:
+        SourceError: as `preprocess_batch`; then nothing is written.
+    """
+    sizes = [(image.shape[1], image.shape[0]) for image in images]
+    flat[:] = is_flat_input(preprocess_batch(images, spec, InputBatch(inputs)), sizes, spec)
+
+
 def _fit(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
     """Do steps 1 and 2, whose order changes no pixel: `[H, W]` where the model is gray, else `[H, W, 3]`."""
     height, width = image.shape[:2]
-    left, top, right, bottom = check_resize((width, height), spec)
-    if (right - left, bottom - top) != (width, height):
-        if spec.fit == "pad":
-            padded = np.zeros((bottom - top, right - left, *image.shape[2:]), np.uint8)
-            padded[-top : height - top, -left : width - left] = image
-            image = padded
-        else:  # a copy, which does not keep the whole picture in memory, nor change with it
-            image = image[top:bottom, left:right].copy()
+    # A picture of the input's aspect ratio is its own box, as faces are that a detector cut out.
+    if height * spec.width != width * spec.height or height * max(width, spec.width) > MAX_BETWEEN:
+        image = _apply_fit(image, spec)
     gray = spec.color == "gray"
     if image.ndim == (2 if gray else 3):
         return image
     return _apply_in_strips(image, lambda strip: strip.convert("L" if gray else "RGB"))
+
+
+def _apply_fit(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """Do step 2: cut the box of the fit policy out, or pad the picture to it."""
+    height, width = image.shape[:2]
+    left, top, right, bottom = check_resize((width, height), spec)
+    if (right - left, bottom - top) == (width, height):
+        return image
+    if spec.fit == "pad":
+        padded = np.zeros((bottom - top, right - left, *image.shape[2:]), np.uint8)
+        padded[-top : height - top, -left : width - left] = image
+        return padded
+    return image[top:bottom, left:right].copy()  # which does not keep the whole picture in memory
 
 
 def _resize(images: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:

@@ -9,10 +9,9 @@ from PIL import Image
 
 from ..errors import Kind, SourceError
 from ..options import Limits
-from ..system.files import read_regular_file
+from ..system.files import make_size_error
 from ..types import BinaryFile, Encoded, Source
-from .cost import check_bytes
-from .faults import describe_exception, read_error
+from .faults import describe_exception
 
 DLPACK_CPU = 1  # DLPack's kDLCPU
 MAX_READ = 1 << 20  # bytes that are read of a file-like at once: some make room for all that is requested
@@ -65,20 +64,6 @@ def get_path(source: str | os.PathLike[str]) -> str:
         ) from error
 
 
-def read_file(path: str | os.PathLike[str], limits: Limits) -> bytes:
-    """Read a regular file of at most `limits.max_bytes`; pipes, devices and folders are never opened.
-
-    Raises:
-        SourceError: of the kind `not_found`, `not_a_file`, `unreadable` or `file_too_large`.
-    """
-    if not isinstance(path, str):
-        path = get_path(path)
-    try:
-        return read_regular_file(path, limits.max_bytes)
-    except (OSError, ValueError) as error:
-        raise read_error(error) from error
-
-
 def read_file_like(file: BinaryFile, limits: Limits) -> bytes:
     """Read a file-like from its current position to its end, at most one byte more than `limits.max_bytes`.
 
@@ -93,7 +78,8 @@ def read_file_like(file: BinaryFile, limits: Limits) -> bytes:
     while part := _read_part(file, min(MAX_READ, limits.max_bytes + 1 - size)):
         parts.append(part)
         size += len(part)
-        check_bytes(size, limits)
+        if size > limits.max_bytes:
+            raise make_size_error(limits.max_bytes)
     return b"".join(parts)
 
 

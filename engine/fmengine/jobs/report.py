@@ -23,8 +23,7 @@ from ..system.cores import usable_cores
 from ..system.files import open_atomic
 from ..types import Encoded
 from ..wording import pluralise
-from .rows import Row, decode_path, printable
-from .tally import Tally
+from .rows import Row, Tally, decode_path, printable
 
 THUMBNAIL = 192  # pixels of the longer side, sharp on a phone's screen at half that size
 CHUNK = 256  # pictures; bounds memory

@@ -1,4 +1,4 @@
-"""Make rows of results: what `fmengine infer` prints and writes, one for each picture.
+"""Make rows of results, and count them: what `fmengine infer` prints and writes, one row for each picture.
 
 `{"path", "label", "confidence", "probabilities", "reason", "error": null}`, or `"label": null` and
 `"error": {"kind", "message"}`. `reason` is null, or one of `Reason`. A path that is not UTF-8, or holds control
@@ -7,10 +7,14 @@ characters, is percent-encoded and the row holds `"path_encoding": "percent"`, s
 
 import os
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from ..types import Failure, Prediction
+from ..types import Failure, Prediction, Result
+from ..wording import pluralise
 
 Row = dict[str, Any]
 
@@ -34,6 +38,11 @@ def to_row(path: str, result: Prediction | Failure) -> Row:
     message = result.message.encode(errors="backslashreplace").decode()
     error = {"kind": result.kind.value, "message": message}
     return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
+
+
+def to_rows(results: Iterable[Result]) -> list[Row]:
+    """Make the rows of results whose sources are paths."""
+    return [to_row(str(result.source), result) for result in results]
 
 
 def encode_path(path: str) -> Row:
@@ -78,3 +87,42 @@ def _is_unfit(character: str) -> bool:
         unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
         or unicodedata.bidirectional(character) in TURNING
     )
+
+
+@dataclass
+class Tally:
+    """Rows, counted by what they hold and not by what it is called: a label may be called `error`.
+
+    Attributes:
+        labels: answers by label.
+        reasons: answers that have a reason not to be trusted, by reason.
+        failed: pictures without an answer.
+    """
+
+    labels: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Count some more rows."""
+        for row in rows:
+            if row["error"]:
+                self.failed += 1
+                continue
+            self.labels[row["label"]] += 1
+            if row["reason"]:
+                self.reasons[row["reason"]] += 1
+
+    @property
+    def total(self) -> int:
+        """Return the number of rows."""
+        return self.labels.total() + self.failed
+
+    def describe(self) -> str:
+        """Summarise, such as `3 pictures: 2 happy, 1 failed; not to be trusted: 1 flat`."""
+        if not self.total:
+            return "no new pictures"
+        answers = [f"{count:,} {one_line(label)}" for label, count in sorted(self.labels.items())]
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.reasons.items()))
+        doubt = f"; not to be trusted: {reasons}" if reasons else ""
+        return f"{pluralise(self.total, 'picture')}: {', '.join([*answers, f'{self.failed:,} failed'])}{doubt}"

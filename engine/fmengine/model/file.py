@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ModelError
-from ..system.files import explain_read_error, read_regular_file
+from ..errors import ModelError, SourceError
+from ..system.files import read_file
 from .reader import compute_digest, find_digest, find_document, has_external_data
 from .spec import ModelSpec, Precision
 
@@ -36,10 +36,10 @@ def load_model_file(path: str | Path) -> ModelFile:
     """
     path = Path(path)
     try:
-        data = read_regular_file(str(path), MAX_BYTES)
-    except (OSError, ValueError) as error:
+        data = read_file(str(path), MAX_BYTES)
+    except SourceError as error:
         raise ModelError(
-            f"cannot read the model {path}: {explain_read_error(error)}; expected an ONNX file of at most 2 GiB, "
+            f"cannot read the model {path}: {error.message}; expected an ONNX file of at most 2 GiB, "
             f"or one of {', '.join(available_models())}"
         ) from error
     if path.parent == shipped_folder() and hashlib.sha256(data).hexdigest() != _read_shipped_digest(path.name):

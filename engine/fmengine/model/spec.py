@@ -29,6 +29,9 @@ class InputSpec:
         width: columns in pixels.
         color: `gray` (one channel) or `rgb` (three).
         fit: how another aspect ratio is brought to this one: `crop`, `pad` or `stretch`.
+        channels: 1 or 3.
+        shape: `(C, H, W)`.
+        size: `(width, height)`, as Pillow orders them.
 
     Raises:
         ValueError: for an empty input, and for another colour or fit.
@@ -38,6 +41,9 @@ class InputSpec:
     width: int
     color: Color = "gray"
     fit: Fit = "crop"
+    channels: int = field(init=False, repr=False, compare=False)
+    shape: tuple[int, int, int] = field(init=False, repr=False, compare=False)
+    size: tuple[int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (self.height >= 1 and self.width >= 1):
@@ -46,21 +52,10 @@ class InputSpec:
             raise ValueError(f"color {self.color!r}; expected one of {', '.join(COLORS)}")
         if self.fit not in FITS:
             raise ValueError(f"fit {self.fit!r}; expected one of {', '.join(FITS)}")
-
-    @property
-    def channels(self) -> int:
-        """1 or 3."""
-        return 1 if self.color == "gray" else 3
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)`."""
-        return (self.channels, self.height, self.width)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """`(width, height)`, as Pillow orders them."""
-        return (self.width, self.height)
+        # Computed once: they are asked for with every picture.
+        object.__setattr__(self, "channels", 1 if self.color == "gray" else 3)
+        object.__setattr__(self, "shape", (self.channels, self.height, self.width))
+        object.__setattr__(self, "size", (self.width, self.height))
 
 
 def _is_file_name(value: Any) -> bool:

@@ -38,11 +38,12 @@ class Batch:
         tasks: of the rows that are in use, in order.
         inputs: of a network on the CPU, uint8 `[capacity, C, H, W]`.
         images: of a backend that preprocesses itself, one a row; empty otherwise.
+        image_bytes: of those images, in host memory.
         flat: whether each picture shows nothing, bool `[capacity]`.
         probabilities: the answers, float32 `[capacity, K]`.
     """
 
-    __slots__ = ("_image_bytes", "capacity", "flat", "images", "inputs", "probabilities", "tasks")
+    __slots__ = ("capacity", "flat", "image_bytes", "images", "inputs", "probabilities", "tasks")
 
     def __init__(self, spec: ModelSpec, capacity: int, memory: Any = None) -> None:
         """Lay out a batch.
@@ -64,30 +65,28 @@ class Batch:
         self.flat: npt.NDArray[np.bool_] = regions[2].view(np.bool_)
         self.tasks: list[Task] = []
         self.images: list[DecodedImage | DeviceImage] = []
-        self._image_bytes = 0
+        self.image_bytes = 0
 
     @staticmethod
     def size_of(spec: ModelSpec, capacity: int) -> int:
         """Compute the bytes of memory that a batch takes."""
         return sum(map(_aligned, _sizes(spec, capacity)))
 
-    def __len__(self) -> int:
-        return len(self.tasks)
-
     @property
     def room(self) -> int:
         """Rows that are free; none where the images that wait take as much memory as they may."""
-        return 0 if self._image_bytes >= MAX_IMAGE_BYTES else self.capacity - len(self.tasks)
+        return 0 if self.image_bytes >= MAX_IMAGE_BYTES else self.capacity - len(self.tasks)
 
     def add_image(self, task: Task, image: DecodedImage | DeviceImage) -> None:
         """Take the next row for an image that the backend is to preprocess."""
         self.tasks.append(task)
         self.images.append(image)
-        self._image_bytes += 0 if isinstance(image, DeviceImage) else image.nbytes
+        self.image_bytes += 0 if isinstance(image, DeviceImage) else image.nbytes
 
     def add_rows(self, other: "Batch") -> None:
         """Copy the rows of another batch, which must fit, behind those that are in use."""
-        begin, end, count = len(self), len(self) + len(other), len(other)
+        begin, count = len(self.tasks), len(other.tasks)
+        end = begin + count
         if other.images:
             for task, image in zip(other.tasks, other.images, strict=True):
                 self.add_image(task, image)
@@ -99,7 +98,7 @@ class Batch:
     def select(self, row: int) -> "Batch":
         """Make a batch of one row, over the same memory."""
         one = object.__new__(Batch)
-        one.capacity, one.tasks, one._image_bytes = 1, self.tasks[row : row + 1], 0
+        one.capacity, one.tasks, one.image_bytes = 1, self.tasks[row : row + 1], 0
         one.images = self.images[row : row + 1]
         one.inputs = InputBatch(self.inputs[row : row + 1])
         one.flat, one.probabilities = self.flat[row : row + 1], self.probabilities[row : row + 1]
@@ -107,7 +106,7 @@ class Batch:
 
     def clear(self) -> None:
         """Free every row."""
-        self.tasks, self.images, self._image_bytes = [], [], 0
+        self.tasks, self.images, self.image_bytes = [], [], 0
 
 
 def _sizes(spec: ModelSpec, capacity: int) -> tuple[int, int, int]:

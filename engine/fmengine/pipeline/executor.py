@@ -119,7 +119,7 @@ class Executor(ABC):
             except Exception as error:
                 self._error = error
                 break
-            task = admit(source, channels)
+            task = Task(source, source) if type(source) is str else admit(source, channels)
             pending.append(task)
             waiting.put(task)
             if pending[0].result is not None or len(pending) >= self._max_in_flight:

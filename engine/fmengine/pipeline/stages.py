@@ -16,9 +16,8 @@ from ..backend.registry import Backend, DeviceBackend
 from ..errors import FmengineError, Kind, SourceError
 from ..image.decode import decode, decode_bytes
 from ..image.faults import as_source_error
-from ..image.flatness import is_flat_input
 from ..image.jpeg import is_plain_jpeg, may_be_turned
-from ..image.preprocess import preprocess, preprocess_batch
+from ..image.preprocess import preprocess, preprocess_rows
 from ..image.source import (
     describe_source,
     get_bytes,
@@ -26,12 +25,12 @@ from ..image.source import (
     is_encoded,
     is_file_like,
     is_on_device,
-    read_file,
     read_file_like,
 )
 from ..model.spec import ModelSpec
 from ..options import Limits
-from ..types import UNSURE, Channels, DecodedImage, Failure, InputBatch, NetworkInput, Prediction, Reason, Source
+from ..system.files import read_file
+from ..types import UNSURE, Channels, DecodedImage, Failure, NetworkInput, Prediction, Reason, Source
 from .batch import Batch, Content, Task
 
 if TYPE_CHECKING:
@@ -83,12 +82,11 @@ class Stages:
         def observed(stage: Stage, function: F) -> F:
             return function if observer is None else _observed(observer, stage, function)
 
+        self._observer = observer
         self._read = observed("read", read_file)
         self._decode = observed("decode", decode_bytes)
         self._decode_source = observed("decode", decode)
-        self._preprocess = observed("preprocess", self._preprocess_into)
-        self._infer = observed("infer", self._run_network)
-        self._post = observed("post", self._set_results)
+        self._preprocess = observed("preprocess", preprocess_rows)
 
     def admit(self, source: Source, channels: Channels = "rgb", *, copy: bool = True) -> Task:
         """Take a source over: what its owner does to it afterwards changes nothing.
@@ -109,11 +107,8 @@ class Stages:
 
     def run(self, tasks: Sequence[Task], batch: Batch, backend: Backend) -> None:
         """Give every task its result. `batch` must be empty and have room for all; it is empty afterwards."""
-        try:
-            self.prepare(tasks, batch)
-            self.answer(batch, backend)
-        finally:
-            batch.clear()
+        self.prepare(tasks, batch)
+        self.answer(batch, backend)
 
     def run_alone(self, task: Task, backend: Backend) -> None:
         """Give one task its result."""
@@ -140,43 +135,62 @@ class Stages:
                     self._prepare_elsewhere(task, batch)
                     continue
                 if type(content) is str:
-                    content = self._read(content, self.limits)
+                    content = self._read(content, self.limits.max_bytes)
                 if type(content) is bytes:
                     content = self._decode(content, self.spec.color, self.limits, self._min_side)
                 image = cast(DecodedImage, content)
-                if max(image.shape[:2]) <= MAX_SIDE_OF_GROUP:
+                if max(image.shape[:2]) > MAX_SIDE_OF_GROUP:
+                    self._preprocess_one(task, image, batch)
+                else:
                     group.append(task)
                     images.append(image)
-                else:
-                    self._preprocess([task], [image], batch)
             except Exception as error:
                 task.result = make_failure(error, task.source)
-        if group:
-            try:
-                self._preprocess(group, images, batch)
-            except Exception:  # of one of them: each alone shows which
-                self._prepare_one_by_one(group, images, batch)
+        if not group:
+            return
+        begin, end = len(batch.tasks), len(batch.tasks) + len(group)
+        try:
+            self._preprocess(images, self.spec.input, batch.inputs[begin:end], batch.flat[begin:end])
+            batch.tasks += group
+        except Exception:  # of one of them: each alone shows which
+            self._preprocess_one_by_one(group, images, batch)
 
     def answer(self, batch: Batch, backend: Backend) -> None:
-        """Run the network on a batch, and give its tasks their results: one by one where it fails for one of them.
+        """Run the network on a batch, give its tasks their results, and free it.
+
+        Where the network fails for one of them, it is run on each alone.
 
         Raises:
             FmengineError: for an error that is no picture's, such as of a GPU that failed.
         """
-        if not batch.tasks:
+        count, observer, clock = len(batch.tasks), self._observer, time.perf_counter
+        if not count:
             return
+        begin = clock()
         try:
-            self._infer(batch, backend)
-            self._post(batch)
-            return
+            if self.device is None:
+                batch.probabilities[:count] = backend.run(batch.inputs[:count]).probabilities
+            else:
+                _, batch.probabilities[:count], batch.flat[:count] = self.device.run_pictures(batch.images)
         except Exception as error:
-            if isinstance(error, FmengineError) and not isinstance(error, SourceError):
-                raise
-            if len(batch) == 1:
-                batch.tasks[0].result = make_failure(error, batch.tasks[0].source)
-                return
-        for row in range(len(batch)):
-            self.answer(batch.select(row), backend)
+            self._answer_one_by_one(batch, backend, error)
+            return
+        if observer is not None:
+            observer("infer", begin, begin := clock())
+        labels, threshold = self.spec.labels, self._unsure_below or self.spec.unsure_below
+        rows = batch.probabilities[:count].tolist(), batch.flat[:count].tolist()
+        for task, row, flat in zip(batch.tasks, *rows, strict=True):
+            probabilities = dict(zip(labels, row, strict=True))
+            if not math.isfinite(sum(row)):
+                task.result = _make_not_finite(task.source, probabilities)
+                continue
+            confidence = max(row)
+            reason = Reason.FLAT if flat else Reason.UNSURE if confidence < threshold else None
+            label = UNSURE if reason and self._unsure_below else labels[row.index(confidence)]
+            task.result = Prediction(label, confidence, probabilities, task.source, reason)
+        batch.tasks, batch.images, batch.image_bytes = [], [], 0
+        if observer is not None:
+            observer("post", begin, clock())
 
     def preprocess(self, source: Source, channels: Channels) -> NetworkInput:
         """Make one picture's input for the network, on the CPU; raises whatever is raised on the way."""
@@ -184,7 +198,7 @@ class Stages:
         if self.workers is not None and is_encoded(content):
             return self.workers.prepare(content).image
         if isinstance(content, str):
-            content = self._read(content, self.limits)
+            content = self._read(content, self.limits.max_bytes)
         if isinstance(content, bytes):
             content = self._decode(content, self.spec.color, self.limits, self._min_side)
         return preprocess(cast(DecodedImage, content), self.spec.input)
@@ -212,20 +226,18 @@ class Stages:
         if self.workers is not None and is_encoded(content):
             made = self.workers.prepare(content)
             if self.device is None:
-                row = len(batch)
+                row = len(batch.tasks)
                 batch.inputs[row], batch.flat[row] = made.image, made.flat
                 batch.tasks.append(task)
             else:
                 batch.add_image(task, _as_image(made.image))
             return
         if isinstance(content, str):
-            content = self._read(content, self.limits)
+            content = self._read(content, self.limits.max_bytes)
         if isinstance(content, bytes):
             content = self._decode_for_device(content)
         if isinstance(content, np.ndarray) and content.nbytes > MAX_HELD:
-            one = Batch(self.spec, 1)
-            self._preprocess([task], [content], one)
-            content = _as_image(NetworkInput(one.inputs[0]))
+            content = _as_image(preprocess(content, self.spec.input))
         batch.add_image(task, cast("DecodedImage", content))
 
     def _decode_for_device(self, data: bytes) -> Content:
@@ -235,42 +247,31 @@ class Stages:
                 return image
         return self._decode(data, self.spec.color, self.limits, self._min_side)
 
-    def _prepare_one_by_one(self, tasks: list[Task], images: list[DecodedImage], batch: Batch) -> None:
+    def _preprocess_one(self, task: Task, image: DecodedImage, batch: Batch) -> None:
+        """Write one image as the next row of a batch."""
+        row = len(batch.tasks)
+        self._preprocess([image], self.spec.input, batch.inputs[row : row + 1], batch.flat[row : row + 1])
+        batch.tasks.append(task)
+
+    def _preprocess_one_by_one(self, tasks: list[Task], images: list[DecodedImage], batch: Batch) -> None:
         for task, image in zip(tasks, images, strict=True):
             try:
-                self._preprocess([task], [image], batch)
+                self._preprocess_one(task, image, batch)
             except Exception as error:
                 task.result = make_failure(error, task.source)
 
-    def _preprocess_into(self, tasks: list[Task], images: list[DecodedImage], batch: Batch) -> None:
-        """Write images as the next rows of a batch, all of them or none."""
-        spec, begin, end = self.spec.input, len(batch), len(batch) + len(tasks)
-        inputs = preprocess_batch(images, spec, InputBatch(batch.inputs[begin:end]))
-        sizes = [(image.shape[1], image.shape[0]) for image in images]
-        batch.flat[begin:end] = is_flat_input(inputs, sizes, spec)
-        batch.tasks += tasks
-
-    def _run_network(self, batch: Batch, backend: Backend) -> None:
-        count = len(batch)
-        if self.device is None:
-            batch.probabilities[:count] = backend.run(batch.inputs[:count]).probabilities
-            return
-        outputs = self.device.run_pictures(batch.images)
-        batch.probabilities[:count], batch.flat[:count] = outputs.probabilities, outputs.flat
-
-    def _set_results(self, batch: Batch) -> None:
-        labels, count = self.spec.labels, len(batch)
-        threshold = self._unsure_below or self.spec.unsure_below
-        rows = zip(batch.tasks, batch.probabilities[:count].tolist(), batch.flat[:count].tolist(), strict=True)
-        for task, row, flat in rows:
-            probabilities = dict(zip(labels, row, strict=True))
-            if not math.isfinite(sum(row)):
-                task.result = _not_finite(task.source, probabilities)
-                continue
-            confidence = max(row)
-            reason = Reason.FLAT if flat else Reason.UNSURE if confidence < threshold else None
-            label = UNSURE if reason and self._unsure_below else labels[row.index(confidence)]
-            task.result = Prediction(label, confidence, probabilities, task.source, reason)
+    def _answer_one_by_one(self, batch: Batch, backend: Backend, error: Exception) -> None:
+        """Find out whose error it is; raise it where it is no picture's."""
+        try:
+            if isinstance(error, FmengineError) and not isinstance(error, SourceError):
+                raise error
+            if len(batch.tasks) == 1:
+                batch.tasks[0].result = make_failure(error, batch.tasks[0].source)
+                return
+            for row in range(len(batch.tasks)):
+                self.answer(batch.select(row), backend)
+        finally:
+            batch.clear()
 
 
 def make_failure(error: Exception, source: Source) -> Failure:
@@ -284,7 +285,7 @@ def make_error(failure: Failure) -> SourceError:
     return SourceError(failure.kind, failure.message, describe_source(failure.source))
 
 
-def _not_finite(source: Source, probabilities: dict[str, float]) -> Failure:
+def _make_not_finite(source: Source, probabilities: dict[str, float]) -> Failure:
     found = ", ".join(f"{p} for {label}" for label, p in probabilities.items())
     return Failure(
         Kind.NOT_FINITE,

@@ -35,7 +35,7 @@ import numpy as np
 
 from ..errors import Kind, SourceError, UnavailableError
 from ..image.decode import decode
-from ..image.faults import as_source_error, read_error
+from ..image.faults import as_source_error
 from ..image.flatness import Prepared, is_flat_input
 from ..image.pillow import raise_pillow_limit
 from ..image.preprocess import preprocess
@@ -43,6 +43,7 @@ from ..image.source import get_bytes, get_path
 from ..model.spec import InputSpec, ModelSpec
 from ..options import Isolation, Limits
 from ..system import fork
+from ..system.files import make_read_error
 from ..types import Color, Encoded, Fit, InputBatch, NetworkInput
 
 log = logging.getLogger(__name__)
@@ -150,7 +151,8 @@ class InputWorkers:
         self, spec: ModelSpec, limits: Limits, isolation: Isolation, *, min_side: int, count: int
     ) -> None:
         self._shape = spec.input.shape
-        settings = dataclasses.asdict(spec.input) | dataclasses.asdict(limits) | {"min_side": min_side}
+        settings = {name: getattr(spec, name) for name in ("height", "width", "color", "fit")}
+        settings |= dataclasses.asdict(limits) | {"min_side": min_side}
         self._workers = Workers(f"{__name__}:network_input", settings, isolation, count)
         self.close = self._workers.close
 
@@ -247,7 +249,7 @@ def _request(source: Encoded) -> tuple[bytes, bytes]:
     try:
         return _PATH, os.fsencode(os.path.abspath(path))  # the engine's current folder may not be the worker's
     except (OSError, ValueError) as error:
-        raise read_error(error) from error
+        raise make_read_error(error) from error
 
 
 def _understood(what: bytes, content: bytes) -> bytes | SourceError:

@@ -9,61 +9,54 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
-from ..errors import OutputError
+from ..errors import Kind, OutputError, SourceError
 
 
-class NotRegularError(OSError):
-    """A path leads to a folder, a pipe, a device or a socket."""
-
-
-class FileTooLargeError(OSError):
-    """A file has more bytes than were allowed."""
-
-
-def read_regular_file(path: str, max_bytes: int) -> bytes:
+def read_file(path: str, max_bytes: int) -> bytes:
     """Read a regular file whole. Pipes, devices and folders are never opened.
 
     Each system call lets go of the interpreter's lock, which threads that decode small pictures wait for: hence
     four calls, where a file object makes eight.
 
     Raises:
-        NotRegularError: if it is no regular file.
-        FileTooLargeError: if it has more bytes, or grows beyond them while it is read.
-        OSError: if it cannot be read.
-        ValueError: for a null byte in the path.
+        SourceError: of the kind `not_found`, `not_a_file`, `unreadable` or `file_too_large`.
     """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a device or a socket"
-        raise NotRegularError(f"it is {what}; expected a regular file")
-    if status.st_size > max_bytes:
-        raise _too_large(max_bytes)
-    file = os.open(path, os.O_RDONLY)
     try:
-        # One byte more than there is shows a file that grew since `stat`, and that nothing is left.
-        data = os.read(file, status.st_size + 1)
-        if len(data) != status.st_size:
-            data += _read_rest(file, max_bytes + 1 - len(data))
-    finally:
-        os.close(file)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            found = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a device or a socket"
+            raise SourceError(Kind.NOT_A_FILE, f"it is {found}; expected a regular file")
+        if status.st_size > max_bytes:
+            raise make_size_error(max_bytes)
+        file = os.open(path, os.O_RDONLY)
+        try:
+            # One byte more than there is shows a file that grew since `stat`, and that nothing is left.
+            data = os.read(file, status.st_size + 1)
+            if len(data) != status.st_size:
+                data += _read_rest(file, max_bytes + 1 - len(data))
+        finally:
+            os.close(file)
+    except (OSError, ValueError) as error:
+        raise make_read_error(error) from error
     if len(data) > max_bytes:
-        raise _too_large(max_bytes)
+        raise make_size_error(max_bytes)
     return data
 
 
-def explain_read_error(error: OSError | ValueError) -> str:
-    """Explain why `read_regular_file` failed, for a person."""
-    if isinstance(error, NotRegularError | FileTooLargeError):
-        return str(error)
-    if is_not_found(error):
-        return "no such file"
+def make_read_error(error: OSError | ValueError) -> SourceError:
+    """Make the error of a file that cannot be read, from what the system says.
+
+    A ValueError is a name with a null byte, which no file has.
+    """
     number = error.errno if isinstance(error, OSError) else None
-    return f"cannot read the file: {os.strerror(number) if number else error}"
+    if number in (errno.ENOENT, errno.ENOTDIR) or isinstance(error, ValueError):
+        return SourceError(Kind.NOT_FOUND, "no such file")
+    return SourceError(Kind.UNREADABLE, f"cannot read the file: {os.strerror(number) if number else error}")
 
 
-def is_not_found(error: OSError | ValueError) -> bool:
-    """Whether there is no file of that name. A ValueError is one: the name has a null byte."""
-    return not isinstance(error, OSError) or error.errno in (errno.ENOENT, errno.ENOTDIR)
+def make_size_error(max_bytes: int) -> SourceError:
+    """Make the error of a file that has more bytes than it may."""
+    return SourceError(Kind.FILE_TOO_LARGE, f"over {max_bytes:,} bytes, the limit for one file")
 
 
 def _read_rest(file: int, max_bytes: int) -> bytes:
@@ -73,10 +66,6 @@ def _read_rest(file: int, max_bytes: int) -> bytes:
         parts.append(part)
         max_bytes -= len(part)
     return b"".join(parts)
-
-
-def _too_large(max_bytes: int) -> FileTooLargeError:
-    return FileTooLargeError(f"over {max_bytes:,} bytes, the limit for one file")
 
 
 def temporary_of(path: Path) -> Path:

@@ -6,6 +6,7 @@
 import ctypes
 import os
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -18,11 +19,17 @@ class Resettable(Protocol):
 
 
 _objects: "weakref.WeakSet[Resettable]" = weakref.WeakSet()
+_functions: list[Callable[[], None]] = []
 
 
 def register(thing: Resettable) -> None:
     """Have an object reset in each forked child, as long as it lives."""
     _objects.add(thing)
+
+
+def call_in_child(function: Callable[[], None]) -> None:
+    """Call a function in each forked child, such as one that renews a module's lock."""
+    _functions.append(function)
 
 
 def leak(thing: object) -> None:
@@ -33,6 +40,8 @@ def leak(thing: object) -> None:
 def _reset_all() -> None:
     for thing in list(_objects):
         thing.reset_after_fork()
+    for function in _functions:
+        function()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
