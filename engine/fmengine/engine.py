@@ -328,7 +328,9 @@ class Engine:
         self._check_open()
         task = self._stages.admit(source, channels, copy=False)
         self._stages.run_alone(task, self.backend)
-        assert isinstance(task.result, Prediction | Failure)
+        if isinstance(task.result, BaseException):
+            raise task.result
+        assert task.result is not None
         return task.result
 
     def _make_executor(self, sources: Iterable[Source], batch_size: int, in_flight: int | None) -> Executor:

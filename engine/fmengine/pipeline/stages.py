@@ -30,7 +30,18 @@ from ..image.source import (
 from ..model.spec import ModelSpec
 from ..options import Limits
 from ..system.files import read_file
-from ..types import UNSURE, Channels, DecodedImage, Failure, NetworkInput, Prediction, Reason, Source
+from ..types import (
+    UNSURE,
+    Channels,
+    DecodedImage,
+    DeviceImage,
+    Encoded,
+    Failure,
+    NetworkInput,
+    Prediction,
+    Reason,
+    Source,
+)
 from .batch import Batch, Content, Task
 
 if TYPE_CHECKING:
@@ -94,16 +105,17 @@ class Stages:
         An image is decoded, an array copied and a file-like read; what is in device memory stays there.
 
         Args:
-            source: of one picture. Where it cannot be taken, the task has its `Failure`.
+            source: of one picture. Where it cannot be taken, the task has its `Failure`, or the error that is no
+                picture's.
             channels: the order of an array's channels.
             copy: False where the owner waits for the result, and so changes nothing meanwhile.
         """
         if type(source) is str or type(source) is bytes:
             return Task(source, source)
         try:
-            return Task(source, self._content_of(source, channels, copy))
+            return Task(source, self._get_content(source, channels, copy))
         except Exception as error:
-            return Task(source, None, make_failure(error, source))
+            return Task(source, None, _make_result(error, source))
 
     def run(self, tasks: Sequence[Task], batch: Batch, backend: Backend) -> None:
         """Give every task its result. `batch` must be empty and have room for all; it is empty afterwards."""
@@ -131,8 +143,11 @@ class Stages:
                 continue
             content = task.content
             try:
-                if self.device is not None or (self.workers is not None and is_encoded(content)):
-                    self._prepare_elsewhere(task, batch)
+                if self.workers is not None and is_encoded(content):
+                    self._prepare_isolated(self.workers, task, content, batch)
+                    continue
+                if self.device is not None:
+                    self._prepare_for_device(self.device, task, batch)
                     continue
                 if type(content) is str:
                     content = self._read(content, self.limits.max_bytes)
@@ -175,8 +190,9 @@ class Stages:
         except Exception as error:
             self._answer_one_by_one(batch, backend, error)
             return
+        end = clock()
         if observer is not None:
-            observer("infer", begin, begin := clock())
+            observer("infer", begin, end)
         labels, threshold = self.spec.labels, self._unsure_below or self.spec.unsure_below
         rows = batch.probabilities[:count].tolist(), batch.flat[:count].tolist()
         for task, row, flat in zip(batch.tasks, *rows, strict=True):
@@ -190,11 +206,11 @@ class Stages:
             task.result = Prediction(label, confidence, probabilities, task.source, reason)
         batch.tasks, batch.images, batch.image_bytes = [], [], 0
         if observer is not None:
-            observer("post", begin, clock())
+            observer("post", end, clock())
 
     def preprocess(self, source: Source, channels: Channels) -> NetworkInput:
         """Make one picture's input for the network, on the CPU; raises whatever is raised on the way."""
-        content = self._content_of(source, channels, copy=False)
+        content = self._get_content(source, channels, copy=False)
         if self.workers is not None and is_encoded(content):
             return self.workers.prepare(content).image
         if isinstance(content, str):
@@ -203,8 +219,8 @@ class Stages:
             content = self._decode(content, self.spec.color, self.limits, self._min_side)
         return preprocess(cast(DecodedImage, content), self.spec.input)
 
-    def _content_of(self, source: Source, channels: Channels, copy: bool) -> Content:
-        """What there is of a source, as the next stages take it."""
+    def _get_content(self, source: Source, channels: Channels, copy: bool) -> Content:
+        """Return what the next stages take of a source."""
         if isinstance(source, np.ndarray):
             image = self._decode_source(source, self.spec.color, self.limits, channels)
             return DecodedImage(image.copy()) if copy else image
@@ -220,32 +236,31 @@ class Stages:
         # Of an image it is new memory already; an array of another library may be given as it is.
         return DecodedImage(image.copy()) if copy and not isinstance(source, Image.Image) else image
 
-    def _prepare_elsewhere(self, task: Task, batch: Batch) -> None:
-        """Prepare a picture whose pixels are not made here alone: on a GPU, or in a worker process."""
-        content = task.content
-        if self.workers is not None and is_encoded(content):
-            made = self.workers.prepare(content)
-            if self.device is None:
-                row = len(batch.tasks)
-                batch.inputs[row], batch.flat[row] = made.image, made.flat
-                batch.tasks.append(task)
-            else:
-                batch.add_image(task, _as_image(made.image))
+    def _prepare_isolated(self, workers: "InputWorkers", task: Task, content: Encoded, batch: Batch) -> None:
+        """Have a worker process read, decode and preprocess a picture."""
+        made = workers.prepare(content)
+        if self.device is not None:
+            batch.add_image(task, _as_image(made.image))
             return
+        row = len(batch.tasks)
+        batch.inputs[row], batch.flat[row] = made.image, made.flat
+        batch.tasks.append(task)
+
+    def _prepare_for_device(self, device: DeviceBackend, task: Task, batch: Batch) -> None:
+        """Read and decode a picture, which the backend is to preprocess: a photograph is made small here."""
+        content = task.content
         if isinstance(content, str):
             content = self._read(content, self.limits.max_bytes)
         if isinstance(content, bytes):
-            content = self._decode_for_device(content)
+            image: DecodedImage | DeviceImage | None = None
+            if is_plain_jpeg(content, self.limits) and not may_be_turned(content):
+                image = device.decode_jpeg(content)
+            if image is None:
+                image = self._decode(content, self.spec.color, self.limits, self._min_side)
+            content = image
         if isinstance(content, np.ndarray) and content.nbytes > MAX_HELD:
             content = _as_image(preprocess(content, self.spec.input))
-        batch.add_image(task, cast("DecodedImage", content))
-
-    def _decode_for_device(self, data: bytes) -> Content:
-        if self.device is not None and is_plain_jpeg(data, self.limits) and not may_be_turned(data):
-            image = self.device.decode_jpeg(data)
-            if image is not None:
-                return image
-        return self._decode(data, self.spec.color, self.limits, self._min_side)
+        batch.add_image(task, cast("DecodedImage | DeviceImage", content))
 
     def _preprocess_one(self, task: Task, image: DecodedImage, batch: Batch) -> None:
         """Write one image as the next row of a batch."""
@@ -278,6 +293,14 @@ def make_failure(error: Exception, source: Source) -> Failure:
     """Make a picture's `Failure` of whatever was raised on its way; an error that is no picture's is raised."""
     error = as_source_error(error)
     return Failure(error.kind, error.message, source)
+
+
+def _make_result(error: Exception, source: Source) -> Failure | FmengineError:
+    """Make the result of a picture that cannot be taken; an error that is no picture's is returned."""
+    try:
+        return make_failure(error, source)
+    except FmengineError as other:
+        return other
 
 
 def make_error(failure: Failure) -> SourceError:
