@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from fmengine.errors import DataError
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.jobs.sources import walk
 from fmengine_train.data import held_out, part_of
 
@@ -27,7 +27,7 @@ def list_labelled_files(
         raise DataError(f"{root} is no folder; expected one with a folder for each of {', '.join(labels)}")
     found = [label for label in labels if (root / label).is_dir()]
     if not found:
-        folders = sorted(printable(entry.name) for entry in os.scandir(root) if entry.is_dir())
+        folders = sorted(escape_path(entry.name) for entry in os.scandir(root) if entry.is_dir())
         inside = ", ".join(folders) or "no folders"
         raise DataError(f"{root} has no folder named {' or '.join(labels)}; it has {inside}")
     files = [

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 
-def install_hint(extras: str) -> str:
+def format_install_command(extras: str) -> str:
     """How to add extras. Nothing of ours is on the package index, where `fmengine` is somebody else's."""
     return f"pip install '.[{extras}]' in a checkout of fmengine"
 

@@ -8,7 +8,7 @@ import numpy as np
 from fmengine.cli.console import warn
 from fmengine.errors import DataError, SourceError
 from fmengine.image.preprocess import preprocess
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.jobs.sources import walk
 from fmengine.model.spec import InputSpec
 from fmengine.pipeline.attempt import try_picture
@@ -39,7 +39,7 @@ def read_pictures(folders: tuple[Path, ...], config: AlexNetConfig, fit: Fit) ->
     for path in paths[::step]:
         made = try_picture(path, spec.color, make)
         if isinstance(made, SourceError):
-            warn(f"note: {printable(path)}: {made.message}")
+            warn(f"note: {escape_path(path)}: {made.message}")
         else:
             pictures.append(made)
     if not pictures:

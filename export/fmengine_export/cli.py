@@ -7,7 +7,7 @@ import click
 
 from fmengine.cli.console import print_json, print_path
 from fmengine.errors import ModelError, OutputError
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.model.file import load_model_file, resolve
 from fmengine.model.spec import PRECISIONS, Precision
 from fmengine.system.files import check_target
@@ -95,8 +95,8 @@ def export(
     """
     if capabilities and form != "tensorrt-rtx":
         raise click.UsageError("--compute-capability is for --to tensorrt-rtx; TensorRT builds for its own GPU")
-    if name is not None and (not name or name != printable(name)):
-        raise click.BadParameter(f"{printable(name)!r}; expected a name in UTF-8, without control characters")
+    if name is not None and (not name or name != escape_path(name)):
+        raise click.BadParameter(f"{escape_path(name)!r}; expected a name in UTF-8, without control characters")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,7 +8,7 @@ from fmengine.errors import OutputError
 from fmengine.model.file import ModelFile
 from fmengine.system.cache import Cache, pack, write_private_file
 from fmengine.system.files import check_target
-from fmengine.trt.build import build_engine, engine_key, load_timings
+from fmengine.trt.build import build_engine, load_timings, make_engine_key
 from fmengine.trt.device import describe_gpu, use_gpu
 from fmengine.trt.library import Library, load_library
 from fmengine.trt.profile import BuildOptions
@@ -60,6 +60,6 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, target: Pa
     with bar, use_gpu(device) if form == "tensorrt" else nullcontext():
         engine = build_engine(library, model, options, progress=show, timings=timings)
     try:
-        write_private_file(target, pack(engine_key(library, model, options, gpu), engine))
+        write_private_file(target, pack(make_engine_key(library, model, options, gpu), engine))
     except OSError as error:
         raise OutputError(f"cannot write {target} ({len(engine):,} bytes): {error.strerror}") from error

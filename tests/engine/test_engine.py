@@ -22,7 +22,7 @@ from fmengine import (
     Prediction,
     SourceError,
 )
-from fmengine.model.file import load_model_file, shipped_folder
+from fmengine.model.file import get_shipped_folder, load_model_file
 from fmengine.pipeline.executor import WINDOW
 from fmengine.system.cores import usable_cores
 from fmengine_bench.evaluate import evaluate
@@ -261,7 +261,7 @@ def test_shipped_files_are_one_family():
 
 
 def _shipped(precision):
-    return shipped_folder() / f"alexnet-slim.{precision}.onnx"
+    return get_shipped_folder() / f"alexnet-slim.{precision}.onnx"
 
 
 def test_int8_and_fp16_agree_on_every_demo_picture_they_are_sure_of(engine, files):

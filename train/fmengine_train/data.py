@@ -24,7 +24,7 @@ import numpy.typing as npt
 from fmengine.cli.console import track
 from fmengine.errors import DataError, OutputError, SourceError
 from fmengine.image.preprocess import preprocess
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.model.spec import InputSpec
 from fmengine.pipeline.attempt import try_picture
 from fmengine.system.cores import usable_cores
@@ -52,8 +52,8 @@ class Item:
         picture: a file, or decoded pixels.
         label: the class's name; None where a teacher alone knows.
         split: `train` or `val`.
-        source: the data set it came from, by the name of its folder or file, as `printable` gives it.
-        name: the file's, as the system knows it; messages show what `printable` makes of it.
+        source: the data set it came from, by the name of its folder or file, as `escape_path` gives it.
+        name: the file's, as the system knows it; messages show what `escape_path` makes of it.
     """
 
     picture: Path | DecodedImage
@@ -172,7 +172,7 @@ def unlabelled(folders: Iterable[Path]) -> list[Item]:
         found = [path for path in paths if os.path.isfile(path) and not _hidden(path.relative_to(root))]
         if not found:
             raise DataError(f"{root} is no folder with pictures in it; expected one, of any depth")
-        source = printable("/".join(root.absolute().parts[-2:]))  # "train" alone would say little
+        source = escape_path("/".join(root.absolute().parts[-2:]))  # "train" alone would say little
         items += [Item(path, None, "train", source, str(path)) for path in found]
     return items
 
@@ -215,7 +215,7 @@ def load(
     digests: dict[int, str] = {}
     for index, outcome in enumerate(map_threaded(prepare, range(len(items)), caption)):
         if isinstance(outcome, SourceError):
-            notes.append(f"left out {printable(items[index].name)}: {outcome.message}")
+            notes.append(f"left out {escape_path(items[index].name)}: {outcome.message}")
         else:
             digests[index] = outcome
     notes += leave_out(items, digests)
@@ -282,7 +282,7 @@ def part_of(name: str) -> str:
 
 
 def _from_folder(root: Path, classes: tuple[str, ...], validation: float) -> Iterator[Item]:
-    source = printable(root.name)
+    source = escape_path(root.name)
     if (root / "train").is_dir():
         has_val = (root / "val").is_dir()
         yield from _from_classes(root / "train", classes, source, None if has_val else validation)
@@ -338,4 +338,4 @@ def _fer2013_rows(path: Path, file: TextIO, classes: tuple[str, ...]) -> Iterato
         except (KeyError, ValueError, OverflowError) as error:
             raise DataError(f"{name}: not a row of FER2013 ({error})") from error
         if split is not None and (not classes or label in classes):
-            yield Item(DecodedImage(levels), label, split, printable(path.stem), name)
+            yield Item(DecodedImage(levels), label, split, escape_path(path.stem), name)

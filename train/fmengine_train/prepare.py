@@ -23,7 +23,7 @@ from fmengine.errors import DataError, SourceError
 from fmengine.image.flatness import is_flat
 from fmengine.image.source import read_file
 from fmengine.jobs.formats import FORMULA
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.options import Limits
 from fmengine.pipeline.attempt import try_picture
 from fmengine.types import DecodedImage
@@ -110,7 +110,7 @@ def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
             continue
         first, *others = sorted(copies, key=lambda item: item.split != "val")  # stable: the first of `val`
         kept.append(first)
-        dropped += [Dropped(item, f"a copy: of {printable(first.name)}, in {first.split}") for item in others]
+        dropped += [Dropped(item, f"a copy: of {escape_path(first.name)}, in {first.split}") for item in others]
     if not kept:
         raise DataError(
             f"{pluralise(len(items), 'picture')}, and none can be kept; the first: {dropped[0].reason}"
@@ -181,7 +181,7 @@ def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], cla
     if missing := [name for name in wanted if name not in found]:
         what = "a picture that is" if len(missing) == 1 else f"{len(missing)} pictures that are"
         text = f"the votes name {what} not in {', '.join(map(str, sources))}"
-        first = f"the first: {printable(missing[0])}"
+        first = f"the first: {escape_path(missing[0])}"
         if len(missing) == len(wanted):
             raise DataError(f"{text}, and none that is; {first}; expected names below a source")
         warn(f"note: {text}; {first}")
@@ -206,7 +206,7 @@ def write_dropped(dropped: list[Dropped], folder: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["picture", "split", "label", "reason"])
         writer.writerows(
-            map(_cell, [printable(drop.item.name), drop.item.split, str(drop.item.label), drop.reason])
+            map(_cell, [escape_path(drop.item.name), drop.item.split, str(drop.item.label), drop.reason])
             for drop in dropped
         )
     lines = list(_lines(dropped))[:ROWS]

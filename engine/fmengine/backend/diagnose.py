@@ -89,7 +89,7 @@ def _add_choice(diagnosis: Diagnosis, taken: str, reasons: dict[str, str]) -> Di
     return replace(diagnosis, chosen=diagnosis.backend == taken, detail=detail)
 
 
-def environment() -> dict[str, str]:
+def describe_environment() -> dict[str, str]:
     """List the machine and the libraries, and which of them are absent."""
     facts = {
         "fmengine": __version__,
@@ -107,7 +107,7 @@ def environment() -> dict[str, str]:
     return facts
 
 
-def problems(facts: dict[str, str]) -> list[str]:
+def find_problems(facts: dict[str, str]) -> list[str]:
     """List what is wrong although nothing has failed yet."""
     both = [name for name in ("onnxruntime", "onnxruntime-gpu") if facts[name] != "not installed"]
     if len(both) == 2:
@@ -118,9 +118,9 @@ def problems(facts: dict[str, str]) -> list[str]:
     return []
 
 
-def as_document(facts: dict[str, str], diagnoses: list[Diagnosis]) -> dict[str, Any]:
+def make_document(facts: dict[str, str], diagnoses: list[Diagnosis]) -> dict[str, Any]:
     """Collect everything for `--json`."""
-    return {"environment": facts, "backends": [asdict(d) for d in diagnoses], "problems": problems(facts)}
+    return {"environment": facts, "backends": [asdict(d) for d in diagnoses], "problems": find_problems(facts)}
 
 
 def _query_gpus() -> dict[str, str]:

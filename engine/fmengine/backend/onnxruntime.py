@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ClosedError, ModelError, UnavailableError, install_hint
+from ..errors import ClosedError, ModelError, UnavailableError, format_install_command
 from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
@@ -32,7 +32,7 @@ class OnnxRuntimeBackend:
             self._library = import_onnxruntime()
         except ImportError as error:
             raise UnavailableError(
-                f"ONNX Runtime cannot be imported ({error}); install it with: {install_hint('cpu')}"
+                f"ONNX Runtime cannot be imported ({error}); install it with: {format_install_command('cpu')}"
             ) from error
         self._model = model
         self._streams = options.streams or 1

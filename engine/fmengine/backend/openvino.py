@@ -10,7 +10,7 @@ from ..errors import (
     ClosedError,
     ModelError,
     UnavailableError,
-    install_hint,
+    format_install_command,
 )
 from ..model.file import ModelFile
 from ..model.spec import Precision
@@ -32,7 +32,7 @@ class OpenVinoBackend:
             import openvino
         except Exception as error:  # what it imports may raise anything, as where there is no home folder
             raise UnavailableError(
-                f"OpenVINO cannot be imported ({error}); install it with: {install_hint('openvino')}"
+                f"OpenVINO cannot be imported ({error}); install it with: {format_install_command('openvino')}"
             ) from error
         self._library, self._model = openvino, model
         self._streams = options.streams or 1

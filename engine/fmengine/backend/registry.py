@@ -150,7 +150,7 @@ def open_backend(
         raise UnavailableError(f"unknown backend {name!r}; available are auto, {', '.join(BACKENDS)}")
     attempts: list[Attempt] = []
     load = cache(load_model_file)  # several candidates run the same file
-    for candidate, others in _in_order() if name == "auto" else ((name, ()),):
+    for candidate, others in _list_candidates() if name == "auto" else ((name, ()),):
         try:
             file = _find_file(candidate, model, load)
             backend = open_file(candidate, file, options)
@@ -166,7 +166,7 @@ def open_backend(
     raise UnavailableError(f"no backend works on this machine: {reasons}")
 
 
-def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
+def _list_candidates() -> Iterator[tuple[str, Sequence[Attempt]]]:
     """Yield what `auto` tries, in order, and the attempts to report besides where it is taken."""
     on_cpu = [name for name in CPU_BACKENDS if name in BACKENDS]
     yield from ((name, ()) for name in BACKENDS if name not in on_cpu)

@@ -96,17 +96,17 @@ def check_answers(backend: Backend, model: ModelFile) -> None:
             breach: str = json.loads(known)
         else:
             comparison = _compare_with_default(backend, model)
-            breach = _breach_of(comparison)
+            breach = _describe_breach(comparison)
             if comparison is not None:
                 cache.store("comparison", key, json.dumps(breach).encode())
     except CacheError as error:
         log.info("whether backends agree cannot be remembered: %s", error)
-        breach = _breach_of(_compare_with_default(backend, model))
+        breach = _describe_breach(_compare_with_default(backend, model))
     if breach:
         raise DisagreementError(f"does not answer as {DEFAULT} does with {model.path.name}: {breach}")
 
 
-def _breach_of(comparison: Comparison | None) -> str:
+def _describe_breach(comparison: Comparison | None) -> str:
     """Return what does not agree, in words; empty if all does, or if nothing was compared."""
     return "" if comparison is None or comparison.holds else str(comparison)
 
@@ -134,7 +134,7 @@ def _compare_with_default(backend: Backend, model: ModelFile) -> Comparison | No
 
 def describe_machine() -> dict[str, str]:
     """Describe what rates and comparisons depend on: the CPU, the cores, and the versions of the libraries."""
-    versions = {name: _version_of(name) for name in CPU_BACKENDS}
+    versions = {name: _get_version(name) for name in CPU_BACKENDS}
     return {"fmengine": __version__, "cpu": _describe_cpu(), "cores": str(usable_cores()), **versions}
 
 
@@ -170,7 +170,7 @@ def _select_by_rates(rates: dict[str, float]) -> Selection:
     return Selection([*order, *(name for name in CPU_BACKENDS if name not in order)], rates)
 
 
-def _version_of(name: str) -> str:
+def _get_version(name: str) -> str:
     """Return the version of an installed library, also where its distribution is the one for GPUs."""
     for distribution in (name, f"{name}-gpu"):
         with suppress(metadata.PackageNotFoundError):

@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .. import __version__
-from ..errors import FmengineError, UnavailableError, install_hint
+from ..errors import FmengineError, UnavailableError, format_install_command
 from ..system.imports import load_object
 from .console import (
     configure,
@@ -112,7 +112,9 @@ def _name_extra(command: str, error: ModuleNotFoundError) -> Exception:
     extras, missing = COMMANDS[command].extras, error.name or ""
     if not extras or missing.startswith("fmengine"):
         return error
-    return UnavailableError(f"`fmengine {command}` needs {missing}; install it with: {install_hint(extras)}")
+    return UnavailableError(
+        f"`fmengine {command}` needs {missing}; install it with: {format_install_command(extras)}"
+    )
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

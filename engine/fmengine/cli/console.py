@@ -110,13 +110,13 @@ def print_data(text: str) -> None:
     Raises:
         OutputError: if it does not take them, as on a full disk.
     """
-    with _stdout_errors():
+    with _convert_stdout_errors():
         print(text, flush=True)
 
 
 def print_path(path: Path) -> None:
     """Write a path to stdout, in its own bytes: a name need not be UTF-8. Errors as of `print_data`."""
-    with _stdout_errors():
+    with _convert_stdout_errors():
         sys.stdout.flush()
         sys.stdout.buffer.write(os.fsencode(path) + b"\n")
         sys.stdout.flush()
@@ -150,12 +150,12 @@ def _replace_non_finite(value: Any) -> Any:
 
 def flush() -> None:
     """Write out what stdout holds: at the interpreter's exit it is too late to report what went wrong."""
-    with _stdout_errors():
+    with _convert_stdout_errors():
         sys.stdout.flush()
 
 
 @contextmanager
-def _stdout_errors() -> Iterator[None]:
+def _convert_stdout_errors() -> Iterator[None]:
     """Turn an error of stdout into an OutputError, but for a reader who left."""
     try:
         yield

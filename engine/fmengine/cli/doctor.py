@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..backend.diagnose import Diagnosis, as_document, diagnose, environment
+from ..backend.diagnose import Diagnosis, describe_environment, diagnose, make_document
 from ..backend.registry import BACKENDS, GPU_BACKENDS
 from ..system.cache import Cache, CacheError
 from ..system.files import check_target, write_file
@@ -58,9 +58,9 @@ def doctor(
         _check_backend(backend)
     if output is not None:
         check_target(output, (".json",), overwrite=overwrite)
-    facts, diagnoses = environment(), diagnose(device, model)
-    document = as_document(facts, diagnoses)
-    document["problems"] += _cache_problems()
+    facts, diagnoses = describe_environment(), diagnose(device, model)
+    document = make_document(facts, diagnoses)
+    document["problems"] += _find_cache_problems()
     if not as_json:
         _show(document, diagnoses)
     works = any(d.works for d in diagnoses if backend in ("auto", d.backend))
@@ -92,7 +92,7 @@ def _show(document: dict[str, Any], diagnoses: list[Diagnosis]) -> None:
         print_data(f"problem: {problem}")
 
 
-def _cache_problems() -> list[str]:
+def _find_cache_problems() -> list[str]:
     """List what keeps fmengine from remembering what it builds and measures."""
     try:
         Cache().load("doctor", {})  # opens the folder

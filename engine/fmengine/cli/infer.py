@@ -18,15 +18,15 @@ from ..jobs.journal import Journal, Target
 from ..jobs.output import claim, open_output
 from ..jobs.rows import Row, to_row, to_text
 from ..jobs.sources import STDIN, exclude, expand, require_paths
-from ..jobs.state import files_of
+from ..jobs.state import list_output_files
 from ..jobs.tally import Tally
 from ..options import Isolation, Limits
 from ..pipeline.executor import Feed
-from ..system.files import check_target, temporary_of
-from ..system.lock import hold, lock_of
+from ..system.files import check_target, get_temporary_path
+from ..system.lock import get_lock_path, hold
 from ..types import Failure
 from .console import Progress, inform, logger, print_data, to_json
-from .parameters import Size, threshold
+from .parameters import Size, parse_threshold
 from .streams import silence_decoders
 
 SOME_FAILED = 3
@@ -55,7 +55,7 @@ SOME_FAILED = 3
 @click.option(
     "--unsure-below",
     metavar="CONFIDENCE",
-    callback=threshold,
+    callback=parse_threshold,
     default="0",
     help="Answer `unsure` under this confidence, 0 to 1; `recommended` takes the model's own.  [default: never]",
 )
@@ -257,8 +257,8 @@ def _claim_files(
 
 def _list_written(output: Path | None, report: Path | None) -> list[Path]:
     """List what this run writes, and what one before it may have left behind."""
-    own = [] if report is None else [report, temporary_of(report), lock_of(report)]
-    return own if output is None else own + files_of(output)
+    own = [] if report is None else [report, get_temporary_path(report), get_lock_path(report)]
+    return own if output is None else own + list_output_files(output)
 
 
 def _answer(

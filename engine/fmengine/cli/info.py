@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..jobs.rows import one_line
+from ..jobs.rows import escape_text
 from ..model.file import available_models, load_model_file, resolve
 from .console import print_data, print_json, to_json
 
@@ -35,7 +35,7 @@ def info(model: str | None, as_json: bool) -> None:
         "shipped": ", ".join(available_models()),
     }
     for name, value in rows.items():
-        print_data(f"{name:14} {one_line(value)}")
+        print_data(f"{name:14} {escape_text(value)}")
 
 
 def _describe_scores(scores: Any) -> str:

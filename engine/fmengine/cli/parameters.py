@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import click
 
 
-def threshold(context: click.Context, option: click.Parameter, value: str) -> float | Literal["recommended"]:
+def parse_threshold(context: click.Context, option: click.Parameter, value: str) -> float | Literal["recommended"]:
     """A confidence, or the word for the model's own."""
     if value == "recommended":
         return "recommended"

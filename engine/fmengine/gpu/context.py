@@ -15,14 +15,16 @@ from ..errors import (
     DeviceError,
     NoRoomError,
     UnavailableError,
-    install_hint,
+    format_install_command,
 )
 from .driver import check_status, find_device, start_driver
 
 CLOSE_TIMEOUT = 60.0  # seconds that closing waits for other threads: one that was interrupted may never come
 log = logging.getLogger(__name__)
 _kept_after_fork: list[object] = []  # never destroyed: the parent's
-INSTALL = f"{install_hint('gpu')} (pycuda is built from source: it needs a C++ compiler and CUDA's headers)"
+INSTALL = (
+    f"{format_install_command('gpu')} (pycuda is built from source: it needs a C++ compiler and CUDA's headers)"
+)
 
 
 class Context:

@@ -65,7 +65,7 @@ def _make_preprocessing(
 
 def prove_sanitized(tool: str, device: int, pictures: int) -> str:
     """Run `prove_kernels` in a process under one of compute-sanitizer's tools."""
-    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=_toolkit())
+    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=_get_toolkit_folder())
     if found is None:
         raise NotRun("compute-sanitizer is not installed; it comes with the CUDA toolkit")
     Context(device).close([])  # raises without a GPU, which is the reason to report then
@@ -77,7 +77,7 @@ def prove_sanitized(tool: str, device: int, pictures: int) -> str:
     return f"{pictures} pictures, no finding"
 
 
-def _toolkit() -> str:
+def _get_toolkit_folder() -> str:
     return str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")
 
 

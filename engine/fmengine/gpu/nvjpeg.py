@@ -8,12 +8,12 @@ import logging
 import threading
 from typing import Any
 
-from ..errors import UnavailableError, install_hint
+from ..errors import UnavailableError, format_install_command
 from ..types import Color
 from .context import Context
 
 log = logging.getLogger(__name__)
-INSTALL = install_hint("gpu,nvjpeg")
+INSTALL = format_install_command("gpu,nvjpeg")
 
 
 class JpegDecoder:

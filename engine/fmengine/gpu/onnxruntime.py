@@ -10,7 +10,7 @@ from ..errors import (
     NoRoomError,
     RefusedModelError,
     UnavailableError,
-    install_hint,
+    format_install_command,
 )
 from ..model.file import ModelFile
 from ..model.spec import Precision
@@ -21,7 +21,7 @@ from .backend import GpuBackend
 from .network import Execution
 
 PROVIDER = "CUDAExecutionProvider"
-INSTALL = f"{install_hint('gpu')} (never beside onnxruntime: they overwrite each other's files)"
+INSTALL = f"{format_install_command('gpu')} (never beside onnxruntime: they overwrite each other's files)"
 
 
 class OnnxRuntimeCudaBackend(GpuBackend):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Kind, SourceError
-from ..image.geometry import check_resize, fit_box
+from ..image.geometry import check_resize, compute_fit_box
 from ..model.spec import ModelSpec
 from ..types import AnyImage, DeviceImage, InputBatch
 from .arena import Buffer, align
@@ -48,7 +48,9 @@ class Preprocessor:
             offsets.append(end)
             end += 0 if isinstance(picture, DeviceImage) else picture.size
         self._upload.reserve(end)
-        geometries = [self._geometry(picture, offset) for picture, offset in zip(pictures, offsets, strict=True)]
+        geometries = [
+            self._describe_geometry(picture, offset) for picture, offset in zip(pictures, offsets, strict=True)
+        ]
         try:
             plan = Plan.make(geometries, spec.channels, spec.height, spec.width)
         except ValueError as error:
@@ -98,7 +100,7 @@ class Preprocessor:
         self._stream = None
         self.release()
 
-    def _geometry(self, picture: AnyImage, offset: int) -> Geometry:
+    def _describe_geometry(self, picture: AnyImage, offset: int) -> Geometry:
         """Describe where a picture is, in bytes from the uploaded buffer's address, and what of it is wanted."""
         spec = self._spec
         if isinstance(picture, DeviceImage):
@@ -120,7 +122,7 @@ def get_size(picture: AnyImage) -> tuple[int, int]:
 
 def count_device_bytes(picture: AnyImage, spec: ModelSpec) -> int:
     """Count the bytes on the GPU that a picture needs: pixels to upload, and the rows between the passes."""
-    _, top, _, bottom = fit_box(get_size(picture), spec.input)
+    _, top, _, bottom = compute_fit_box(get_size(picture), spec.input)
     uploaded = picture.size if isinstance(picture, np.ndarray) else 0
     return int(uploaded + (bottom - top) * spec.width * spec.channels)
 

@@ -15,7 +15,7 @@ from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.cache import Cache
-from ..trt.build import build_engine, engine_key, load_timings
+from ..trt.build import build_engine, load_timings, make_engine_key
 from ..trt.engine import EngineFileError, Network
 from ..trt.library import Library, get_logger, load_library
 from ..trt.profile import BuildOptions
@@ -47,7 +47,7 @@ class TensorRtBackend(GpuBackend):
     def _load_network(self, model: ModelFile, options: BackendOptions) -> Network:
         """Load the engine from the cache, or build it, also where TensorRT does not take the cached one."""
         cache, build = Cache(), self._build_options(options)
-        key = engine_key(self._library, model, build, self.gpu)
+        key = make_engine_key(self._library, model, build, self.gpu)
 
         def make() -> bytes:
             log.warning("building the %s engine for %s; this is done once", self.name, self.gpu.name)

@@ -22,12 +22,12 @@ def as_source_error(error: Exception) -> SourceError:
         case FmengineError():
             raise error
         case MemoryError():
-            return decode_error(error)
+            return make_decode_error(error)
     log.debug("a picture failed for a reason that nobody foresaw", exc_info=error)
     return SourceError(Kind.INTERNAL, describe_exception(error))
 
 
-def read_error(error: OSError | ValueError) -> SourceError:
+def make_read_error(error: OSError | ValueError) -> SourceError:
     """Make the error of a picture whose file cannot be read, from what `read_regular_file` raised."""
     match error:
         case NotRegularError():
@@ -39,7 +39,7 @@ def read_error(error: OSError | ValueError) -> SourceError:
     return SourceError(kind, explain_read_error(error))
 
 
-def decode_error(error: Exception) -> SourceError:
+def make_decode_error(error: Exception) -> SourceError:
     """Make the error of a picture that cannot be decoded, from whatever a decoder raised."""
     text = str(error) or type(error).__name__
     match error:

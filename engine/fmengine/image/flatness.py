@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..model.spec import InputSpec
 from ..types import InputBatch, NetworkInput
-from .geometry import Size, pad_box
+from .geometry import Size, compute_pad_box
 
 # Levels of standard deviation, of each channel: JPEG's noise on one colour has less, every face has more.
 FLAT = 2.0
@@ -80,7 +80,7 @@ def _find_inner(size: Size, target: Size) -> tuple[slice, slice]:
         size: width and height of the picture.
         target: width and height of the input.
     """
-    left, top, right, bottom = pad_box(size, target)
+    left, top, right, bottom = compute_pad_box(size, target)
     across = _find_unblended(size[0], left, right - left, target[0])
     down = _find_unblended(size[1], top, bottom - top, target[1])
     return down, across

@@ -9,7 +9,7 @@ from PIL import Image
 from ..options import Limits
 from ..types import Color, DecodedImage
 from .cost import Cost, check_bytes, check_pixels, estimate_jpeg, wait_for_memory
-from .faults import decode_error
+from .faults import make_decode_error
 from .headers import is_jpeg
 from .orientation import read_orientation, turn_upright
 
@@ -37,7 +37,7 @@ def decode_plain_jpeg(data: bytes, color: Color, limits: Limits, min_side: int =
                 data, space, strict=True, min_height=min_side, min_width=min_side, min_factor=2
             )
     except MemoryError as error:
-        raise decode_error(error) from error
+        raise make_decode_error(error) from error
     except Exception:
         return None
     if may_be_turned(data):
@@ -76,7 +76,7 @@ def _measure(data: bytes, limits: Limits) -> tuple[int, Cost] | None:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except MemoryError as error:
-        raise decode_error(error) from error
+        raise make_decode_error(error) from error
     except Exception:  # such as KeyError, where it has no name for how chroma is sampled
         return None
     if colorspace not in ("Gray", "YCbCr"):

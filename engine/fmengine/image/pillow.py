@@ -12,7 +12,7 @@ from ..errors import Kind, SourceError
 from ..options import Limits
 from ..types import Color, DecodedImage
 from .cost import PILLOW_BYTES, check_inside, check_opened, check_pixels, wait_for_memory
-from .faults import decode_error
+from .faults import make_decode_error
 from .headers import is_jpeg
 from .orientation import SWAPPED, read_orientation, turn_upright
 
@@ -38,11 +38,11 @@ def decode_with_pillow(data: bytes, color: Color, limits: Limits) -> DecodedImag
         except Exception as error:
             if rest := _remove_metadata(data, str(error)):
                 return _decode(rest, color, limits, as_luma=gray)
-            if gray and is_jpeg(data) and decode_error(error).kind is Kind.CORRUPT:
+            if gray and is_jpeg(data) and make_decode_error(error).kind is Kind.CORRUPT:
                 return _decode(data, color, limits, as_luma=False)  # of a lossless one libjpeg makes colours alone
             raise
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
-        raise decode_error(error) from error
+        raise make_decode_error(error) from error
 
 
 def convert_image(image: Image.Image, color: Color, limits: Limits) -> DecodedImage:
@@ -56,7 +56,7 @@ def convert_image(image: Image.Image, color: Color, limits: Limits) -> DecodedIm
         with wait_for_memory(image.width * image.height * PILLOW_BYTES):
             return _convert(image, color)
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
-        raise decode_error(error) from error
+        raise make_decode_error(error) from error
 
 
 def raise_pillow_limit(max_pixels: int) -> None:

@@ -12,7 +12,7 @@ from ..options import Limits
 from ..system.files import read_regular_file
 from ..types import BinaryFile, Encoded, Source
 from .cost import check_bytes
-from .faults import describe_exception, read_error
+from .faults import describe_exception, make_read_error
 
 DLPACK_CPU = 1  # DLPack's kDLCPU
 MAX_READ = 1 << 20  # bytes that are read of a file-like at once: some make room for all that is requested
@@ -76,7 +76,7 @@ def read_file(path: str | os.PathLike[str], limits: Limits) -> bytes:
     try:
         return read_regular_file(path, limits.max_bytes)
     except (OSError, ValueError) as error:
-        raise read_error(error) from error
+        raise make_read_error(error) from error
 
 
 def read_file_like(file: BinaryFile, limits: Limits) -> bytes:

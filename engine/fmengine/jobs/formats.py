@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from ..errors import OutputError
-from .rows import KEYS, Row, decode_path, encode_path, one_line
+from .rows import KEYS, Row, decode_path, encode_path, escape_text
 
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes a cell that begins like this for a program
 
@@ -61,7 +61,7 @@ class Csv:
                 "choose .jsonl or .parquet"
             )
         self.labels = labels
-        self.header = self._line([*COLUMNS[:3], *map(_escape_formula, labels), *COLUMNS[3:]])
+        self.header = self._format_line([*COLUMNS[:3], *map(_escape_formula, labels), *COLUMNS[3:]])
 
     def encode(self, row: Row) -> str:
         probabilities, error = row["probabilities"] or {}, row["error"] or {}
@@ -70,7 +70,7 @@ class Csv:
             path, encoding = path if encoding else quote(path, safe="/"), "percent"
             path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` leaves
         values = [path, _escape_formula(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
-        return self._line(
+        return self._format_line(
             [*values, row["reason"], error.get("kind"), _escape_formula(error.get("message")), encoding]
         )
 
@@ -92,7 +92,7 @@ class Csv:
             "error": None,
         }
 
-    def _line(self, values: Sequence[Any]) -> str:
+    def _format_line(self, values: Sequence[Any]) -> str:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(values)
         return text.getvalue()
@@ -101,7 +101,7 @@ class Csv:
 def check_labels(labels: Sequence[str]) -> None:
     """Raise OutputError for labels that cannot be names of columns, such as one that breaks the line."""
     for label in labels:
-        if one_line(label) != label:
+        if escape_text(label) != label:
             raise OutputError(f"the model's label {label!r} cannot be the name of a column; choose .jsonl")
 
 

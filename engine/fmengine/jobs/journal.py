@@ -23,7 +23,7 @@ from ..wording import pluralise
 from .formats import Csv, Format, Jsonl
 from .rows import Row, decode_path
 from .sources import skip_finished
-from .state import read_retries, read_state, retry_of, state_of, write_retries, write_state
+from .state import get_retry_path, get_state_path, read_retries, read_state, write_retries, write_state
 
 SYNC_SECONDS = 1.0  # no more work is lost when the machine loses power
 
@@ -63,7 +63,7 @@ class Journal:
         Raises:
             OutputError: if the file cannot be continued or written, or has no room for such labels.
         """
-        self.path, self.state_path = target.path, state_of(target.path)
+        self.path, self.state_path = target.path, get_state_path(target.path)
         self._format: Format = Jsonl() if self.path.suffix == ".jsonl" else Csv(labels)
         self._identity = identity
         self._synced_at = time.monotonic()
@@ -96,7 +96,7 @@ class Journal:
 
     def rows(self) -> Iterator[Row]:
         """Read the rows back from the file."""
-        return (row for _, row in self._lines() if row is not None)
+        return (row for _, row in self._read_lines() if row is not None)
 
     def close(self) -> None:
         """Leave the file as it is; it can be continued."""
@@ -110,7 +110,7 @@ class Journal:
     def finish(self) -> None:
         """Close the file, now that every picture has its row."""
         self.close()
-        retry_of(self.path).unlink(missing_ok=True)
+        get_retry_path(self.path).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -134,11 +134,11 @@ class Journal:
         """Return whether there is anything to continue: a run that was killed as it began leaves an empty file."""
         if not self.path.exists():
             return False
-        return self.path.stat().st_size > 0 or retry_of(self.path).exists()
+        return self.path.stat().st_size > 0 or get_retry_path(self.path).exists()
 
     def _start(self) -> None:
         """Make the file, or empty it."""
-        retry_of(self.path).unlink(missing_ok=True)
+        get_retry_path(self.path).unlink(missing_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         self._sync()  # first, so that there is a state wherever there is a row
         if self._format.header:
@@ -187,7 +187,7 @@ class Journal:
         """
         self._reset()
         unchanged = known == 0
-        for raw, row in self._lines():
+        for raw, row in self._read_lines():
             if row is not None:
                 self.finished[decode_path(row)] += 1
                 self.failed += row["error"] is not None
@@ -200,7 +200,7 @@ class Journal:
                 f"cannot resume {self.path}: its rows were changed since they were written; use --overwrite"
             )
 
-    def _lines(self) -> Iterator[tuple[bytes, Row | None]]:
+    def _read_lines(self) -> Iterator[tuple[bytes, Row | None]]:
         """Yield each whole line of the file, and its row; the header has none."""
         with self.path.open("rb") as file:
             for number, raw in enumerate(file):
@@ -228,7 +228,7 @@ class Journal:
         """
         real = Path(os.path.realpath(self.path))  # a link stays one
         with open_atomic(real) as kept:
-            for raw, row in self._lines():
+            for raw, row in self._read_lines():
                 if row is not None and row["error"]:
                     self._retries.append(decode_path(row))
                 else:

@@ -8,7 +8,7 @@ from typing import Any
 from ..system.files import check_target
 from ..system.lock import hold
 from .journal import Journal, Target
-from .state import journal_of
+from .state import get_journal_path
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 
@@ -28,8 +28,8 @@ def claim(path: Path, *, resume: bool = False, overwrite: bool = False) -> Itera
         UnavailableError: if a library is missing that its format needs.
     """
     files = [path]
-    if _format_of(path) is not Journal:
-        files.append(journal_of(path))
+    if _choose_journal(path) is not Journal:
+        files.append(get_journal_path(path))
     with hold(path):
         for file in files:
             check_target(file, FORMATS, overwrite=resume or overwrite, hint="go on with --resume, or ")
@@ -40,10 +40,10 @@ def open_output(
     target: Target, labels: Sequence[str], identity: dict[str, Any], *, retry_failed: bool = False
 ) -> Journal:
     """Open or make an output file in the format of its suffix; arguments and errors as of `Journal`."""
-    return _format_of(target.path)(target, labels, identity, retry_failed=retry_failed)
+    return _choose_journal(target.path)(target, labels, identity, retry_failed=retry_failed)
 
 
-def _format_of(path: Path) -> type[Journal]:
+def _choose_journal(path: Path) -> type[Journal]:
     if path.suffix != ".parquet":
         return Journal
     from .parquet import ParquetJournal  # needs a library of its own

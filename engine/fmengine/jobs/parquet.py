@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from ..errors import OutputError, UnavailableError, install_hint
+from ..errors import OutputError, UnavailableError, format_install_command
 from ..system.files import open_atomic
 from .formats import check_labels
 from .journal import Journal, Target
-from .state import VERSION, check_version, journal_of, restored_of, state_of
+from .state import VERSION, check_version, get_journal_path, get_restored_path, get_state_path
 
 try:
     import pyarrow
     import pyarrow.parquet
 except ImportError as error:
     raise UnavailableError(
-        f"a Parquet file needs pyarrow ({error}); install it with: {install_hint('parquet')}"
+        f"a Parquet file needs pyarrow ({error}); install it with: {format_install_command('parquet')}"
     ) from error
 
 ROW_GROUP = 10_000  # rows
@@ -40,8 +40,8 @@ class ParquetJournal(Journal):
         self, target: Target, labels: Sequence[str], identity: dict[str, Any], *, retry_failed: bool = False
     ) -> None:
         check_labels(labels)
-        self.parquet_path, journal = target.path, journal_of(target.path)
-        self._schema = _schema(labels, identity)
+        self.parquet_path, journal = target.path, get_journal_path(target.path)
+        self._schema = _make_schema(labels, identity)
         if target.resume and target.path.exists() and not journal.exists():
             self._restore(labels)
         # A journal without its Parquet file is what a killed run left; without `resume` it is thrown away.
@@ -68,7 +68,7 @@ class ParquetJournal(Journal):
 
     def _restore(self, labels: Sequence[str]) -> None:
         """Make the journal of a finished run again, as a whole or not at all."""
-        journal, partial = journal_of(self.parquet_path), restored_of(self.parquet_path)
+        journal, partial = get_journal_path(self.parquet_path), get_restored_path(self.parquet_path)
         try:
             with pyarrow.parquet.ParquetFile(self.parquet_path) as file:
                 made_by = json.loads((file.schema_arrow.metadata or {})[MADE_BY])
@@ -77,7 +77,7 @@ class ParquetJournal(Journal):
                     for batch in file.iter_batches(ROW_GROUP):
                         rows = batch.to_pylist()
                         restored.write([{k: v for k, v in r.items() if k != "path_encoding" or v} for r in rows])
-            state_of(partial).replace(state_of(journal))
+            get_state_path(partial).replace(get_state_path(journal))
             partial.replace(journal)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, pyarrow.ArrowException) as error:
             raise OutputError(
@@ -86,7 +86,7 @@ class ParquetJournal(Journal):
             ) from error
 
 
-def _schema(labels: Sequence[str], identity: dict[str, Any]) -> "pyarrow.Schema":
+def _make_schema(labels: Sequence[str], identity: dict[str, Any]) -> "pyarrow.Schema":
     text, number = pyarrow.string(), pyarrow.float64()
     return pyarrow.schema(
         {

@@ -23,7 +23,7 @@ from ..system.cores import usable_cores
 from ..system.files import open_atomic
 from ..types import Encoded
 from ..wording import pluralise
-from .rows import Row, decode_path, printable
+from .rows import Row, decode_path, escape_path
 from .tally import Tally
 
 THUMBNAIL = 192  # pixels of the longer side, sharp on a phone's screen at half that size
@@ -57,7 +57,7 @@ def write_report(
     tally = Tally()
     try:
         with open_atomic(path, "w") as file:
-            file.write(Template(before).substitute(title=html.escape(printable(path.stem))))
+            file.write(Template(before).substitute(title=html.escape(escape_path(path.stem))))
             for number, (row, jpeg) in enumerate(_add_thumbnails(rows, limits or Limits(), isolate)):
                 tally.add([row])
                 file.write(_write_card(number, row, jpeg, spec.labels))
@@ -76,11 +76,11 @@ def _add_thumbnails(rows: Iterable[Row], limits: Limits, isolate: Isolation | No
     """Yield each row with its thumbnail, in order; a failure has none. Threads make a chunk at a time."""
     iterator, threads = iter(rows), usable_cores()
     with ExitStack() as stack:
-        make: Callable[[Encoded], bytes] = lambda source: thumbnail(source, **asdict(limits))  # noqa: E731
+        make: Callable[[Encoded], bytes] = lambda source: make_thumbnail(source, **asdict(limits))  # noqa: E731
         if isolate is not None:
             from ..pipeline.workers import Workers  # what starts processes takes time to import
 
-            workers = Workers(f"{__name__}:thumbnail", asdict(limits), isolate, threads)
+            workers = Workers(f"{__name__}:make_thumbnail", asdict(limits), isolate, threads)
             make = stack.enter_context(closing(workers)).run
 
         def made(row: Row) -> bytes:
@@ -97,7 +97,7 @@ def _add_thumbnails(rows: Iterable[Row], limits: Limits, isolate: Isolation | No
             yield from zip(chunk, pool.map(made, chunk), strict=True)
 
 
-def thumbnail(source: Encoded, **limits: int) -> bytes:
+def make_thumbnail(source: Encoded, **limits: int) -> bytes:
     """Make a small JPEG of a picture. Raises SourceError as `decode` does."""
     image = Image.fromarray(decode(source, "rgb", Limits(**limits)))
     scale = THUMBNAIL / max(image.size)

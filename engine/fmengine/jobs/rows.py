@@ -38,7 +38,7 @@ def to_row(path: str, result: Prediction | Failure) -> Row:
 
 def encode_path(path: str) -> Row:
     """Make the part of a row that names its picture."""
-    shown = printable(path)
+    shown = escape_path(path)
     return {"path": shown} | ({"path_encoding": "percent"} if shown != path else {})
 
 
@@ -53,10 +53,10 @@ def to_text(row: Row) -> str:
     if row["error"]:
         return f"{row['path']}  error  {row['error']['kind']}: {row['error']['message']}"
     reason = f"  {row['reason']}" if row["reason"] else ""
-    return f"{row['path']}  {one_line(row['label'])}  {row['confidence']:.3f}{reason}"
+    return f"{row['path']}  {escape_text(row['label'])}  {row['confidence']:.3f}{reason}"
 
 
-def printable(path: str) -> str:
+def escape_path(path: str) -> str:
     """Return a path as a row holds it: percent-encoded where it is no part of a line of UTF-8 as it is."""
     if path.isprintable():
         return path
@@ -65,7 +65,7 @@ def printable(path: str) -> str:
     return path
 
 
-def one_line(text: str) -> str:
+def escape_text(text: str) -> str:
     """Escape, as Python does, what would break the line of a text of a model file, such as a label."""
     if text.isprintable():
         return text

@@ -62,7 +62,7 @@ def walk(folder: str) -> Iterator[str]:
     that cannot be read is given itself, to become a row with the reason.
     """
     folder = tidy(folder)
-    left = [(folder, _entries(folder))]  # not recursive: folders may be nested a thousand deep
+    left = [(folder, _list_entries(folder))]  # not recursive: folders may be nested a thousand deep
     while left:
         path, entries = left[-1]
         try:
@@ -74,12 +74,12 @@ def walk(folder: str) -> Iterator[str]:
         if not name:
             left.pop()
         elif kind == FOLDER:
-            left.append((below, _entries(below)))
+            left.append((below, _list_entries(below)))
         elif kind == FILE or _is_file_or_nothing(below):
             yield below
 
 
-def _entries(folder: str) -> Iterator[tuple[str, str]]:
+def _list_entries(folder: str) -> Iterator[tuple[str, str]]:
     """Yield folders, files and links in a folder: name and kind, in the order of the names' bytes.
 
     A large folder is listed again for each part of it.
@@ -87,7 +87,7 @@ def _entries(folder: str) -> Iterator[tuple[str, str]]:
     after = b""
     while True:
         with os.scandir(folder) as listing:
-            named = ((os.fsencode(entry.name), _kind(entry)) for entry in listing)
+            named = ((os.fsencode(entry.name), _get_kind(entry)) for entry in listing)
             part = heapq.nsmallest(ENTRIES_AT_ONCE, (pair for pair in named if pair[0] > after and pair[1]))
         for name, kind in part:
             yield os.fsdecode(name), kind
@@ -96,7 +96,7 @@ def _entries(folder: str) -> Iterator[tuple[str, str]]:
         after = part[-1][0]
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
+def _get_kind(entry: os.DirEntry[str]) -> str:
     """Return what an entry is by the listing alone; nothing for pipes, sockets and devices."""
     if entry.is_dir(follow_symlinks=False):
         return FOLDER
@@ -143,12 +143,12 @@ def skip_finished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]
     """Leave out each path as often as it has a row, also where one of them is absolute and the other is not."""
     left: Counter[str] = Counter()
     for path, count in finished.items():
-        left[_absolute(path)] += count
+        left[_make_absolute(path)] += count
     if not left:
         yield from paths
         return
     for path in paths:
-        if left[known := _absolute(path)]:
+        if left[known := _make_absolute(path)]:
             left[known] -= 1
         else:
             yield path
@@ -159,7 +159,7 @@ def tidy(path: str) -> str:
     return str(PurePath(path)) if UNTIDY.search(path) else path
 
 
-def _absolute(path: str) -> str:
+def _make_absolute(path: str) -> str:
     path = tidy(path)
     return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..wording import pluralise
-from .rows import Row, one_line
+from .rows import Row, escape_text
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Tally:
         """Summarise, such as `3 pictures: 2 happy, 1 failed; not to be trusted: 1 flat`."""
         if not self.total:
             return "no new pictures"
-        answers = [f"{count:,} {one_line(label)}" for label, count in sorted(self.labels.items())]
+        answers = [f"{count:,} {escape_text(label)}" for label, count in sorted(self.labels.items())]
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.reasons.items()))
         doubt = f"; not to be trusted: {reasons}" if reasons else ""
         return f"{pluralise(self.total, 'picture')}: {', '.join([*answers, f'{self.failed:,} failed'])}{doubt}"

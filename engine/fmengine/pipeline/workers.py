@@ -35,7 +35,7 @@ import numpy as np
 
 from ..errors import Kind, SourceError, UnavailableError
 from ..image.decode import decode
-from ..image.faults import as_source_error, read_error
+from ..image.faults import as_source_error, make_read_error
 from ..image.flatness import Prepared, is_flat_input
 from ..image.pillow import raise_pillow_limit
 from ..image.preprocess import preprocess
@@ -247,7 +247,7 @@ def _request(source: Encoded) -> tuple[bytes, bytes]:
     try:
         return _PATH, os.fsencode(os.path.abspath(path))  # the engine's current folder may not be the worker's
     except (OSError, ValueError) as error:
-        raise read_error(error) from error
+        raise make_read_error(error) from error
 
 
 def _understood(what: bytes, content: bytes) -> bytes | SourceError:

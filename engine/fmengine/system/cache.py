@@ -34,7 +34,7 @@ class StaleError(FmengineError):
     """A built file is damaged, or was built from or for something else."""
 
 
-def default_folder() -> Path:
+def find_cache_folder() -> Path:
     """Return `$FMENGINE_CACHE`, or `fmengine` in the user's cache folder.
 
     Raises:
@@ -54,8 +54,8 @@ class Cache:
     """Keeps built files by key. Processes that need the same one build it once."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Raises CacheError where `default_folder` does."""
-        self.folder = default_folder() if folder is None else folder
+        """Raises CacheError where `find_cache_folder` does."""
+        self.folder = find_cache_folder() if folder is None else folder
 
     def get(self, kind: str, key: Key, build: Callable[[], bytes]) -> bytes:
         """Return the file for `key`: as it lies here, or built and kept.

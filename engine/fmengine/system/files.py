@@ -79,7 +79,7 @@ def _too_large(max_bytes: int) -> FileTooLargeError:
     return FileTooLargeError(f"over {max_bytes:,} bytes, the limit for one file")
 
 
-def temporary_of(path: Path) -> Path:
+def get_temporary_path(path: Path) -> Path:
     """Return where a file is written before it takes its name; a killed run may leave that behind."""
     return path.parent / f".{path.name}.tmp"
 
@@ -143,8 +143,8 @@ def open_atomic(
 ) -> Iterator[IO[Any]]:
     """Open a file that takes its name, from an old one that may have it, once it is whole and on the disk.
 
-    Until then it is `temporary_of(path)`. Where anything fails, also by Ctrl-C, nothing is left behind and an old
-    file stays.
+    Until then it is at `get_temporary_path(path)`. Where anything fails, also by Ctrl-C, nothing is left behind,
+    and an old file stays.
 
     Args:
         path: of the file.
@@ -155,7 +155,7 @@ def open_atomic(
     Raises:
         OSError: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}") if private else temporary_of(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}") if private else get_temporary_path(path)
     flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL | os.O_NOFOLLOW if private else os.O_TRUNC)
     permissions = 0o600 if private else 0o666
     descriptor = os.open(temporary, flags, permissions, dir_fd=folder)
@@ -175,7 +175,7 @@ def _try_to_write(path: Path) -> None:
     """Make the temporary file, and remove it: permissions alone do not show a read-only or foreign drive."""
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    temporary = temporary_of(path)
+    temporary = get_temporary_path(path)
     try:
         temporary.open("ab").close()
         temporary.unlink()

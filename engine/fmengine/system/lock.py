@@ -18,7 +18,7 @@ TRIES = 100  # in each of which another run ends as we begin
 log = logging.getLogger(__name__)
 
 
-def lock_of(path: Path) -> Path:
+def get_lock_path(path: Path) -> Path:
     """Return where the lock of a file is: beside the file itself, whatever link leads to it."""
     real = Path(os.path.realpath(path))
     return real.parent / f".{real.name}.lock"
@@ -35,7 +35,7 @@ def hold(path: Path) -> Iterator[None]:
     Raises:
         OutputError: if another process holds it.
     """
-    lock = lock_of(path)
+    lock = get_lock_path(path)
     descriptor = _acquire(lock, path)
     try:
         yield

@@ -77,14 +77,14 @@ def build_engine(
         builder = library.Builder(logger)
     except Exception as error:  # pybind's TypeError where the library cannot start
         raise UnavailableError(f"{library.__name__} does not start: {error}. {take_messages(logger)}") from error
-    network = _require(builder.create_network(_strongly_typed(library)), "create a network", logger)
+    network = _require(builder.create_network(_make_network_flags(library)), "create a network", logger)
     _parse(library, network, model, logger)
     check_types(library, network)
     config = _require(builder.create_builder_config(), "create a configuration", logger)
     config.builder_optimization_level = options.optimization_level
     if options.workspace:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.workspace)
-    monitor = None if progress is None else _progress_monitor(library, progress)
+    monitor = None if progress is None else _make_progress_monitor(library, progress)
     if monitor is not None:
         config.progress_monitor = monitor
     _add_profiles(builder, config, model, options.profiles, logger)
@@ -161,7 +161,9 @@ def _set_targets(library: Any, config: Any, capabilities: Sequence[str], logger:
     if not is_rtx(library):
         raise BuildError("TensorRT builds on the GPU that it builds for; ahead of time only tensorrt-rtx does")
     known = {
-        _capability(name): member for name, member in library.ComputeCapability.__members__.items() if "SM" in name
+        _format_capability(name): member
+        for name, member in library.ComputeCapability.__members__.items()
+        if "SM" in name
     }
     if unknown := [capability for capability in capabilities if capability not in known]:
         raise BuildError(
@@ -174,12 +176,12 @@ def _set_targets(library: Any, config: Any, capabilities: Sequence[str], logger:
             raise BuildError(f"TensorRT-RTX refuses compute capability {capability}. {take_messages(logger)}")
 
 
-def _capability(name: str) -> str:
+def _format_capability(name: str) -> str:
     """Return `8.6` for `SM86`."""
     return f"{name[2:-1]}.{name[-1]}"
 
 
-def _strongly_typed(library: Any) -> int:
+def _make_network_flags(library: Any) -> int:
     return 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
@@ -189,7 +191,7 @@ def _require(value: Any, what: str, logger: Any) -> Any:
     return value
 
 
-def _progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -> Any:
+def _make_progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -> Any:
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
@@ -217,7 +219,7 @@ def _progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -
     return Monitor()
 
 
-def engine_key(library: Any, model: ModelFile, options: BuildOptions, gpu: Gpu | None) -> dict[str, str]:
+def make_engine_key(library: Any, model: ModelFile, options: BuildOptions, gpu: Gpu | None) -> dict[str, str]:
     """Return everything that an engine's bytes depend on: the key under which it is kept.
 
     Args:

@@ -60,7 +60,7 @@ class Network:
             NoRoomError: if there is no room for it.
             DeviceError: if TensorRT refuses.
         """
-        context = self._engine.create_execution_context(*self._settings())
+        context = self._engine.create_execution_context(*self._make_runtime_settings())
         if context is None:
             raise NoRoomError(
                 f"TensorRT cannot make an execution context, which needs {self.activations:,} bytes on the GPU. "
@@ -74,7 +74,7 @@ class Network:
                 raise DeviceError(f"TensorRT refuses {address:#x} for {name}. {take_messages(self._logger)}")
         return Execution(context, self._spec, self._logger)
 
-    def _settings(self) -> list[Any]:
+    def _make_runtime_settings(self) -> list[Any]:
         """Have TensorRT-RTX compile for each shape at once, and capture whole graphs."""
         if self.capturable:
             return []

@@ -6,12 +6,12 @@ from collections import deque
 from importlib import import_module
 from typing import Any, Literal
 
-from ..errors import UnavailableError, install_hint
+from ..errors import UnavailableError, format_install_command
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 INSTALL = {
-    "tensorrt": install_hint("gpu"),
-    "tensorrt_rtx": install_hint("rtx"),
+    "tensorrt": format_install_command("gpu"),
+    "tensorrt_rtx": format_install_command("rtx"),
 }
 MIN_VERSION = {"tensorrt": (10, 12), "tensorrt_rtx": (1, 7)}
 MAX_MAJOR = {"tensorrt": 11, "tensorrt_rtx": 1}
