@@ -6,8 +6,9 @@ from pathlib import Path
 from fmengine.cli.console import Progress
 from fmengine.errors import OutputError
 from fmengine.model.file import ModelFile
-from fmengine.system.cache import Cache, pack, write_private_file
+from fmengine.system.cache import Cache, write_private_file
 from fmengine.system.files import check_target
+from fmengine.system.manifest import pack
 from fmengine.trt.build import build_engine, load_timings, make_engine_key
 from fmengine.trt.device import describe_gpu, use_gpu
 from fmengine.trt.library import Library, load_library

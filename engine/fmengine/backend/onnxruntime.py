@@ -14,14 +14,14 @@ from ..system import fork
 from ..system.cores import usable_cores
 from ..system.telemetry import import_onnxruntime
 from ..types import Outputs
-from .registry import describe_threads
+from .protocol import describe_threads
 
 PROVIDER = "CPUExecutionProvider"
 FATAL = 4  # the severity from which on it prints: what fails is raised besides, and said by us
 
 
 class OnnxRuntimeBackend:
-    """See `fmengine.backend.registry.Backend`."""
+    """See `fmengine.backend.protocol.Backend`."""
 
     name: ClassVar[str] = "onnxruntime"
     # FP16 last: there is no half precision on a CPU, ONNX Runtime inserts Casts and computes in FP32.

@@ -18,11 +18,11 @@ from ..options import BackendOptions
 from ..system import fork
 from ..system.cores import usable_cores
 from ..types import Outputs
-from .registry import describe_threads
+from .protocol import describe_threads
 
 
 class OpenVinoBackend:
-    """See `fmengine.backend.registry.Backend`."""
+    """See `fmengine.backend.protocol.Backend`."""
 
     name: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[Precision, ...]] = ("int8", "fp32", "fp16")

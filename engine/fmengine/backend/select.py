@@ -26,7 +26,8 @@ from ..options import BackendOptions
 from ..system.cache import Cache, CacheError
 from ..system.cores import usable_cores
 from ..types import InputBatch
-from .registry import CPU_BACKENDS, Backend, open_backend, open_file
+from .protocol import Backend
+from .registry import CPU_BACKENDS, open_backend, open_file
 
 log = logging.getLogger(__name__)
 

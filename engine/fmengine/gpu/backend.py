@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..backend.registry import StageTimes
+from ..backend.protocol import StageTimes
 from ..check.gate import check_kernel
 from ..errors import Kind, ModelError, NoRoomError, SourceError
 from ..model.file import ModelFile
@@ -30,7 +30,7 @@ STREAMS = 2  # batches under way at once: the copies of one overlap the work of 
 
 
 class GpuBackend(ABC):
-    """See `fmengine.backend.registry.DeviceBackend`. A subclass loads the network.
+    """See `fmengine.backend.protocol.DeviceBackend`. A subclass loads the network.
 
     Attributes:
         gpu: that it runs on.

@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
-from ..backend.registry import StageTimes
+from ..backend.protocol import StageTimes
 
 
 class StageTimer:

@@ -14,15 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.system.cache import (
-    Cache,
-    CacheError,
-    StaleError,
-    find_cache_folder,
-    pack,
-    read_file,
-    unpack,
-)
+from fmengine.system.cache import Cache, CacheError, find_cache_folder, read_file
+from fmengine.system.manifest import StaleError, pack, unpack
 
 pytestmark = pytest.mark.timeout(60)
 KEY = {"onnx": "a", "gpu": "b"}
