@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from fmengine.cli.console import track
 from fmengine.errors import DataError, OutputError, SourceError
+from fmengine.image.decode import try_decode
 from fmengine.image.preprocess import preprocess
 from fmengine.jobs.rows import escape_path
 from fmengine.model.spec import InputSpec
-from fmengine.pipeline.attempt import try_picture
 from fmengine.system.cores import usable_cores
 from fmengine.types import DecodedImage, Fit, InputBatch
 
@@ -205,7 +205,7 @@ def load(
     pixels = _mapped((len(items), *shape), folder)
 
     def prepare(index: int) -> str | SourceError:
-        made = try_picture(items[index].picture, spec.color, make)
+        made = try_decode(items[index].picture, spec.color, make)
         if isinstance(made, SourceError):
             return made
         pixels[index] = made

@@ -20,12 +20,12 @@ from PIL import Image, ImageDraw
 
 from fmengine.cli.console import inform, print_json, print_path, track, warn
 from fmengine.errors import DataError, SourceError
+from fmengine.image.decode import try_decode
 from fmengine.image.flatness import is_flat
 from fmengine.image.source import read_file
 from fmengine.jobs.formats import FORMULA
 from fmengine.jobs.rows import escape_path
 from fmengine.options import Limits
-from fmengine.pipeline.attempt import try_picture
 from fmengine.types import DecodedImage
 from fmengine.wording import pluralise
 
@@ -120,7 +120,7 @@ def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
 
 def _examine(item: Item) -> tuple[str, str]:
     """Return a digest of the pixels, or nothing and the reason to drop the picture."""
-    digest = try_picture(item.picture, "rgb", _digest)
+    digest = try_decode(item.picture, "rgb", _digest)
     if isinstance(digest, SourceError):
         return "", f"unreadable: {digest.message}"
     return digest, "" if digest else "flat: one level all over"
@@ -234,7 +234,7 @@ def _lines(dropped: list[Dropped]) -> Iterator[str | list[Image.Image]]:
     for reason, items in groups.items():
         yield f"{reason}: {len(items)}"
         if reason != "unreadable":
-            made = [try_picture(item.picture, "rgb", _thumbnail) for item in items[: 3 * COLUMNS]]
+            made = [try_decode(item.picture, "rgb", _thumbnail) for item in items[: 3 * COLUMNS]]
             shown = [thumbnail for thumbnail in made if not isinstance(thumbnail, SourceError)]
             yield from (shown[start : start + COLUMNS] for start in range(0, len(shown), COLUMNS))
 

@@ -17,7 +17,7 @@ from ..types import Outputs
 from .protocol import describe_threads
 
 PROVIDER = "CPUExecutionProvider"
-FATAL = 4  # the severity from which on it prints: what fails is raised besides, and said by us
+FATAL = 4  # the lowest severity that it prints: all that fails is raised besides
 
 
 class OnnxRuntimeBackend:
@@ -53,7 +53,7 @@ class OnnxRuntimeBackend:
         return Outputs(logits, probabilities)
 
     def reset_after_fork(self) -> None:
-        """Leave the session to the parent, whose threads compute for it; `run` makes another."""
+        """Leave the session to the parent, whose threads compute for it; `run` makes a new one."""
         fork.leak(self._session)
         self._session, self._lock = None, threading.Lock()
 
@@ -83,7 +83,7 @@ class OnnxRuntimeBackend:
         return session
 
     def _reopen(self) -> Any:
-        """Make the session of a forked child."""
+        """Make the session of a forked child, once for all its threads."""
         with self._lock:
             if self._closed:
                 raise ClosedError
@@ -92,7 +92,11 @@ class OnnxRuntimeBackend:
 
 
 def check_signature(model: ModelFile, session: "onnxruntime.InferenceSession") -> None:  # type: ignore[name-defined]  # noqa: F821
-    """The graph must be what its metadata say."""
+    """Check that a session takes and gives the tensors that its model file describes.
+
+    Raises:
+        ModelError: if it does not.
+    """
     spec = model.spec
     inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
     outputs = {node.name: node.type for node in session.get_outputs()}

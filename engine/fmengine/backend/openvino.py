@@ -57,7 +57,7 @@ class OpenVinoBackend:
         return outputs
 
     def reset_after_fork(self) -> None:
-        """Leave the network to the parent, whose threads compute for it; `run` compiles another."""
+        """Leave the network to the parent, whose threads compute for it; `run` compiles it anew."""
         fork.leak(self._network)
         fork.leak(self._idle)
         self._begin(None)
@@ -75,8 +75,9 @@ class OpenVinoBackend:
         self._idle.clear()
 
     def _begin(self, network: Any) -> None:
+        """Set the network, without requests or waiting threads; None where `run` is to compile it."""
         self._network = network
-        self._idle: list[Any] = []  # requests: each holds the tensors of one call at a time
+        self._idle: list[Any] = []  # requests that no thread uses: each holds the tensors of one call at a time
         self._lock = threading.Lock()
 
     def _compile(self) -> Any:
@@ -95,7 +96,7 @@ class OpenVinoBackend:
             raise ModelError(f"OpenVINO refuses {self._model.path}: {error}") from error
 
     def _reopen(self) -> Any:
-        """Compile the network of a forked child."""
+        """Compile the network of a forked child, once for all its threads."""
         with self._lock:
             if self._closed:
                 raise ClosedError

@@ -1,7 +1,7 @@
-"""What decoding a picture costs, estimated before anything of it is decoded.
+"""Estimate what decoding a picture costs before anything of it is decoded, and refuse what costs too much.
 
-`Limits.max_pixels` bounds time and memory together. Most pictures cost what as many pixels cost in a PNG. Where a
-format, or the way that a file uses it, may cost more, each pixel counts more than once.
+`Limits.max_pixels` bounds time and memory together. Most pictures cost as much as a PNG of as many
+pixels. Where a format, or a variant of it, may cost more, each pixel counts more than once.
 
 Measured with Pillow 13 and libjpeg-turbo 3.2, on the worst files that we could build: at the default limit none
 of up to a megabyte takes 5 seconds of a core, larger ones that for each megabyte, and none takes much more than a
@@ -28,12 +28,12 @@ from .headers import (
 )
 
 MEGABYTE = 1_000_000
-PILLOW_BYTES, OUTPUT_BYTES = 4, 3  # a pixel, at most: of the image that Pillow makes, and of what we make of that
+PILLOW_BYTES, OUTPUT_BYTES = 4, 3  # a pixel, at most: of Pillow's image, and of the array that is made of it
 
-SCANS = 12  # of a JPEG: they take as long as all else does
+SCANS = 12  # of a JPEG, which take as long as the rest of its decoding
 ARITHMETIC = 240  # scans of Huffman codes that take as long as one of arithmetic codes may
 CELL = 2400  # bytes that OpenJPEG holds for a code-block or precinct of four components
-LARGE = 128_000_000  # bytes: what takes as much to decode is decoded one at a time
+LARGE = 128_000_000  # bytes that decoding takes: pictures that take as much are decoded one at a time
 _large = threading.Lock()
 _small = nullcontext()
 
@@ -42,12 +42,12 @@ MAX_COMMENTS = 1000  # in a PNM of plain text, of which Pillow copies a megabyte
 
 
 class Cost(NamedTuple):
-    """Of one pixel while it is decoded.
+    """What decoding one pixel costs.
 
     Attributes:
-        time: in times of a usual picture's, where the file has a megabyte at most.
-        memory: bytes that the decoder holds beside the picture that it makes.
-        why: what makes it cost more than usual, for messages.
+        time: as a multiple of a PNG's, in a file of a megabyte or less.
+        memory: bytes that the decoder holds beside its output.
+        why: why it costs more than usual, for messages.
     """
 
     time: float = 1.0
@@ -55,7 +55,11 @@ class Cost(NamedTuple):
     why: str = ""
 
     def weight(self, size: int) -> float:
-        """Compute how often a pixel counts in a file of so many bytes, 1 or more. More bytes take more time."""
+        """Compute how many times a pixel counts, 1 or more; larger files may take longer.
+
+        Args:
+            size: bytes of the file.
+        """
         return max(
             1.0,
             self.time / max(1.0, size / MEGABYTE),
@@ -83,7 +87,7 @@ def check_bytes(size: int, limits: Limits) -> None:
 
 
 def check_pixels(width: int, height: int, limits: Limits, cost: Cost = USUAL, size: int = 0) -> None:
-    """Refuse a picture whose pixels, as often as they count, are more than a picture may have.
+    """Refuse a picture that has more pixels, as often as each counts, than the limit.
 
     Args:
         width: of the picture.
@@ -109,7 +113,7 @@ def check_pixels(width: int, height: int, limits: Limits, cost: Cost = USUAL, si
 
 
 def check_inside(data: bytes, limits: Limits) -> None:
-    """Refuse a file that holds too large a picture, where Pillow would find that out by decoding it.
+    """Refuse a file that holds too large a picture, where Pillow would notice only by decoding it.
 
     An icon's directory, and the boxes around a JPEG 2000, may give other sizes than the pictures themselves.
 
@@ -125,7 +129,7 @@ def check_inside(data: bytes, limits: Limits) -> None:
 
 
 def check_opened(image: Image.Image, data: bytes, limits: Limits) -> Cost:
-    """Refuse a file that Pillow opened and did not decode yet, for what that would cost, which is returned.
+    """Return what decoding a file would cost that Pillow has opened, and refuse it where that is too much.
 
     Raises:
         SourceError: of the kind `too_large`.
@@ -143,7 +147,7 @@ def check_opened(image: Image.Image, data: bytes, limits: Limits) -> Cost:
 
 
 def estimate_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
-    """Estimate the cost of a JPEG: libjpeg goes over all pixels once a scan, however little there is in it."""
+    """Estimate the cost of a JPEG: libjpeg visits all pixels in each scan, however few bytes that has."""
     if pixels * len(data) * ARITHMETIC <= limits.max_pixels * MIN_SCAN_BYTES * SCANS:
         return USUAL  # whatever its header holds; nearly all files end here
     frame = read_frame(data)
@@ -165,7 +169,7 @@ def estimate_jpeg2000(data: bytes) -> Cost:
 
 
 def wait_for_memory(size: float) -> AbstractContextManager[object]:
-    """Wait, where a picture takes so many bytes that it is `LARGE`, until no other such picture is decoded."""
+    """Return a context manager in which pictures of `LARGE` bytes or more are decoded one at a time."""
     return _large if size >= LARGE else _small
 
 
@@ -185,11 +189,11 @@ def _estimate_opened(image: Image.Image, codec: str, data: bytes, limits: Limits
             return JPEG_IN_TIFF
     if image.mode == "LAB":
         return LAB
-    # Those that are registered are Pillow's own, written in Python.
+    # The decoders that are registered are those that Pillow has in Python.
     return IN_PYTHON if codec in Image.DECODERS else USUAL
 
 
 def _get_codec(image: Image.Image) -> str:
-    """Return Pillow's name for the decoder that a file needs; nothing where it is not known beforehand."""
+    """Return Pillow's name for the decoder that a file needs; empty where it is known only later."""
     tiles = getattr(image, "tile", None)
     return str(tiles[0][0]) if tiles else ""

@@ -1,4 +1,4 @@
-"""The box of a picture that is resized to the network's input, and how large a resize may become.
+"""Compute the box of a picture that is resized to the network's input, and check how large the resize is.
 
 A box is `(left, top, right, bottom)` in whole pixels of the picture's coordinates; a size is `(width, height)`.
 """
@@ -9,7 +9,7 @@ from ..model.spec import InputSpec
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
 
-# A strip of a million rows may be small, and each row becomes as wide as the input, or as the padded picture.
+# A strip of a million rows may have few pixels, and each row becomes as wide as the input or the padded picture.
 MAX_BETWEEN = 2**25  # pixels between the two passes
 MAX_PADDED = 2**27  # pixels with the borders
 
@@ -66,9 +66,9 @@ def check_resize(size: Size, spec: InputSpec) -> Box:
     box = left, top, right, bottom = compute_fit_box(size, spec)
     rows, padded = bottom - top, (right - left) * (bottom - top)
     if spec.fit == "pad" and padded > MAX_PADDED:
-        found = f"{right - left}×{rows} with its borders; the limit is {MAX_PADDED:,} pixels"
+        excess = f"{right - left}×{rows} with its borders; the limit is {MAX_PADDED:,} pixels"
     elif rows * spec.width > MAX_BETWEEN:
-        found = f"{rows:,} rows, resized to {spec.width} pixels each; the limit is {MAX_BETWEEN:,} pixels"
+        excess = f"{rows:,} rows, resized to {spec.width} pixels each; the limit is {MAX_BETWEEN:,} pixels"
     else:
         return box
-    raise SourceError(Kind.TOO_LARGE, f"a strip of {size[0]}×{size[1]} pixels makes {found}")
+    raise SourceError(Kind.TOO_LARGE, f"a strip of {size[0]}×{size[1]} pixels makes {excess}")

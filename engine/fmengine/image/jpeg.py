@@ -1,4 +1,4 @@
-"""Plain JPEGs, gray or YCbCr, which libjpeg-turbo decodes: a gray model takes the luma plane as it is stored."""
+"""Decode plain JPEGs, gray or YCbCr, with libjpeg-turbo: a gray model takes the luma plane as it is stored."""
 
 import io
 
@@ -15,7 +15,7 @@ from .orientation import read_orientation, turn_upright
 
 
 def decode_plain_jpeg(data: bytes, color: Color, limits: Limits, min_side: int = 0) -> DecodedImage | None:
-    """Decode by libjpeg-turbo, or return None where Pillow must decide: unusual colours, any warning, any error.
+    """Decode with libjpeg-turbo, or return None where Pillow must decide: unusual colours, any warning, any error.
 
     Args:
         data: of any file.
@@ -26,13 +26,13 @@ def decode_plain_jpeg(data: bytes, color: Color, limits: Limits, min_side: int =
     Raises:
         SourceError: if it is over the limits, or there is no room for it.
     """
-    if (found := _measure(data, limits)) is None:
+    if (measured := _measure(data, limits)) is None:
         return None
-    count, cost = found
+    count, cost = measured
     space, channels = ("GRAY", 1) if color == "gray" else ("RGB", 3)
     try:
         with wait_for_memory(count * (channels + cost.memory)):
-            # With a `min_side` of 0 it makes nothing smaller.
+            # A `min_side` of 0 decodes the picture whole.
             pixels = simplejpeg.decode_jpeg(
                 data, space, strict=True, min_height=min_side, min_width=min_side, min_factor=2
             )
@@ -44,14 +44,14 @@ def decode_plain_jpeg(data: bytes, color: Color, limits: Limits, min_side: int =
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
                 orientation = read_orientation(image)
-        except Exception:  # let Pillow's own path decide what to make of it
+        except Exception:  # Pillow decides whether the file can be decoded
             return None
         pixels = np.ascontiguousarray(turn_upright(pixels, orientation))
     return DecodedImage(pixels[..., 0] if channels == 1 else pixels)
 
 
 def is_plain_jpeg(data: bytes, limits: Limits) -> bool:
-    """Whether the header is that of a gray or YCbCr JPEG, of which libjpeg-turbo may make pixels.
+    """Return whether the header is that of a gray or YCbCr JPEG, which libjpeg-turbo may decode.
 
     Raises:
         SourceError: if it is over the limits.
@@ -61,12 +61,12 @@ def is_plain_jpeg(data: bytes, limits: Limits) -> bool:
 
 
 def may_be_turned(data: bytes) -> bool:
-    """Whether a JPEG may name an orientation: in its Exif block, or as text in its XMP block."""
+    """Return whether a JPEG may name an orientation: in its Exif block, or as text in its XMP block."""
     return b"Exif\0\0" in data or b"tiff:Orientation" in data
 
 
 def _measure(data: bytes, limits: Limits) -> tuple[int, Cost] | None:
-    """Measure a plain JPEG by its header: how many pixels it has, and what each costs; None for another file.
+    """Read from a plain JPEG's header how many pixels it has, and what each costs; None for another file.
 
     Raises:
         SourceError: if it is over the limits.
@@ -77,7 +77,7 @@ def _measure(data: bytes, limits: Limits) -> tuple[int, Cost] | None:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except MemoryError as error:
         raise make_decode_error(error) from error
-    except Exception:  # such as KeyError, where it has no name for how chroma is sampled
+    except Exception:  # such as KeyError, for an unknown sampling of chroma
         return None
     if colorspace not in ("Gray", "YCbCr"):
         return None

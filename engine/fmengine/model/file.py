@@ -1,7 +1,7 @@
 """The model file: one ONNX that explains itself.
 
-`metadata_props["fmengine.model"]` holds one JSON document: what the labels are, how a picture becomes an
-input, how sure an answer is, where the weights come from, and a sha256 over the whole file. That digest is
+`metadata_props["fmengine.model"]` holds one JSON document: the labels, how a picture becomes an input, the
+calibration of probabilities, where the weights come from, and a sha256 over the whole file. That digest is
 computed with its own 64 digits set to zero. It detects damage, not forgery.
 """
 
@@ -48,7 +48,7 @@ def load_model_file(path: str | Path) -> ModelFile:
 
 
 def resolve(model: str | Path | None, precisions: tuple[Precision, ...]) -> Path:
-    """Find the file for a backend.
+    """Find the model file that a backend is to run.
 
     Args:
         model: a path, the name of a shipped model, or None for the default one. With a precision, as
@@ -100,7 +100,7 @@ def seal(data: bytes) -> bytes:
 
 
 def _verify(path: Path, data: bytes) -> ModelSpec:
-    """Read the document, and check it and the whole file."""
+    """Check a model file whole, and read its document."""
     try:
         document = find_document(data)
         spec = ModelSpec.from_json(data[document])

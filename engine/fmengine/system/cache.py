@@ -1,4 +1,4 @@
-"""Keep what is built and measured on this machine in a private folder: cubins, TensorRT engines, rates of backends.
+"""Keep what is built and measured on this machine in a private folder, such as cubins and TensorRT engines.
 
 A file of code runs with the user's rights, so the trust boundary is the user: the folder and its files belong to
 the effective user, nobody else may write them, and no symbolic link is followed. A file begins with its manifest
