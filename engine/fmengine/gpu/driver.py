@@ -1,4 +1,4 @@
-"""CUDA's driver API through cuda-bindings: start it, check its answers, describe a GPU, make one current."""
+"""CUDA's driver API through cuda-bindings: start it, check its statuses, describe a GPU, make one current."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,7 +100,7 @@ def use_gpu(index: int) -> Iterator[None]:
         try:
             yield
         finally:
-            driver.cuCtxPopCurrent()  # unchecked here and below: an error that is on its way explains more
+            driver.cuCtxPopCurrent()  # unchecked here and below: an error that is being raised explains more
     finally:
         driver.cuDevicePrimaryCtxRelease(device)
 

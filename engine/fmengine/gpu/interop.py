@@ -25,15 +25,15 @@ class _Layout(NamedTuple):
 
 
 class ImportStream:
-    """A stream that orders readers after producers: it waits for whoever writes an image that is imported, and
-    readers wait for it.
+    """A stream that orders readers after producers: it waits for those who write imported images, and readers wait
+    for it.
 
     Make, use and free it within the context; from any thread.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._lock = threading.Lock()  # an event is recorded and waited for in one go
+        self._lock = threading.Lock()  # nobody may record the event again before it is waited for
         driver = context.driver
         self._stream: Any = context.cuda.Stream(driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
         created = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
@@ -45,7 +45,7 @@ class ImportStream:
         return int(self._stream.handle)
 
     def wait_for(self, producer: int) -> None:
-        """Make this stream wait for what a producer's stream (its handle) holds now."""
+        """Make this stream wait for the work that is in a producer's stream (its handle) now."""
         self._order(producer, self.handle)
 
     def block(self, reader: int) -> None:
@@ -53,7 +53,7 @@ class ImportStream:
         self._order(self.handle, reader)
 
     def free(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         if self._event is not None:
             self._context.driver.cuEventDestroy(self._event)
         self._event = self._stream = None
@@ -69,7 +69,7 @@ class ImportStream:
 def import_image(source: Any, context: Context, imports: ImportStream, channels: Channels) -> DeviceImage:
     """Import an image in device memory: uint8, `[H, W]` or `[H, W, C]` with C of 1, 3 or 4, pixels side by side.
 
-    Call it in the thread that made the image: libraries order by that thread's current stream.
+    Call it in the thread that made the image: libraries synchronize with that thread's current stream.
 
     Args:
         source: has `__dlpack__` or `__cuda_array_interface__`.
@@ -134,7 +134,7 @@ def _read_row_stride(layout: _Layout, height: int, width: int, count: int) -> in
 
 
 def _check_address(layout: _Layout, context: Context) -> None:
-    """Refuse an address that is not this GPU's; the driver knows what it belongs to."""
+    """Refuse an address that the driver does not know as this GPU's."""
     driver = context.driver
     ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     if 0 in layout.shape:
