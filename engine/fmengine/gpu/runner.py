@@ -1,7 +1,7 @@
 """Run one batch at a time on the GPU, on one stream: upload, preprocessing, network, download.
 
-Several runners let the copies of one batch overlap the computation of another. All memory that a batch uses belongs
-to its runner; runners share the network, the kernels and the stream of imports.
+Several runners let the copies of one batch overlap the computation of another. All memory that a batch uses
+belongs to its runner; runners share the network, the kernels and the stream of imports.
 """
 
 from collections.abc import Callable, Sequence

@@ -75,7 +75,7 @@ class Network:
         return Execution(context, self._spec, self._logger)
 
     def _make_runtime_settings(self) -> list[Any]:
-        """Make an execution context's settings: TensorRT-RTX compiles for each shape at once, and captures graphs."""
+        """Make a context's settings: TensorRT-RTX is to compile for each shape, and to capture graphs."""
         if self.capturable:
             return []
         settings = self._engine.create_runtime_config()
