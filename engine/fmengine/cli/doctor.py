@@ -1,4 +1,4 @@
-"""`fmengine doctor`: show what this machine has, what works, what would be chosen."""
+"""`fmengine doctor`: show the machine, which backends work on it, and which `auto` takes."""
 
 import sys
 from pathlib import Path
@@ -86,14 +86,14 @@ def _show(document: dict[str, Any], diagnoses: list[Diagnosis]) -> None:
     for diagnosis in diagnoses:
         verdict = "works" if diagnosis.works else "does not work"
         print_data(f"  {diagnosis.backend:17} {verdict}: {diagnosis.detail}")
-    taken = next((diagnosis.backend for diagnosis in diagnoses if diagnosis.chosen), "nothing")
-    print_data(f"`auto` takes {taken}")
+    chosen = next((diagnosis.backend for diagnosis in diagnoses if diagnosis.chosen), "nothing")
+    print_data(f"`auto` takes {chosen}")
     for problem in document["problems"]:
         print_data(f"problem: {problem}")
 
 
 def _find_cache_problems() -> list[str]:
-    """List what keeps fmengine from remembering what it builds and measures."""
+    """List what keeps fmengine from caching what it builds and measures."""
     try:
         Cache().load("doctor", {})  # opens the folder
     except CacheError as error:

@@ -43,8 +43,8 @@ class OnnxRuntimeCudaBackend(GpuBackend):
                 f"then: {INSTALL}"
             )
         self._library = onnxruntime
-        # Otherwise the process's logger prints a dozen errors for each batch size, of cuDNN plans that it tries, and
-        # a warning for each session.
+        # Otherwise the process's logger prints a dozen errors for each batch size, of cuDNN plans that are only
+        # tried, and a warning for each session.
         onnxruntime.set_default_logger_severity(FATAL)
         super().__init__(model, options)
 

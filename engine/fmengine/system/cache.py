@@ -25,7 +25,7 @@ class CacheError(BackendError):
 
 
 def find_cache_folder() -> Path:
-    """Return `$FMENGINE_CACHE`, or `fmengine` in the user's cache folder.
+    """Find the cache folder: `$FMENGINE_CACHE`, or `fmengine` in the user's cache folder.
 
     Raises:
         CacheError: if there is none: a container's user may have neither a name nor `$HOME`.
@@ -44,16 +44,16 @@ class Cache:
     """Keeps built files by key. Processes that need the same one build it once."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Raises CacheError where `find_cache_folder` does."""
+        """Take a folder, by default that of `find_cache_folder`, whose errors are raised."""
         self.folder = find_cache_folder() if folder is None else folder
 
     def get(self, kind: str, key: Key, build: Callable[[], bytes]) -> bytes:
-        """Return the file for `key`: as it lies here, or built and kept.
+        """Return the file for `key` from the cache, or build and keep it.
 
         Args:
             kind: ending of the file's name, such as `cubin`.
             key: everything that the bytes depend on.
-            build: makes them; never called twice.
+            build: makes the bytes; called at most once.
 
         Raises:
             CacheError: if the folder cannot be made, locked or trusted. A full disk costs a warning alone.
@@ -70,12 +70,12 @@ class Cache:
                 return data
 
     def load(self, kind: str, key: Key) -> bytes | None:
-        """Return the file for `key` if it lies here; errors as for `get`."""
+        """Return the file for `key`, or None where the cache has none; errors as for `get`."""
         with self._open_folder() as folder:
             return self._read(folder, make_file_name(kind, key), key)
 
     def store(self, kind: str, key: Key, data: bytes) -> None:
-        """Keep the file for `key` instead of what lay here; errors as for `get`."""
+        """Keep the file for `key`, and replace an old one; errors as for `get`."""
         with self._open_folder() as folder:
             self._keep(folder, make_file_name(kind, key), pack(key, data))
 
@@ -92,7 +92,7 @@ class Cache:
             )
 
     def _read(self, folder: int, name: str, key: Key) -> bytes | None:
-        """Read the file's bytes; None where there is none, or it is not what was written for the key."""
+        """Read a file's bytes; None where there is none, or it is stale."""
         path = self.folder / name
         try:
             content = _read_private(name, path, folder)
@@ -106,7 +106,7 @@ class Cache:
 
     @contextmanager
     def _open_folder(self) -> Iterator[int]:
-        """Open the folder as a descriptor: whoever moves it afterwards changes nothing of what was checked."""
+        """Open the folder as a descriptor, so that the folder that was checked is the one that is used."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

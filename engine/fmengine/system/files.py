@@ -1,4 +1,4 @@
-"""Files: read in few system calls, checked before the work begins, and replaced as a whole when it is done."""
+"""Read files in few system calls, check names before the work begins, and replace files as a whole."""
 
 import errno
 import os
@@ -23,8 +23,8 @@ class FileTooLargeError(OSError):
 def read_regular_file(path: str, max_bytes: int) -> bytes:
     """Read a regular file whole. Pipes, devices and folders are never opened.
 
-    Each system call lets go of the interpreter's lock, which threads that decode small pictures wait for: hence
-    four calls, where a file object makes eight.
+    Each system call releases the interpreter's lock, and waits for it again where other threads decode: hence four
+    calls, where a file object makes eight.
 
     Raises:
         NotRegularError: if it is no regular file.
@@ -40,7 +40,7 @@ def read_regular_file(path: str, max_bytes: int) -> bytes:
         raise _too_large(max_bytes)
     file = os.open(path, os.O_RDONLY)
     try:
-        # One byte more than there is shows a file that grew since `stat`, and that nothing is left.
+        # One byte more than the size: fewer show that this was all, and more that the file grew since `stat`.
         data = os.read(file, status.st_size + 1)
         if len(data) != status.st_size:
             data += _read_rest(file, max_bytes + 1 - len(data))
@@ -62,12 +62,12 @@ def explain_read_error(error: OSError | ValueError) -> str:
 
 
 def is_not_found(error: OSError | ValueError) -> bool:
-    """Whether there is no file of that name. A ValueError is one: the name has a null byte."""
+    """Return whether an error means that there is no file of that name, also where the name has a null byte."""
     return not isinstance(error, OSError) or error.errno in (errno.ENOENT, errno.ENOTDIR)
 
 
 def _read_rest(file: int, max_bytes: int) -> bytes:
-    """Read on from where a file stands, up to a number of bytes."""
+    """Read from a file's position, up to a number of bytes."""
     parts = []
     while max_bytes > 0 and (part := os.read(file, min(max_bytes, 1 << 20))):
         parts.append(part)
@@ -80,18 +80,18 @@ def _too_large(max_bytes: int) -> FileTooLargeError:
 
 
 def get_temporary_path(path: Path) -> Path:
-    """Return where a file is written before it takes its name; a killed run may leave that behind."""
+    """Return where a file is written before it takes its name; a killed run may leave that file behind."""
     return path.parent / f".{path.name}.tmp"
 
 
 def check_target(path: Path, suffixes: Sequence[str], *, overwrite: bool, hint: str = "") -> bool:
-    """Check that a file can be written, so that no work is lost for a wrong name at its end.
+    """Check that a file can be written, before the work whose result it is to hold.
 
     Args:
         path: of the file.
         suffixes: that its name may end in.
         overwrite: whether one that exists may be replaced.
-        hint: what else could be done where one exists, for the message.
+        hint: another advice for the message where one exists.
 
     Returns:
         Whether it exists.
@@ -141,10 +141,10 @@ def open_atomic(
 def open_atomic(
     path: Path, mode: Literal["w", "wb"] = "wb", *, folder: int | None = None, private: bool = False
 ) -> Iterator[IO[Any]]:
-    """Open a file that takes its name, from an old one that may have it, once it is whole and on the disk.
+    """Open a file for writing that replaces the one at `path` once it is whole and on the disk.
 
-    Until then it is at `get_temporary_path(path)`. Where anything fails, also by Ctrl-C, nothing is left behind,
-    and an old file stays.
+    Until then it is at `get_temporary_path(path)`. Where anything fails, also by Ctrl-C, it is removed, and an old
+    file stays.
 
     Args:
         path: of the file.
@@ -172,7 +172,7 @@ def open_atomic(
 
 
 def _try_to_write(path: Path) -> None:
-    """Make the temporary file, and remove it: permissions alone do not show a read-only or foreign drive."""
+    """Make the temporary file, and remove it: permissions alone do not show that a drive is read-only."""
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     temporary = get_temporary_path(path)
