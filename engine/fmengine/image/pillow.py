@@ -40,9 +40,8 @@ def decode_with_pillow(data: bytes, color: Color, limits: Limits) -> DecodedImag
             if rest := _remove_metadata(data, str(error)):
                 return _decode(rest, color, limits, as_luma=gray)
             if gray and is_jpeg(data) and make_decode_error(error).kind is Kind.CORRUPT:
-                return _decode(
-                    data, color, limits, as_luma=False
-                )  # libjpeg decodes a lossless one to its colours only
+                # libjpeg decodes a lossless one to its colours only.
+                return _decode(data, color, limits, as_luma=False)
             raise
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
         raise make_decode_error(error) from error

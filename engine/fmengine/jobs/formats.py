@@ -10,7 +10,7 @@ from urllib.parse import quote
 from ..errors import OutputError
 from .rows import KEYS, Row, decode_path, encode_path, escape_text
 
-FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes a cell that begins like this for a program
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet executes a cell that begins with one of these
 
 
 class Format(Protocol):
@@ -49,11 +49,12 @@ COLUMNS = ("path", "label", "confidence", "reason", "error_kind", "error_message
 class Csv:
     """`path,label,confidence,<a column a label>,reason,error_kind,error_message,path_encoding`.
 
-    No cell is a formula to a spreadsheet: such a path is percent-encoded, other text gets an apostrophe in front.
+    No cell is a formula to a spreadsheet: a path that would be one is percent-encoded, and other text gets an
+    apostrophe in front.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
-        """Raises OutputError for labels that cannot be columns beside the others."""
+        """Take the model's labels. Raises OutputError for one that cannot be a column beside the others."""
         check_labels(labels)
         if taken := [label for label in labels if label in COLUMNS]:
             raise OutputError(
@@ -68,7 +69,7 @@ class Csv:
         path, encoding = row["path"], row.get("path_encoding")
         if path.startswith(FORMULA):
             path, encoding = path if encoding else quote(path, safe="/"), "percent"
-            path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` leaves
+            path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` does not encode
         values = [path, _escape_formula(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
         return self._format_line(
             [*values, row["reason"], error.get("kind"), _escape_formula(error.get("message")), encoding]
@@ -79,7 +80,7 @@ class Csv:
         if len(probabilities) != len(self.labels):
             raise ValueError("wrong number of columns")
         row: Row = {"path": path}
-        if encoding:  # perhaps only here, because it would have been a formula
+        if encoding:  # perhaps in CSV only, where it would have been a formula
             row = encode_path(decode_path({"path": path, "path_encoding": encoding}))
         if kind:
             error = {"kind": kind, "message": _unescape_formula(message)}

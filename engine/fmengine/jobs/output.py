@@ -1,4 +1,4 @@
-"""The output of a run: checked and held against other processes first, then opened in the format of its name."""
+"""Claim and open the output of a run: checked and locked first, then opened in the format of its suffix."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ FORMATS = (".jsonl", ".csv", ".parquet")
 
 @contextmanager
 def claim(path: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Target]:
-    """Hold an output file against other processes, once it is sure that it can be written.
+    """Check that an output file can be written, and keep other processes from writing it meanwhile.
 
     Args:
         path: ends in one of `FORMATS`.
         resume: continue the file, if there is one.
-        overwrite: throw an old file away.
+        overwrite: replace an old file.
 
     Raises:
         OutputError: if another process writes it, `files.check_target` refuses it, or it exists and is neither to
@@ -46,6 +46,6 @@ def open_output(
 def _choose_journal(path: Path) -> type[Journal]:
     if path.suffix != ".parquet":
         return Journal
-    from .parquet import ParquetJournal  # needs a library of its own
+    from .parquet import ParquetJournal  # here: it needs a library of its own
 
     return ParquetJournal

@@ -1,7 +1,7 @@
 """Write results as a Parquet file: columns that data frames and query engines read.
 
 A Parquet file can be read only once its last bytes are written, and nothing can be appended to it. So the rows
-grow in a journal beside it, `x.parquet.rows.jsonl`, with all that `Journal` promises of one. At the end they
+grow in a journal beside it, `x.parquet.rows.jsonl`, which can be resumed as any. At the end they
 become `x.parquet`, as a whole or not at all, and the journal is removed. A kill at any moment leaves the journal,
 which `--resume` continues. Of a finished run, `--resume` makes the journal again from the Parquet file, whose
 metadata hold what made it.
@@ -27,7 +27,7 @@ except ImportError as error:
     ) from error
 
 ROW_GROUP = 10_000  # rows
-MADE_BY = b"fmengine"  # the key of the file's metadata under which the identity is, as JSON
+MADE_BY = b"fmengine"  # the key of the file's metadata that holds the identity, as JSON
 
 
 class ParquetJournal(Journal):
@@ -44,7 +44,7 @@ class ParquetJournal(Journal):
         self._schema = _make_schema(labels, identity)
         if target.resume and target.path.exists() and not journal.exists():
             self._restore(labels)
-        # A journal without its Parquet file is what a killed run left; without `resume` it is thrown away.
+        # A journal without its Parquet file was left by a killed run; without `resume` it is replaced.
         super().__init__(Target(journal, target.resume), labels, identity, retry_failed=retry_failed)
 
     def finish(self) -> None:
@@ -67,7 +67,7 @@ class ParquetJournal(Journal):
             ) from error
 
     def _restore(self, labels: Sequence[str]) -> None:
-        """Make the journal of a finished run again, as a whole or not at all."""
+        """Restore the journal of a finished run from its Parquet file, as a whole or not at all."""
         journal, partial = get_journal_path(self.parquet_path), get_restored_path(self.parquet_path)
         try:
             with pyarrow.parquet.ParquetFile(self.parquet_path) as file:

@@ -26,9 +26,9 @@ from ..wording import pluralise
 from .rows import Row, decode_path, escape_path
 from .tally import Tally
 
-THUMBNAIL = 192  # pixels of the longer side, sharp on a phone's screen at half that size
+THUMBNAIL = 192  # pixels of the longer side: twice its size on the page, sharp on a phone's screen
 CHUNK = 256  # pictures; bounds memory
-ASIDE = "aside"  # the style of all but the model's labels
+ASIDE = "aside"  # the style of answers that are none of the model's labels
 
 
 def write_report(
@@ -46,8 +46,8 @@ def write_report(
         rows: of `rows.to_row`, in the order to show.
         spec: of the model that answered.
         describe: of the backend that answered.
-        limits: of a picture, as when it was labelled.
-        isolate: decode in worker processes, as when it was labelled.
+        limits: of a picture; those that it was labelled with.
+        isolate: limits of worker processes that decode; those that it was labelled with.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -78,23 +78,23 @@ def _add_thumbnails(rows: Iterable[Row], limits: Limits, isolate: Isolation | No
     with ExitStack() as stack:
         make: Callable[[Encoded], bytes] = lambda source: make_thumbnail(source, **asdict(limits))  # noqa: E731
         if isolate is not None:
-            from ..pipeline.workers import Workers  # what starts processes takes time to import
+            from ..pipeline.workers import Workers  # here: it takes time to import
 
             workers = Workers(f"{__name__}:make_thumbnail", asdict(limits), isolate, threads)
             make = stack.enter_context(closing(workers)).run
 
-        def made(row: Row) -> bytes:
+        def make_or_skip(row: Row) -> bytes:
             if row["error"]:
                 return b""
             try:
                 return make(decode_path(row))
-            except Exception as error:  # the file changed since it was labelled, or there is no room for it now
+            except Exception as error:  # the file changed since it was labelled, or there is no memory for it now
                 as_source_error(error)
                 return b""
 
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         while chunk := list(islice(iterator, CHUNK)):
-            yield from zip(chunk, pool.map(made, chunk), strict=True)
+            yield from zip(chunk, pool.map(make_or_skip, chunk), strict=True)
 
 
 def make_thumbnail(source: Encoded, **limits: int) -> bytes:

@@ -30,20 +30,20 @@ def to_row(path: str, result: Prediction | Failure) -> Row:
             "reason": result.reason,
             "error": None,
         }
-    # A decoder may quote what it read, half a character included, which no UTF-8 file could hold.
+    # A decoder's message may quote half a surrogate pair, which no UTF-8 file can hold.
     message = result.message.encode(errors="backslashreplace").decode()
     error = {"kind": result.kind.value, "message": message}
     return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
 
 
 def encode_path(path: str) -> Row:
-    """Make the part of a row that names its picture."""
+    """Make the part of a row that holds its picture's path."""
     shown = escape_path(path)
     return {"path": shown} | ({"path_encoding": "percent"} if shown != path else {})
 
 
 def decode_path(row: Row) -> str:
-    """Return the path of a row's picture, as the file system knows it."""
+    """Return the path of a row's picture in the file system."""
     path: str = row["path"]
     return os.fsdecode(unquote_to_bytes(path)) if row.get("path_encoding") else path
 
@@ -57,7 +57,7 @@ def to_text(row: Row) -> str:
 
 
 def escape_path(path: str) -> str:
-    """Return a path as a row holds it: percent-encoded where it is no part of a line of UTF-8 as it is."""
+    """Percent-encode a path that does not fit in one line of UTF-8; return any other as it is."""
     if path.isprintable():
         return path
     if any(_is_unfit(character) for character in path):
@@ -66,7 +66,7 @@ def escape_path(path: str) -> str:
 
 
 def escape_text(text: str) -> str:
-    """Escape, as Python does, what would break the line of a text of a model file, such as a label."""
+    """Escape, as Python does, what would break the line that a text stands in, such as a model's label."""
     if text.isprintable():
         return text
     return "".join(c.encode("unicode_escape").decode() if _is_unfit(c) else c for c in text)

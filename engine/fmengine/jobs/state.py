@@ -1,7 +1,7 @@
-"""The files beside an output file: its state, which `--resume` continues from, and what a killed run leaves.
+"""Name, write and read the files beside an output file: its state, from which `--resume` continues, and others.
 
-The state is one JSON object: `version`, the identity of what made the rows (model digest, options), and how far
-the file is known to be on the disk: `rows`, `bytes`, and the `sha256` of these bytes.
+The state is one JSON object: `version`, the identity of what made the rows (model digest, options), and how
+much of the file is on the disk: `rows`, `bytes`, and the `sha256` of these bytes.
 """
 
 import json
@@ -17,22 +17,22 @@ VERSION = 3  # of the rows and their state
 
 
 def get_state_path(path: Path) -> Path:
-    """Return where the state of an output file is."""
+    """Return the path of an output file's state."""
     return path.parent / f"{path.name}.state.json"
 
 
 def get_retry_path(path: Path) -> Path:
-    """Return where the pictures are listed whose failed rows were removed from an output file."""
+    """Return the path of the list of pictures whose failed rows were removed from an output file."""
     return path.parent / f".{path.name}.retry.json"
 
 
 def get_journal_path(path: Path) -> Path:
-    """Return where the rows of a Parquet file are until they are all there."""
+    """Return the path of a Parquet file's journal, which holds its rows until the last of them is answered."""
     return path.parent / f"{path.name}.rows.jsonl"
 
 
 def get_restored_path(path: Path) -> Path:
-    """Return where the journal of a finished Parquet file is made again."""
+    """Return the path where the journal of a finished Parquet file is restored."""
     return path.parent / f".{path.name}.rows.jsonl"
 
 
@@ -60,7 +60,7 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> tuple[int, str]:
     """Check that the same model and options made the output file `path`.
 
     Returns:
-        How many of its bytes were known to be on the disk, and their sha256.
+        How many of its bytes were on the disk when the state was written, and their sha256.
 
     Raises:
         OutputError: if the file cannot be continued.
@@ -99,7 +99,7 @@ def write_retries(path: Path, pictures: Sequence[str]) -> None:
 
 
 def read_retries(path: Path) -> list[str]:
-    """Read the list of `write_retries`, which may be of a killed run; empty where there is none.
+    """Read the list that `write_retries` wrote; empty where there is none.
 
     Raises:
         OutputError: if it is damaged.

@@ -10,7 +10,7 @@ from .rows import Row, escape_text
 
 @dataclass
 class Tally:
-    """Rows, counted by what they hold and not by what it is called: a label may be called `error`.
+    """Numbers of rows, of labels apart from failures: a label may be called `error`.
 
     Attributes:
         labels: answers by label.
@@ -34,7 +34,7 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """Return the number of rows."""
+        """The number of rows."""
         return self.labels.total() + self.failed
 
     def describe(self) -> str:
