@@ -80,14 +80,14 @@ def path(request, tmp_path) -> Path:
 def test_rows_come_back(path):
     write(path)
     with opened(path, resume=True) as file:
-        assert list(file.rows()) == ROWS
+        assert list(file.read_rows()) == ROWS
 
 
 def test_rows_can_be_read_while_the_file_grows(path):
     with opened(path) as file:
         for count, row in enumerate(ROWS, 1):
             file.write([row])
-            assert list(file.rows()) == ROWS[:count]
+            assert list(file.read_rows()) == ROWS[:count]
 
 
 def test_one_row_is_one_line(path):
@@ -296,7 +296,7 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path, name):
     with claim(path) as target, open_output(target, labels, IDENTITY) as file:
         for row in rows:
             file.write([row])
-        assert list(file.rows()) == rows
+        assert list(file.read_rows()) == rows
     cells = [cell for line in csv.reader(path.read_text().splitlines()) for cell in line]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
 
@@ -419,6 +419,6 @@ def test_full_disk_leaves_whole_rows(path):
     assert "File too large" in run.stdout
     assert "--resume" in run.stdout
     with opened(path, resume=True, identity={"model": "m"}) as file:
-        assert len(list(file.rows())) == kept
+        assert len(list(file.read_rows())) == kept
         file.write([answer("after.png")])
-        assert list(file.rows())[-1] == answer("after.png")
+        assert list(file.read_rows())[-1] == answer("after.png")

@@ -312,7 +312,7 @@ def read(path: Path) -> list[Row]:
 
         return read_parquet(path)
     with opened(path, resume=True) as file:
-        return list(file.rows())
+        return list(file.read_rows())
 
 
 def test_a_retry_of_a_run_that_was_killed(tmp_path):

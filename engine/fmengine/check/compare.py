@@ -96,9 +96,9 @@ class Comparison:
     @property
     def breaches(self) -> list[str]:
         """What exceeds the tolerance, a sentence each."""
-        return list(self._breaches())
+        return list(self._list_breaches())
 
-    def _breaches(self) -> Iterator[str]:
+    def _list_breaches(self) -> Iterator[str]:
         allowed, pictures = self.tolerance, len(self.changes)
         if self.excessive.any():
             yield f"a confidence moves by {self.largest:.2g}; allowed is {allowed.probability}"

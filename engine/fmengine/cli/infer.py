@@ -172,7 +172,7 @@ def infer(
         if report is not None:
             from ..jobs.report import write_report  # here: most runs write none
 
-            shown = file.rows() if file else kept
+            shown = file.read_rows() if file else kept
             write_report(report, shown, engine.spec, engine.backend.describe(), limits, isolation)
         summarise(tally, file)
     for name, path in (("rows", output), ("report", report)):

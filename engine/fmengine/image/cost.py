@@ -54,7 +54,7 @@ class Cost(NamedTuple):
     memory: float = 0.0
     why: str = ""
 
-    def weight(self, size: int) -> float:
+    def compute_weight(self, size: int) -> float:
         """Compute how many times a pixel counts, 1 or more; larger files may take longer.
 
         Args:
@@ -99,7 +99,7 @@ def check_pixels(width: int, height: int, limits: Limits, cost: Cost = USUAL, si
     Raises:
         SourceError: of the kind `too_large`.
     """
-    weight = 1.0 if cost is USUAL else cost.weight(size)
+    weight = 1.0 if cost is USUAL else cost.compute_weight(size)
     if max(width, MIN_ROW) * height * weight <= limits.max_pixels:
         return
     rules = [f"a row counts as {MIN_ROW} at least"] if width < MIN_ROW else []

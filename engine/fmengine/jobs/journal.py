@@ -94,7 +94,7 @@ class Journal:
                 "go on with --resume once that is mended"
             ) from error
 
-    def rows(self) -> Iterator[Row]:
+    def read_rows(self) -> Iterator[Row]:
         """Read the rows back from the file."""
         return (row for _, row in self._read_lines() if row is not None)
 
@@ -147,12 +147,12 @@ class Journal:
 
     def _resume(self, retry_failed: bool) -> None:
         """Read the file's rows, open it, and cut off a torn last line."""
-        self._read_rows(*read_state(self.path, self._identity))
+        self._count_rows(*read_state(self.path, self._identity))
         self._retries = list(skip_finished(read_retries(self.path), self.finished))
         retried = retry_failed and self.failed > 0
         if retried:
             self._remove_failed_rows()
-            self._read_rows(0, "")
+            self._count_rows(0, "")
         self._file = os.open(self.path, os.O_RDWR)
         os.ftruncate(self._file, self._size)
         os.lseek(self._file, self._size, os.SEEK_SET)
@@ -180,7 +180,7 @@ class Journal:
         write_state(self.path, self._identity, self._rows, self._size, self._digest.hexdigest())
         self._synced_at = time.monotonic()
 
-    def _read_rows(self, synced: int, digest: str) -> None:
+    def _count_rows(self, synced: int, digest: str) -> None:
         """Count the file's rows.
 
         Args:

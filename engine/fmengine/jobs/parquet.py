@@ -50,7 +50,7 @@ class ParquetJournal(Journal):
     def finish(self) -> None:
         """Turn the journal into the Parquet file, and remove the journal."""
         super().finish()
-        rows = self.rows()
+        rows = self.read_rows()
         try:
             with (
                 open_atomic(self.parquet_path) as file,

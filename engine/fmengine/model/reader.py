@@ -78,7 +78,7 @@ def compute_digest(data: bytes, slot: slice) -> str:
 
 
 def has_external_data(data: bytes) -> bool:
-    """Whether any tensor of a serialised ModelProto refers to another file for its values.
+    """Return whether any tensor of a serialised ModelProto refers to another file for its values.
 
     Backends would look for that file under any name, or in the current folder, for they get bytes without a path.
     """

@@ -37,7 +37,7 @@ def read_regular_file(path: str, max_bytes: int) -> bytes:
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a device or a socket"
         raise NotRegularError(f"it is {what}; expected a regular file")
     if status.st_size > max_bytes:
-        raise _too_large(max_bytes)
+        raise _make_too_large_error(max_bytes)
     file = os.open(path, os.O_RDONLY)
     try:
         # One byte more than the size: fewer show that this was all, and more that the file grew since `stat`.
@@ -47,7 +47,7 @@ def read_regular_file(path: str, max_bytes: int) -> bytes:
     finally:
         os.close(file)
     if len(data) > max_bytes:
-        raise _too_large(max_bytes)
+        raise _make_too_large_error(max_bytes)
     return data
 
 
@@ -75,7 +75,7 @@ def _read_rest(file: int, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _too_large(max_bytes: int) -> FileTooLargeError:
+def _make_too_large_error(max_bytes: int) -> FileTooLargeError:
     return FileTooLargeError(f"over {max_bytes:,} bytes, the limit for one file")
 
 
