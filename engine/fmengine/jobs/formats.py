@@ -99,6 +99,11 @@ class Csv:
         return text.getvalue()
 
 
+def make_format(suffix: str, labels: Sequence[str]) -> Format:
+    """Make the format of a suffix, `.jsonl` or `.csv`. Raises OutputError for labels that it cannot hold."""
+    return Csv(labels) if suffix == ".csv" else Jsonl()
+
+
 def check_labels(labels: Sequence[str]) -> None:
     """Raise OutputError for labels that cannot be names of columns, such as one that breaks the line."""
     for label in labels:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 from ..errors import OutputError
 from ..system.files import open_atomic
 from ..wording import pluralise
-from .formats import Csv, Format, Jsonl
+from .formats import make_format
 from .rows import Row, decode_path
 from .sources import skip_finished
 from .state import get_retry_path, get_state_path, read_retries, read_state, write_retries, write_state
@@ -64,7 +64,7 @@ class Journal:
             OutputError: if the file cannot be continued or written, or its format cannot hold such labels.
         """
         self.path, self.state_path = target.path, get_state_path(target.path)
-        self._format: Format = Jsonl() if self.path.suffix == ".jsonl" else Csv(labels)
+        self._format = make_format(self.path.suffix, labels)
         self._identity = identity
         self._synced_at = time.monotonic()
         self._retries: list[str] = []  # pictures whose failed rows were removed
