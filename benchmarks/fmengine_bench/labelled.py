@@ -6,7 +6,7 @@ from pathlib import Path
 from fmengine.errors import DataError
 from fmengine.jobs.rows import escape_path
 from fmengine.jobs.sources import walk
-from fmengine_train.data import held_out, part_of
+from fmengine_train.data import is_held_out, part_of
 
 
 def list_labelled_files(
@@ -34,7 +34,7 @@ def list_labelled_files(
         (path, labels.index(label))
         for label in found
         for path in walk(str(root / label))
-        if held_out(Path(path).relative_to(root).as_posix(), held_out_share) and part in ("all", part_of(path))
+        if is_held_out(Path(path).relative_to(root).as_posix(), held_out_share) and part in ("all", part_of(path))
     ]
     if not files:
         raise DataError(f"no pictures in {root}")

@@ -12,7 +12,7 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe(engine: Engine, pictures: int, load: float) -> dict[str, str]:
-    """Describe the machine, the libraries, the model and the date, without which a figure is worth nothing."""
+    """Describe the machine, the libraries, the model and the date, without which a figure means nothing."""
     spec = engine.spec
     facts = {key: value for key, value in describe_environment().items() if value != "not installed"}
     facts |= {f"backend {key}": value for key, value in engine.backend.describe().items()}

@@ -20,7 +20,7 @@ CALIBRATION_PICTURES = 512
 
 
 def read_pictures(folders: tuple[Path, ...], config: AlexNetConfig, fit: Fit) -> InputBatch:
-    """An even choice of the folders' pictures, preprocessed; files that are no pictures are passed over.
+    """Choose pictures of folders evenly, and preprocess them; files that are no pictures are left out.
 
     Returns:
         uint8 `[N, C, H, W]`, some 512 of them.

@@ -140,12 +140,12 @@ def _write_files(
         )
         if _is_checkpoint(source):
             name = name or _family(Path(source))
-            tensorrt.engine_target(form, name, options, folder, device, overwrite)
+            tensorrt.make_engine_target(form, name, options, folder, device, overwrite)
             for path in _export_onnx(Path(source), folder, name, ("fp16",), (), overwrite):
                 source = str(path)
                 yield path
         model = load_model_file(resolve(source, ("fp16",)))
-        target = tensorrt.engine_target(form, model.spec.name, options, folder, device, overwrite)
+        target = tensorrt.make_engine_target(form, model.spec.name, options, folder, device, overwrite)
         tensorrt.export_engine(form, model, options, target, device)
         yield target
 

@@ -17,8 +17,10 @@ from fmengine.trt.profile import BuildOptions
 FORMS: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
-def engine_target(form: str, name: str, options: BuildOptions, folder: Path, device: int, overwrite: bool) -> Path:
-    """Where an engine is written, `NAME.FORM.GPU.engine`, checked before it is built.
+def make_engine_target(
+    form: str, name: str, options: BuildOptions, folder: Path, device: int, overwrite: bool
+) -> Path:
+    """Make and check the path of an engine, `NAME.FORM.GPU.engine`, before it is built.
 
     Raises:
         UnavailableError: if the driver or the GPU is missing.
@@ -38,7 +40,7 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, target: Pa
         form: one of `FORMS`.
         model: an FP16 model file.
         options: batch sizes and targets.
-        target: from `engine_target`.
+        target: from `make_engine_target`.
         device: the GPU to build on; TensorRT-RTX builds ahead of time and needs none.
 
     Raises:

@@ -337,8 +337,8 @@ def test_scaled_decoding_is_off_unless_asked_for_and_hardly_changes_answers(port
     assert abs(answers[0].confidence - answers[1].confidence) < 0.05
 
 
-def test_many_threads_of_one_engine_and_its_lanes_give_the_same_bits(engine, files):
-    """The lanes' network runs on one thread each, the other on all: no bit may depend on it."""
+def test_many_threads_and_one_picture_at_a_time_give_the_same_bits(engine, files):
+    """The network of `predict_many` runs on one thread each, that of `predict` on all: no bit may depend on it."""
     alone = [engine.predict(file).probabilities for file in files]
     assert [result.probabilities for result in engine.predict_many(files)] == alone
 
