@@ -276,13 +276,22 @@ def test_the_files_that_contributing_names_exist() -> None:
 
 def test_what_contributing_asks_for_is_there() -> None:
     """The names that its recipes lean on."""
+    from fmengine.backend.protocol import Backend
     from fmengine.backend.registry import BACKENDS, CPU_BACKENDS
-    from fmengine.jobs.journal import FORMATS
+    from fmengine.image.decode import decode
+    from fmengine.jobs.formats import Format
+    from fmengine.jobs.journal import Journal
+    from fmengine.jobs.output import FORMATS, open_output
+    from fmengine.pipeline.executor import Executor
+    from fmengine.pipeline.stages import Stages
     from fmengine.types import Source
 
     assert set(CPU_BACKENDS) < set(BACKENDS)
     assert len(FORMATS) == 3
-    assert Source
+    assert {"open", "run", "describe", "close"} <= vars(Backend).keys()
+    assert {"header", "encode", "decode"} <= vars(Format).keys() | Format.__annotations__.keys()
+    assert "observe" in vars(Stages)
+    assert all([Executor, Journal, Source, decode, open_output])
 
 
 def test_checks_before_a_commit_are_those_of_make() -> None:

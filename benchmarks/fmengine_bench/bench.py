@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from fmengine.backend.registry import DeviceBackend
+from fmengine.backend.protocol import DeviceBackend
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.model.file import load_model_file

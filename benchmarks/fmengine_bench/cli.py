@@ -10,7 +10,7 @@ from fmengine.backend.registry import BACKENDS
 from fmengine.cli.console import print_data, print_json, warn
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.system.files import check_target, write_file
 from fmengine_train.data import PARTS
 
@@ -79,7 +79,7 @@ def evaluate(
                     "part": part,
                     **dataclasses.asdict(e.report),
                     "robustness": dataclasses.asdict(e.robustness) if e.robustness else None,
-                    "unreadable": [printable(path) for path, _ in e.failures],
+                    "unreadable": [escape_path(path) for path, _ in e.failures],
                 }
                 for e in evaluations
             ]
@@ -88,7 +88,7 @@ def evaluate(
         print_data("\n".join(map(as_text, evaluations)))
     failures = [failure for e in evaluations for failure in e.failures]
     for path, failure in failures:
-        warn(f"left out {printable(path)}: {failure.message}")
+        warn(f"left out {escape_path(path)}: {failure.message}")
     if failures:
         sys.exit(SOME_FAILED)
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmengine.backend.registry import DeviceBackend
+from fmengine.backend.protocol import DeviceBackend
 from fmengine.engine import Engine
 from fmengine.errors import FmengineError, UnavailableError
 from fmengine.system.files import write_file

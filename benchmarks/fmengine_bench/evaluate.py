@@ -8,7 +8,7 @@ import numpy as np
 from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.types import Failure
 from fmengine.wording import pluralise
 
@@ -35,7 +35,7 @@ def evaluate(
     files = list_labelled_files(root, engine.spec.labels, held_out_share, part)
     results = engine.predict_many(path for path, _ in files)
     rows, targets, failures = [], [], []
-    name = printable(str(root))
+    name = escape_path(str(root))
     scored = track(zip(files, results, strict=True), len(files), "pictures", caption=name)
     for (path, target), result in scored:
         if isinstance(result, Failure):
@@ -44,7 +44,7 @@ def evaluate(
             rows.append([result.probabilities[label] for label in engine.spec.labels])
             targets.append(target)
     if not rows:
-        first = f"{printable(failures[0][0])}: {failures[0][1].message}"
+        first = f"{escape_path(failures[0][0])}: {failures[0][1].message}"
         raise DataError(
             f"{name} holds {pluralise(len(files), 'file')}, and none has an answer; the first: {first}"
         )

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from fmengine.errors import DataError
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.jobs.sources import walk
-from fmengine_train.data import held_out, part_of
+from fmengine_train.data import is_held_out, part_of
 
 
 def list_labelled_files(
@@ -27,14 +27,14 @@ def list_labelled_files(
         raise DataError(f"{root} is no folder; expected one with a folder for each of {', '.join(labels)}")
     found = [label for label in labels if (root / label).is_dir()]
     if not found:
-        folders = sorted(printable(entry.name) for entry in os.scandir(root) if entry.is_dir())
+        folders = sorted(escape_path(entry.name) for entry in os.scandir(root) if entry.is_dir())
         inside = ", ".join(folders) or "no folders"
         raise DataError(f"{root} has no folder named {' or '.join(labels)}; it has {inside}")
     files = [
         (path, labels.index(label))
         for label in found
         for path in walk(str(root / label))
-        if held_out(Path(path).relative_to(root).as_posix(), held_out_share) and part in ("all", part_of(path))
+        if is_held_out(Path(path).relative_to(root).as_posix(), held_out_share) and part in ("all", part_of(path))
     ]
     if not files:
         raise DataError(f"no pictures in {root}")

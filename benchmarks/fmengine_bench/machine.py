@@ -4,7 +4,7 @@ import datetime
 import subprocess
 from pathlib import Path
 
-from fmengine.backend.diagnose import environment
+from fmengine.backend.diagnose import describe_environment
 from fmengine.engine import Engine
 
 MAX_LOAD = 0.5  # cores: a higher load before is worth a warning
@@ -12,9 +12,9 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe(engine: Engine, pictures: int, load: float) -> dict[str, str]:
-    """Describe the machine, the libraries, the model and the date, without which a figure is worth nothing."""
+    """Describe the machine, the libraries, the model and the date, without which a figure means nothing."""
     spec = engine.spec
-    facts = {key: value for key, value in environment().items() if value != "not installed"}
+    facts = {key: value for key, value in describe_environment().items() if value != "not installed"}
     facts |= {f"backend {key}": value for key, value in engine.backend.describe().items()}
     facts |= {
         "model": f"{spec.name}.{spec.precision}",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median
 
-from fmengine.backend.registry import DeviceBackend, load_backend_class
+from fmengine.backend.protocol import DeviceBackend
+from fmengine.backend.registry import load_backend_class
 from fmengine.engine import Engine
 from fmengine.errors import BackendError
 from fmengine.model.file import load_model_file

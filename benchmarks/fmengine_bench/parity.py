@@ -18,8 +18,8 @@ from fmengine.check.compare import PARITY, compare, compare_logits
 from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, SourceError
-from fmengine.jobs.rows import printable
-from fmengine.pipeline.attempt import try_picture
+from fmengine.image.decode import try_decode
+from fmengine.jobs.rows import escape_path
 from fmengine.types import DecodedImage, NetworkInput
 from fmengine.wording import pluralise
 from fmengine_train.checkpoint import weights_sha256
@@ -113,7 +113,7 @@ def run_parity(
         differing = (int((prepared != defined).sum()), prepared.size)
         forms.append(
             compare_form(
-                printable(engine.model_path.name), engine.spec.precision, answers, reference, targets, differing
+                escape_path(engine.model_path.name), engine.spec.precision, answers, reference, targets, differing
             )
         )
     half = answer_in_fp16(model, defined, temperature)
@@ -196,9 +196,9 @@ def _preprocess(
     """Return the network's inputs by each engine, and last by the definition; targets; what cannot be read."""
     inputs, targets, unreadable = [], [], []
     for path, target in track(files, len(files), "pictures", caption="preprocessing by the definition"):
-        made = try_picture(path, engines[0].spec.color, partial(_preprocess_one, path, engines))
+        made = try_decode(path, engines[0].spec.color, partial(_preprocess_one, path, engines))
         if isinstance(made, SourceError):
-            unreadable.append(f"{printable(path)}: {made.message}")
+            unreadable.append(f"{escape_path(path)}: {made.message}")
         else:
             inputs.append(made)
             targets.append(target)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import SourceError
-from fmengine.pipeline.attempt import try_picture
+from fmengine.image.decode import try_decode
 from fmengine.types import Prediction
 
 from .corruptions import CORRUPTIONS, SEVERITIES
@@ -63,7 +63,7 @@ def _corrupt_all(
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield corrupted pixels of the files that are pictures; append the target of each to `targets`."""
     for path, target in files:
-        made = try_picture(path, engine.spec.color, partial(_corrupt, path, name, severity), engine.limits)
+        made = try_decode(path, engine.spec.color, partial(_corrupt, path, name, severity), engine.limits)
         if not isinstance(made, SourceError):
             targets.append(target)
             yield made

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from fmengine.backend.registry import DeviceBackend
+from fmengine.backend.protocol import DeviceBackend
 from fmengine.engine import Engine
 from fmengine.image.decode import decode
 from fmengine.pipeline.stages import STAGES

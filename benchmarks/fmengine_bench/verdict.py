@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.backend.registry import DeviceBackend
+from fmengine.backend.protocol import DeviceBackend
 from fmengine.check.compare import CPU_LIBRARIES, HALF_PRECISION, compare
 from fmengine.engine import Engine
 from fmengine.image.decode import decode

@@ -12,7 +12,8 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
-from .backend.registry import Attempt, Backend, DeviceBackend, open_backend
+from .backend.protocol import Backend, DeviceBackend
+from .backend.registry import Attempt, open_backend
 from .errors import ClosedError, DeadlineError, UnavailableError
 from .image.arrays import check_channels
 from .image.faults import as_source_error

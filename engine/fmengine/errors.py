@@ -1,4 +1,4 @@
-"""Errors that say what happened, what was expected and what to do.
+"""Errors: what happened, what was expected and what to do.
 
 Every error that fmengine raises on purpose is an `FmengineError`; anything else is a bug of ours.
 """
@@ -7,19 +7,23 @@ from enum import StrEnum
 from typing import Any
 
 
-def install_hint(extras: str) -> str:
-    """How to add extras. Nothing of ours is on the package index, where `fmengine` is somebody else's."""
+def format_install_command(extras: str) -> str:
+    """Format the command that installs extras, in a checkout: the package index has another `fmengine`."""
     return f"pip install '.[{extras}]' in a checkout of fmengine"
 
 
 class FmengineError(Exception):
-    """Base class. `exit_code` is what the command line answers with."""
+    """Base class of every error that fmengine raises on purpose.
+
+    Attributes:
+        exit_code: that the command line exits with.
+    """
 
     exit_code = 2
 
 
 class ModelError(FmengineError):
-    """A model file cannot be used: damaged, not ONNX, without metadata, or not what was asked for."""
+    """A model file cannot be used: damaged, not ONNX, without metadata, or not of the kind that is needed."""
 
 
 class DataError(FmengineError):
@@ -31,7 +35,7 @@ class OutputError(FmengineError):
 
 
 class BackendError(FmengineError):
-    """A backend cannot answer on this machine. `auto` takes another; one asked for by name is this error."""
+    """A backend does not work on this machine. `auto` tries the next one; a backend chosen by name raises this."""
 
 
 class RefusedModelError(BackendError, ModelError):
@@ -39,13 +43,13 @@ class RefusedModelError(BackendError, ModelError):
 
 
 class UnavailableError(BackendError):
-    """This machine lacks what was asked for: a library, a device, a driver."""
+    """This machine lacks a library, a device or a driver that is needed."""
 
     exit_code = 4
 
 
 class DeviceError(BackendError):
-    """A GPU failed at work, or has no room for it."""
+    """A GPU failed, or has no room for a batch."""
 
     exit_code = 4
 
@@ -55,14 +59,14 @@ class NoRoomError(DeviceError):
 
 
 class ClosedError(FmengineError):
-    """An engine, or what it gave out, is used after `close`."""
+    """An engine, or an iterator of its results, is used after `close`."""
 
     def __init__(self, message: str = "this engine is closed; load another with Engine.load()") -> None:
         super().__init__(message)
 
 
 class BusyError(FmengineError):
-    """An engine has as many pictures under way as it takes. Later it may have room."""
+    """An engine has as many pictures in flight as it accepts; try again later."""
 
 
 class DeadlineError(FmengineError):
@@ -81,21 +85,21 @@ class Kind(StrEnum):
     CORRUPT = "corrupt"  # a known format whose content cannot be decoded
     FILE_TOO_LARGE = "file_too_large"  # over the limit of encoded bytes
     TOO_LARGE = "too_large"  # over the limit of pixels
-    OUT_OF_MEMORY = "out_of_memory"  # within the limits, and yet there was no room for it
+    OUT_OF_MEMORY = "out_of_memory"  # within the limits, but there was no memory for it
     TIMEOUT = "timeout"  # took longer than a file may, where decoding is isolated
     CRASHED = "crashed"  # its decoder died, where decoding is isolated
     UNSUPPORTED = "unsupported"  # a source, dtype, shape or format that fmengine does not take
-    NOT_FINITE = "not_finite"  # the model answers it with what is no number
-    INTERNAL = "internal"  # a library raised what nobody foresaw; `--debug` logs where
+    NOT_FINITE = "not_finite"  # the model's probabilities are NaN or infinite
+    INTERNAL = "internal"  # an unexpected exception of a library; `--debug` logs its traceback
 
 
 class SourceError(FmengineError):
-    """One picture cannot be read. Other pictures are not concerned.
+    """One picture cannot be read. Other pictures are not affected.
 
     Attributes:
         kind: what went wrong, one of `Kind`.
         message: the same for a person, on one line, without the source.
-        source: names the picture, as `face.jpg`; None where it is not known.
+        source: the picture's name, as `face.jpg`; None where it is not known.
     """
 
     exit_code = 3
@@ -110,5 +114,5 @@ class SourceError(FmengineError):
         return super().__str__() if self.source is None else f"{self.source}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle all arguments: an exception's own way keeps the message alone, and a process pool would hang."""
+        """Pickle all arguments: by default it is the message alone, on which a process pool would hang."""
         return type(self), (self.kind, self.message, self.source)

@@ -1,4 +1,4 @@
-"""Numbers of things, for people to read."""
+"""Format counts for people."""
 
 
 def pluralise(count: int, noun: str) -> str:

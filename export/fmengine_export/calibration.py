@@ -7,11 +7,11 @@ import numpy as np
 
 from fmengine.cli.console import warn
 from fmengine.errors import DataError, SourceError
+from fmengine.image.decode import try_decode
 from fmengine.image.preprocess import preprocess
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.jobs.sources import walk
 from fmengine.model.spec import InputSpec
-from fmengine.pipeline.attempt import try_picture
 from fmengine.types import Fit, InputBatch
 from fmengine_train.model import AlexNetConfig
 
@@ -20,7 +20,7 @@ CALIBRATION_PICTURES = 512
 
 
 def read_pictures(folders: tuple[Path, ...], config: AlexNetConfig, fit: Fit) -> InputBatch:
-    """An even choice of the folders' pictures, preprocessed; files that are no pictures are passed over.
+    """Choose pictures of folders evenly, and preprocess them; files that are no pictures are left out.
 
     Returns:
         uint8 `[N, C, H, W]`, some 512 of them.
@@ -37,9 +37,9 @@ def read_pictures(folders: tuple[Path, ...], config: AlexNetConfig, fit: Fit) ->
     make = partial(preprocess, spec=spec)
     pictures = []
     for path in paths[::step]:
-        made = try_picture(path, spec.color, make)
+        made = try_decode(path, spec.color, make)
         if isinstance(made, SourceError):
-            warn(f"note: {printable(path)}: {made.message}")
+            warn(f"note: {escape_path(path)}: {made.message}")
         else:
             pictures.append(made)
     if not pictures:

@@ -7,7 +7,7 @@ import click
 
 from fmengine.cli.console import print_json, print_path
 from fmengine.errors import ModelError, OutputError
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.model.file import load_model_file, resolve
 from fmengine.model.spec import PRECISIONS, Precision
 from fmengine.system.files import check_target
@@ -95,8 +95,8 @@ def export(
     """
     if capabilities and form != "tensorrt-rtx":
         raise click.UsageError("--compute-capability is for --to tensorrt-rtx; TensorRT builds for its own GPU")
-    if name is not None and (not name or name != printable(name)):
-        raise click.BadParameter(f"{printable(name)!r}; expected a name in UTF-8, without control characters")
+    if name is not None and (not name or name != escape_path(name)):
+        raise click.BadParameter(f"{escape_path(name)!r}; expected a name in UTF-8, without control characters")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -140,12 +140,12 @@ def _write_files(
         )
         if _is_checkpoint(source):
             name = name or _family(Path(source))
-            tensorrt.engine_target(form, name, options, folder, device, overwrite)
+            tensorrt.make_engine_target(form, name, options, folder, device, overwrite)
             for path in _export_onnx(Path(source), folder, name, ("fp16",), (), overwrite):
                 source = str(path)
                 yield path
         model = load_model_file(resolve(source, ("fp16",)))
-        target = tensorrt.engine_target(form, model.spec.name, options, folder, device, overwrite)
+        target = tensorrt.make_engine_target(form, model.spec.name, options, folder, device, overwrite)
         tensorrt.export_engine(form, model, options, target, device)
         yield target
 

@@ -14,7 +14,7 @@ from fmengine.errors import FmengineError, ModelError
 from fmengine.model.file import load_model_file
 from fmengine.model.spec import ModelSpec, Precision
 from fmengine.options import BackendOptions
-from fmengine.system.files import open_atomic, temporary_of
+from fmengine.system.files import get_temporary_path, open_atomic
 from fmengine.types import InputBatch
 from fmengine_train.checkpoint import weights_sha256
 from fmengine_train.model import AlexNet
@@ -105,7 +105,7 @@ def export(
         with open_atomic(path) as file:
             file.write(data)
             file.flush()
-            _check(temporary_of(path), pictures, expected, precision)
+            _check(get_temporary_path(path), pictures, expected, precision)
         yield path
 
 

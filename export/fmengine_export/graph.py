@@ -45,7 +45,7 @@ class Graph:
 
 
 def build_float(network: Network, spec: ModelSpec) -> bytes:
-    """The FP32 file, or the FP16 one as `spec.precision` says.
+    """Build the FP32 file or the FP16 one, by `spec.precision`.
 
     FP16 is strongly typed: every tensor between the first Cast and the one on the logits is half.
     """
@@ -69,7 +69,7 @@ def build_float(network: Network, spec: ModelSpec) -> bytes:
 
 
 def build_int8(network: Network, spec: ModelSpec, scales: list[float]) -> bytes:
-    """The Q/DQ file. Pixels are quantised already: the head is one DequantizeLinear.
+    """Build the Q/DQ file. Pixels are quantised already: the head is one DequantizeLinear.
 
     Args:
         network: the folded layers.

@@ -6,9 +6,10 @@ from pathlib import Path
 from fmengine.cli.console import Progress
 from fmengine.errors import OutputError
 from fmengine.model.file import ModelFile
-from fmengine.system.cache import Cache, pack, write_private_file
+from fmengine.system.cache import Cache, write_private_file
 from fmengine.system.files import check_target
-from fmengine.trt.build import build_engine, engine_key, load_timings
+from fmengine.system.manifest import pack
+from fmengine.trt.build import build_engine, load_timings, make_engine_key
 from fmengine.trt.device import describe_gpu, use_gpu
 from fmengine.trt.library import Library, load_library
 from fmengine.trt.profile import BuildOptions
@@ -16,8 +17,10 @@ from fmengine.trt.profile import BuildOptions
 FORMS: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
-def engine_target(form: str, name: str, options: BuildOptions, folder: Path, device: int, overwrite: bool) -> Path:
-    """Where an engine is written, `NAME.FORM.GPU.engine`, checked before it is built.
+def make_engine_target(
+    form: str, name: str, options: BuildOptions, folder: Path, device: int, overwrite: bool
+) -> Path:
+    """Make and check the path of an engine, `NAME.FORM.GPU.engine`, before it is built.
 
     Raises:
         UnavailableError: if the driver or the GPU is missing.
@@ -37,7 +40,7 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, target: Pa
         form: one of `FORMS`.
         model: an FP16 model file.
         options: batch sizes and targets.
-        target: from `engine_target`.
+        target: from `make_engine_target`.
         device: the GPU to build on; TensorRT-RTX builds ahead of time and needs none.
 
     Raises:
@@ -60,6 +63,6 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, target: Pa
     with bar, use_gpu(device) if form == "tensorrt" else nullcontext():
         engine = build_engine(library, model, options, progress=show, timings=timings)
     try:
-        write_private_file(target, pack(engine_key(library, model, options, gpu), engine))
+        write_private_file(target, pack(make_engine_key(library, model, options, gpu), engine))
     except OSError as error:
         raise OutputError(f"cannot write {target} ({len(engine):,} bytes): {error.strerror}") from error

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.system.cache import Cache, CacheError, StaleError, pack, read_file
+from fmengine.system.cache import Cache, CacheError, read_file
+from fmengine.system.manifest import StaleError, pack
 
 KEY = {"onnx": "a", "gpu": "b"}
 

@@ -7,14 +7,14 @@ import pytest
 
 from fmengine import ModelError
 from fmengine.model import file as model_file
-from fmengine.model.file import load_model_file, resolve, seal, shipped_folder
+from fmengine.model.file import get_shipped_folder, load_model_file, resolve, seal
 
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
     """A copy of the installed models that the attacker may write."""
-    shutil.copytree(shipped_folder(), tmp_path / "models")
-    monkeypatch.setattr(model_file, "shipped_folder", lambda: tmp_path / "models")
+    shutil.copytree(get_shipped_folder(), tmp_path / "models")
+    monkeypatch.setattr(model_file, "get_shipped_folder", lambda: tmp_path / "models")
     return tmp_path / "models"
 
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from fmengine.cli import cli
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, OutputError
-from fmengine_train.data import find, held_out
+from fmengine_train.data import find, is_held_out
 
 
 def run(*arguments: str | Path) -> Result:
@@ -162,7 +162,7 @@ def test_held_out_is_what_training_does_not_see(model: Path, drawn_faces: Path) 
         sum(item.label == label for item in expected) for label in ("happy", "sad")
     ]
     names = [path.relative_to(root).as_posix() for path in root.rglob("*.png")]
-    assert figures["count"] == sum(held_out(name, 0.3) for name in names)
+    assert figures["count"] == sum(is_held_out(name, 0.3) for name in names)
 
 
 @pytest.mark.parametrize("share", ["0", "1.5", "-0.1"])

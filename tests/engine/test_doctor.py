@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.backend.diagnose import environment
+from fmengine.backend.diagnose import describe_environment
 
 SENTENCE = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64, 580.159.04, Release Build (a@b, gcc 12.2)"
 
@@ -25,6 +25,6 @@ def test_a_driver_is_told_by_its_version(
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    described = environment()["gpu 0"]
+    described = describe_environment()["gpu 0"]
     assert described.startswith("Card, memory <memory.total>, compute capability <compute_cap>, PCIe generation ")
     assert described.endswith(f", of at most <clocks.max.sm>, driver {version}")

@@ -22,7 +22,7 @@ from fmengine import (
     Prediction,
     SourceError,
 )
-from fmengine.model.file import load_model_file, shipped_folder
+from fmengine.model.file import get_shipped_folder, load_model_file
 from fmengine.pipeline.executor import WINDOW
 from fmengine.system.cores import usable_cores
 from fmengine_bench.evaluate import evaluate
@@ -261,7 +261,7 @@ def test_shipped_files_are_one_family():
 
 
 def _shipped(precision):
-    return shipped_folder() / f"alexnet-slim.{precision}.onnx"
+    return get_shipped_folder() / f"alexnet-slim.{precision}.onnx"
 
 
 def test_int8_and_fp16_agree_on_every_demo_picture_they_are_sure_of(engine, files):
@@ -337,8 +337,8 @@ def test_scaled_decoding_is_off_unless_asked_for_and_hardly_changes_answers(port
     assert abs(answers[0].confidence - answers[1].confidence) < 0.05
 
 
-def test_many_threads_of_one_engine_and_its_lanes_give_the_same_bits(engine, files):
-    """The lanes' network runs on one thread each, the other on all: no bit may depend on it."""
+def test_many_threads_and_one_picture_at_a_time_give_the_same_bits(engine, files):
+    """The network of `predict_many` runs on one thread each, that of `predict` on all: no bit may depend on it."""
     alone = [engine.predict(file).probabilities for file in files]
     assert [result.probabilities for result in engine.predict_many(files)] == alone
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmengine.errors import OutputError
-from fmengine.system.files import open_atomic, temporary_of, write_file
+from fmengine.system.files import get_temporary_path, open_atomic, write_file
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def test_it_takes_its_name_once_it_is_whole(path):
     with open_atomic(path) as file:
         file.write(b"new")
         assert path.read_text() == "old"
-        assert sorted(os.listdir(path.parent)) == sorted([temporary_of(path).name, "x"])
+        assert sorted(os.listdir(path.parent)) == sorted([get_temporary_path(path).name, "x"])
     assert path.read_text() == "new"
     assert os.listdir(path.parent) == ["x"]
 
@@ -55,7 +55,7 @@ def test_a_file_that_is_not_on_the_disk_keeps_no_name(path, monkeypatch):
 
 
 def test_what_a_killed_run_left_is_no_obstacle(path):
-    temporary_of(path).write_text("a longer rest of a killed run")
+    get_temporary_path(path).write_text("a longer rest of a killed run")
     write_file(path, "new")
     assert path.read_text() == "new"
     assert os.listdir(path.parent) == ["x"]
@@ -78,7 +78,7 @@ def test_a_folder_by_its_descriptor(path, tmp_path, monkeypatch):
 def test_private_files_are_for_their_owner_alone(path):
     with open_atomic(path, private=True) as file:
         (name,) = set(os.listdir(path.parent)) - {"x"}
-        assert name != temporary_of(path).name, "nobody can put a link there before"
+        assert name != get_temporary_path(path).name, "nobody can put a link there before"
         file.write(b"new")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 

@@ -97,7 +97,7 @@ def test_every_package_is_read() -> None:
     edges = graph(nested=True)
     assert edges["fmengine.gpu.backend"] >= {
         "fmengine.gpu.pool",
-        "fmengine.backend.registry",
+        "fmengine.backend.protocol",
         "fmengine.check.gate",
     }
     assert edges["fmengine_export.tensorrt"] >= {"fmengine.trt.build"}

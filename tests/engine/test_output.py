@@ -20,7 +20,7 @@ from fmengine.jobs.formats import COLUMNS, Csv, Jsonl
 from fmengine.jobs.journal import Journal
 from fmengine.jobs.output import claim, open_output
 from fmengine.jobs.rows import Row, to_row
-from fmengine.jobs.state import state_of
+from fmengine.jobs.state import get_state_path
 from fmengine.types import Failure, Prediction, Reason
 
 LABELS = ("happy", "sad")
@@ -80,14 +80,14 @@ def path(request, tmp_path) -> Path:
 def test_rows_come_back(path):
     write(path)
     with opened(path, resume=True) as file:
-        assert list(file.rows()) == ROWS
+        assert list(file.read_rows()) == ROWS
 
 
 def test_rows_can_be_read_while_the_file_grows(path):
     with opened(path) as file:
         for count, row in enumerate(ROWS, 1):
             file.write([row])
-            assert list(file.rows()) == ROWS[:count]
+            assert list(file.read_rows()) == ROWS[:count]
 
 
 def test_one_row_is_one_line(path):
@@ -110,10 +110,10 @@ def test_csv_has_a_column_a_label(tmp_path):
 
 def test_state_says_what_made_the_file(path):
     data = write(path)
-    state = json.loads(state_of(path).read_text())
+    state = json.loads(get_state_path(path).read_text())
     known = {"rows": len(ROWS), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     assert state == {"version": 3, **IDENTITY, **known}
-    assert sorted(os.listdir(path.parent)) == sorted([path.name, state_of(path).name])
+    assert sorted(os.listdir(path.parent)) == sorted([path.name, get_state_path(path).name])
 
 
 anything = st.text(
@@ -143,20 +143,20 @@ def test_any_row_is_one_line_and_comes_back(encoding, name, message, confidence,
 def interrupted(path: Path) -> bytes:
     """Kill a run after its last row: the file is whole, the state still that of the beginning."""
     kill(path, [])
-    state = state_of(path).read_bytes()
+    state = get_state_path(path).read_bytes()
     kill(path, ROWS, overwrite=True)
-    state_of(path).write_bytes(state)
+    get_state_path(path).write_bytes(state)
     return path.read_bytes()
 
 
 @pytest.mark.slow
 def test_resume_after_any_byte_gives_the_same_file(path):
     whole = interrupted(path)
-    state = state_of(path).read_bytes()
+    state = get_state_path(path).read_bytes()
     begin = json.loads(state)["bytes"]
     for length in range(begin, len(whole) + 1):
         path.write_bytes(whole[:length])
-        state_of(path).write_bytes(state)
+        get_state_path(path).write_bytes(state)
         with opened(path, resume=True) as file:
             kept = whole[:length].count(b"\n") - (path.suffix == ".csv")
             assert len(file.finished) == kept
@@ -164,7 +164,7 @@ def test_resume_after_any_byte_gives_the_same_file(path):
             for row in ROWS[kept:]:
                 file.write([row])
         assert path.read_bytes() == whole, length
-        assert json.loads(state_of(path).read_text())["bytes"] == len(whole)
+        assert json.loads(get_state_path(path).read_text())["bytes"] == len(whole)
 
 
 def test_torn_line_is_cut_off_before_anything_is_written(path):
@@ -202,10 +202,10 @@ def test_killed_before_the_first_state(path):
 def test_killed_in_the_header(tmp_path):
     path = tmp_path / "x.csv"
     with opened(path) as file:
-        state = json.loads(state_of(path).read_text()) | {"bytes": 0}
+        state = json.loads(get_state_path(path).read_text()) | {"bytes": 0}
         header = path.read_bytes()
         file.write([ROWS[0]])
-    state_of(path).write_text(json.dumps(state))
+    get_state_path(path).write_text(json.dumps(state))
     path.write_bytes(header[:7])
     assert write(path, resume=True).startswith(header)
 
@@ -251,7 +251,7 @@ def test_other_model_or_options_are_refused(path, key):
 
 def test_missing_state_is_refused(path):
     write(path)
-    state_of(path).unlink()
+    get_state_path(path).unlink()
     assert "missing or damaged" in refusal(path, resume=True)
 
 
@@ -260,7 +260,7 @@ def test_missing_state_is_refused(path):
 )
 def test_damaged_state_is_refused(path, text):
     write(path)
-    state_of(path).write_bytes(text.encode("latin-1"))
+    get_state_path(path).write_bytes(text.encode("latin-1"))
     assert "missing or damaged" in refusal(path, resume=True)
 
 
@@ -296,7 +296,7 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path, name):
     with claim(path) as target, open_output(target, labels, IDENTITY) as file:
         for row in rows:
             file.write([row])
-        assert list(file.rows()) == rows
+        assert list(file.read_rows()) == rows
     cells = [cell for line in csv.reader(path.read_text().splitlines()) for cell in line]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
 
@@ -350,8 +350,8 @@ def test_what_is_no_file_is_refused(path):
 @pytest.mark.parametrize("version", [2, 4, None, "3"])
 def test_another_version_is_refused_in_words(path, version):
     write(path)
-    state = json.loads(state_of(path).read_text()) | {"version": version}
-    state_of(path).write_text(json.dumps(state))
+    state = json.loads(get_state_path(path).read_text()) | {"version": version}
+    get_state_path(path).write_text(json.dumps(state))
     message = refusal(path, resume=True)
     assert f"its rows are of version {version!r}, this fmengine writes version 3" in message
     assert "finish it with the fmengine that began it, or begin anew with --overwrite" in message
@@ -419,6 +419,6 @@ def test_full_disk_leaves_whole_rows(path):
     assert "File too large" in run.stdout
     assert "--resume" in run.stdout
     with opened(path, resume=True, identity={"model": "m"}) as file:
-        assert len(list(file.rows())) == kept
+        assert len(list(file.read_rows())) == kept
         file.write([answer("after.png")])
-        assert list(file.rows())[-1] == answer("after.png")
+        assert list(file.read_rows())[-1] == answer("after.png")

@@ -10,7 +10,7 @@ from test_output import IDENTITY, ROWS, answer, kill, opened
 
 from fmengine.errors import OutputError, UnavailableError
 from fmengine.jobs.output import claim, open_output
-from fmengine.jobs.state import VERSION, files_of, journal_of, restored_of, state_of
+from fmengine.jobs.state import VERSION, get_journal_path, get_restored_path, get_state_path, list_output_files
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
@@ -101,8 +101,8 @@ def test_resume_of_a_finished_file_that_was_killed(path):
 
 def test_resume_of_a_run_killed_while_it_restored(path, monkeypatch):
     write(path, ROWS)
-    restored_of(path).write_text("torn")
-    state_of(journal_of(path)).write_text("left behind")
+    get_restored_path(path).write_text("torn")
+    get_state_path(get_journal_path(path)).write_text("left behind")
     assert write(path, [], resume=True) == ROWS
     assert only(path)
 
@@ -110,7 +110,7 @@ def test_resume_of_a_run_killed_while_it_restored(path, monkeypatch):
 def test_resume_of_a_run_killed_as_it_ended(path):
     write(path, ROWS)
     kill(path, [], resume=True)
-    journal_of(path).with_name(f".{path.name}.tmp").write_bytes(b"PAR1 torn")
+    get_journal_path(path).with_name(f".{path.name}.tmp").write_bytes(b"PAR1 torn")
     assert write(path, [], resume=True) == ROWS
     assert only(path)
 
@@ -170,7 +170,7 @@ def test_all_files_that_belong_to_it_are_known(path):
     write(path, ROWS[:2])
     kill(path, ROWS[2:], resume=True)
     found = set(os.listdir(path.parent))
-    assert found <= {file.name for file in files_of(path)}
+    assert found <= {file.name for file in list_output_files(path)}
     assert len(found) == 3
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fmengine.errors import Kind, SourceError
-from fmengine.image.geometry import check_resize, crop_box, fit_box, pad_box
+from fmengine.image.geometry import check_resize, compute_crop_box, compute_fit_box, compute_pad_box
 from fmengine.image.preprocess import MAX_GROUP_BYTES, MAX_STRIP_BYTES, preprocess, preprocess_batch
 from fmengine.model.spec import InputSpec
 from fmengine.types import COLORS, FITS
@@ -38,7 +38,7 @@ GOLDEN_SHA256 = "d6cb6d5f39af13f74e11bda0d93b308f6c2fa4c4c8e3f37c58fc25e478c4237
     seed=st.integers(0, 2**32 - 1),
 )
 def test_equals_the_definition(height, width, color, fit, target, channels, strip, seed):
-    left, top, right, bottom = pad_box((width, height), (target[1], target[0]))
+    left, top, right, bottom = compute_pad_box((width, height), (target[1], target[0]))
     assume(fit != "pad" or (right - left) * (bottom - top) < 10_000_000)  # a long strip, padded, is huge
     shape = (height, width) if channels == 1 else (height, width, 3)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -102,13 +102,13 @@ def test_golden_values_of_the_portrait(portrait_pixels):
 )
 def test_boxes_are_centred_and_of_the_right_shape(source, target):
     (w, h), (tw, th) = source, target
-    left, top, right, bottom = crop_box(source, target)
+    left, top, right, bottom = compute_crop_box(source, target)
     assert 0 <= left < right <= w
     assert 0 <= top < bottom <= h
     assert 0 <= (w - right) - left <= 1
     assert 0 <= (h - bottom) - top <= 1
     assert (right - left, bottom - top) == (w, h) or right - left == w or bottom - top == h
-    left, top, right, bottom = pad_box(source, target)
+    left, top, right, bottom = compute_pad_box(source, target)
     assert left <= 0 < w <= right
     assert top <= 0 < h <= bottom
     # One side is the picture's own; the other is the nearest whole pixel to the input's aspect ratio.
@@ -136,7 +136,7 @@ def test_strips_that_take_far_more_than_their_pixels_are_refused(size, target, f
     """83 seconds and 3.6 GB for 16 columns of 11 million rows, stretched."""
     if not says:
         spec = InputSpec(target[1], target[0], "gray", fit)
-        assert check_resize(size, spec) == fit_box(size, spec)
+        assert check_resize(size, spec) == compute_fit_box(size, spec)
         return
     pixels = np.broadcast_to(np.zeros(1, np.uint8), size[::-1])  # as large, and no memory
     for color in COLORS:

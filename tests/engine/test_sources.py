@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fmengine.errors import FmengineError, Kind
 from fmengine.jobs import sources
 from fmengine.jobs.path_list import PathReader
-from fmengine.jobs.rows import decode_path, printable, to_row, to_text
+from fmengine.jobs.rows import decode_path, escape_path, to_row, to_text
 from fmengine.jobs.sources import expand, skip_finished, tidy, walk
 from fmengine.types import Failure, Prediction
 
@@ -291,7 +291,7 @@ def test_finished_pictures_are_left_out_as_often_as_they_have_a_row(tmp_path, mo
 
 def test_plain_names_are_shown_as_they_are():
     for name in ("a.png", "grüße/漢字 😀.png", "100%.png", "a%0A.png", " , ; \"'"):
-        assert printable(name) == name
+        assert escape_path(name) == name
         assert "path_encoding" not in to_row(name, Failure(Kind.EMPTY, "", name))
 
 

@@ -19,8 +19,8 @@ from test_output import ROWS, answer, kill, opened, write
 
 from fmengine.errors import OutputError
 from fmengine.jobs.rows import Row, decode_path
-from fmengine.jobs.state import files_of, state_of
-from fmengine.system.lock import hold, lock_of
+from fmengine.jobs.state import get_state_path, list_output_files
+from fmengine.system.lock import get_lock_path, hold
 
 SUFFIXES = ("jsonl", "csv", "parquet")
 
@@ -115,14 +115,14 @@ def test_a_lock_that_is_removed_as_it_is_taken_is_taken_again(tmp_path, monkeypa
 
     def give_back_first(descriptor: int, how: int) -> None:
         monkeypatch.setattr(fcntl, "flock", flock)
-        lock_of(path).unlink()
+        get_lock_path(path).unlink()
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", give_back_first)
     with hold(path):
         with pytest.raises(OutputError, match="another process writes"), hold(path):
             pass
-        assert lock_of(path).exists()
+        assert get_lock_path(path).exists()
     assert os.listdir(tmp_path) == []
 
 
@@ -233,7 +233,7 @@ def test_a_retry_through_a_link_keeps_the_link(half_broken, faces):
 
 def test_files_of_a_killed_retry_are_no_pictures(faces):
     output = faces / "x.jsonl"
-    for file in files_of(output)[2:]:
+    for file in list_output_files(output)[2:]:
         file.write_text("[]")
     run("infer", faces, "--output", output, "--overwrite")
     assert paths_of(output) == NAMES
@@ -301,7 +301,7 @@ def test_a_retry_that_is_killed_at_any_moment_loses_and_doubles_no_row(tmp_path,
         done = survives(number, lambda path=path: finish(path, [], retry=True))
         finish(path, [names[0]], retry=False)
         assert sorted(decode_path(row) for row in read(path)) == names, number
-        assert set(os.listdir(path.parent)) <= {file.name for file in files_of(path)}, number
+        assert set(os.listdir(path.parent)) <= {file.name for file in list_output_files(path)}, number
         number += 1
     assert number > 12, "the retry has so many file operations at least"
 
@@ -312,7 +312,7 @@ def read(path: Path) -> list[Row]:
 
         return read_parquet(path)
     with opened(path, resume=True) as file:
-        return list(file.rows())
+        return list(file.read_rows())
 
 
 def test_a_retry_of_a_run_that_was_killed(tmp_path):
@@ -320,6 +320,6 @@ def test_a_retry_of_a_run_that_was_killed(tmp_path):
     kill(path, ROWS)
     path.write_bytes(path.read_bytes() + b'{"path": "torn')
     finish(path, ["new.png"], retry=True)
-    state = json.loads(state_of(path).read_text())
+    state = json.loads(get_state_path(path).read_text())
     assert state["rows"] == len(ROWS) + 1
     assert state["bytes"] == path.stat().st_size

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fmengine.errors import SourceError
 from fmengine.gpu.launch import DESCRIPTOR, Geometry, Plan
 from fmengine.image.decode import decode
-from fmengine.image.geometry import fit_box
+from fmengine.image.geometry import compute_fit_box
 from fmengine.image.preprocess import preprocess
 from fmengine.model.spec import InputSpec
 from fmengine.options import Limits
@@ -137,7 +137,7 @@ def test_every_fit_policy_is_the_runtimes(kernel: HostKernel, fit: str, color: s
     pictures = [
         rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((48, 48), (90, 31), (31, 90), (5, 7), (1, 40))
     ]
-    boxes = [fit_box((picture.shape[1], picture.shape[0]), spec) for picture in pictures]
+    boxes = [compute_fit_box((picture.shape[1], picture.shape[0]), spec) for picture in pictures]
     buffer, geometries = pack(pictures, boxes)
     found = kernel.run(geometries, buffer.ctypes.data, *spec.shape)
     np.testing.assert_array_equal(found, np.stack([preprocess(p, spec) for p in pictures]))
@@ -180,7 +180,7 @@ def test_the_portrait(kernel: HostKernel, portrait_pixels: np.ndarray) -> None:
 
 def _hold(kernel: HostKernel, pictures: list[np.ndarray]) -> None:
     spec = InputSpec(112, 112, "gray", "crop")
-    boxes = [fit_box((picture.shape[1], picture.shape[0]), spec) for picture in pictures]
+    boxes = [compute_fit_box((picture.shape[1], picture.shape[0]), spec) for picture in pictures]
     buffer, geometries = pack(pictures, boxes)
     found = kernel.run(geometries, buffer.ctypes.data, *spec.shape)
     np.testing.assert_array_equal(found, np.stack([preprocess(p, spec) for p in pictures]))

@@ -15,7 +15,7 @@ from fmengine.image.decode import decode
 from fmengine.image.preprocess import preprocess
 from fmengine.model.spec import InputSpec
 from fmengine.options import Limits
-from fmengine_train.data import Dataset, Item, find, held_out, load, part_of, unlabelled
+from fmengine_train.data import Dataset, Item, find, is_held_out, list_unlabelled, load, part_of
 
 from .conftest import HEADER, fer_csv, write_strip
 
@@ -68,7 +68,7 @@ def test_without_val_a_hash_of_the_name_holds_pictures_out(tmp_path: Path, pictu
     assert {i.split for i in items} == {"train", "val"}
     for item in items:
         name = Path(item.name).relative_to(tmp_path).as_posix()
-        assert (item.split == "val") == held_out(name, 0.3)
+        assert (item.split == "val") == is_held_out(name, 0.3)
 
 
 def test_train_without_val_is_split_by_the_same_names(tmp_path: Path, picture: Write) -> None:
@@ -99,22 +99,22 @@ def test_the_split_is_blind_to_other_files(tmp_path: Path, picture: Write) -> No
 def test_held_out_is_a_golden_hash() -> None:
     # A change would move pictures between training and validation of every model there is.
     names = [f"happy/{n}.png" for n in range(12)]
-    assert [n for n, name in enumerate(names) if held_out(name, 0.3)] == [1]
-    assert not any(held_out(name, 0.0) for name in names)
-    assert all(held_out(name, 1.0) for name in names)
+    assert [n for n, name in enumerate(names) if is_held_out(name, 0.3)] == [1]
+    assert not any(is_held_out(name, 0.0) for name in names)
+    assert all(is_held_out(name, 1.0) for name in names)
 
 
 @pytest.mark.parametrize(("name", "encoded"), [("a/é.png", b"a/\xc3\xa9.png"), ("a/\udcff.png", b"a/\xff.png")])
 def test_a_names_hash_is_that_of_its_bytes(name: str, encoded: bytes) -> None:
     share = int.from_bytes(hashlib.sha256(encoded).digest()[:8], "big") / 2**64
-    assert held_out(name, share + 1e-9)
-    assert not held_out(name, share - 1e-9)
+    assert is_held_out(name, share + 1e-9)
+    assert not is_held_out(name, share - 1e-9)
     part = hashlib.sha256(b"part " + os.path.basename(encoded)).digest()[0] & 1
     assert part_of(name) == ("select", "report")[part]
 
 
 def test_the_share_held_out_is_about_the_one_asked_for() -> None:
-    assert sum(held_out(f"{n}.png", 0.2) for n in range(5000)) == pytest.approx(1000, rel=0.1)
+    assert sum(is_held_out(f"{n}.png", 0.2) for n in range(5000)) == pytest.approx(1000, rel=0.1)
 
 
 def test_pictures_lie_at_any_depth(faces: Path, picture: Write) -> None:
@@ -213,7 +213,7 @@ def test_a_name_too_long_for_the_system_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="xxx"):
         find([tmp_path / ("x" * 300)], (), 0.1)
     with pytest.raises(DataError, match="xxx"):
-        unlabelled([tmp_path / ("x" * 300)])
+        list_unlabelled([tmp_path / ("x" * 300)])
 
 
 # FER2013

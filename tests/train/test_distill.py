@@ -12,7 +12,7 @@ from fmengine.errors import DataError
 from fmengine_train.augment import warp
 from fmengine_train.checkpoint import load_network, read_tensors, save_model
 from fmengine_train.cli import train
-from fmengine_train.data import Dataset, Item, load, unlabelled
+from fmengine_train.data import Dataset, Item, list_unlabelled, load
 from fmengine_train.distill import WARP_STRENGTH, WARPS, teach
 from fmengine_train.model import AlexNet, AlexNetConfig
 
@@ -79,7 +79,7 @@ def test_a_teacher_with_other_labels_is_refused(items: list[Item], tmp_path: Pat
 def test_pictures_without_a_label_get_the_teachers_answer_alone(
     items: list[Item], drawn_faces: Path, tmp_path: Path
 ) -> None:
-    items = items + unlabelled([drawn_faces / "train" / "sad"])
+    items = items + list_unlabelled([drawn_faces / "train" / "sad"])
     data, path = dataset(items, tmp_path), teacher(tmp_path, LABELS)
     assert (data.answers[-1] == 0).all()
     teach(data, items, [path], 0.25, tmp_path)
@@ -115,7 +115,7 @@ def test_the_same_teachers_are_asked_once(
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no folder with pictures in it"):
-        unlabelled([tmp_path])
+        list_unlabelled([tmp_path])
 
 
 # The command

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from fmengine.errors import DataError, OutputError
-from fmengine.system.files import temporary_of
+from fmengine.system.files import get_temporary_path
 from fmengine_train.data import find
 from fmengine_train.prepare import prepare
 from fmengine_train.votes import COLUMNS, read_votes
@@ -324,6 +324,6 @@ def test_nothing_to_keep_is_told(faces: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_left_by_a_killed_run_is_in_nobodys_way(faces: Path, tmp_path: Path) -> None:
-    shutil.copytree(faces, temporary_of(tmp_path / "out"))
+    shutil.copytree(faces, get_temporary_path(tmp_path / "out"))
     made(faces, "--output", tmp_path / "out")
     assert files(tmp_path / "out") == KEPT | {"dropped.csv", "dropped.png"}

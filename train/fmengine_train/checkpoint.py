@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fmengine.errors import DataError, ModelError, OutputError
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.system.files import write_file
 
 from .mobilenet import MobileNetConfig
@@ -49,8 +49,8 @@ def open_run(folder: Path, *, resume: bool) -> None:
             raise OutputError(f"{folder} holds a run already; go on with --resume, or choose another --run folder")
         if resume and CHECKPOINT not in held and (others := sorted(set(held) - {ANSWERS})):
             raise OutputError(
-                f"{folder} holds {', '.join(map(printable, others[:3]))} and no {CHECKPOINT} to go on from; give "
-                "the folder of the run, or choose another --run folder"
+                f"{folder} holds {', '.join(map(escape_path, others[:3]))} and no {CHECKPOINT} to go on from; "
+                "give the folder of the run, or choose another --run folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # permissions alone do not show a read-only drive

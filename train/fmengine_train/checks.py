@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fmengine.errors import DataError
 from fmengine.jobs.formats import COLUMNS
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.types import UNSURE
 from fmengine.wording import pluralise
 
@@ -37,10 +37,10 @@ def check_labels(labels: Sequence[str]) -> None:
         DataError: for such a name.
     """
     for label in labels:
-        if printable(label) != label:
+        if escape_path(label) != label:
             raise DataError(
-                f"{printable(label)} cannot be a label: it is not UTF-8, or holds control characters (shown here "
-                "percent-encoded); give it another name"
+                f"{escape_path(label)} cannot be a label: it is not UTF-8, or holds control characters (shown "
+                "here percent-encoded); give it another name"
             )
         if label != label.strip() or not label:
             raise DataError(f"{label!r} cannot be a label: it is empty, or has spaces around it; rename it")
@@ -92,7 +92,7 @@ def check_path(path: Path, classes: Sequence[str]) -> None:
     """
     if len(named := dict.fromkeys(part for part in path.parts[:-1] if part in classes)) > 1:
         raise DataError(
-            f"{printable(str(path))} lies below the folders of {' and '.join(map(printable, named))}: either "
+            f"{escape_path(str(path))} lies below the folders of {' and '.join(map(escape_path, named))}: either "
             "could be meant; expected a folder for each class, beside one another"
         )
 
@@ -119,7 +119,7 @@ def leave_out(items: "list[Item]", digests: dict[int, str]) -> list[str]:
             why = f"the same picture is labelled {' and '.join(sorted(labels[digest]))}"
         else:
             continue
-        notes.append(f"left out of training {printable(items[index].name)}: {why}")
+        notes.append(f"left out of training {escape_path(items[index].name)}: {why}")
         del digests[index]
     return notes
 

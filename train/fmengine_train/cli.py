@@ -59,7 +59,7 @@ from .votes import blend_votes, read_votes
     "--transfer",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Folder of pictures without labels, to learn what the teachers say of them; may be repeated.",
+    help="Folder of pictures without labels, for which the teachers' answers are learned; may be repeated.",
 )
 @click.option(
     "--votes",
@@ -108,10 +108,10 @@ def train(
     with join(pick_device(device)) as (world, target):
         report, caution = (inform, warn) if world.first else (_mute, _mute)  # the first process writes for all
         items = data.find(data_paths, recipe.classes, recipe.validation)
-        labels = recipe.classes or data.labels_of(items)
+        labels = recipe.classes or data.list_labels(items)
         for note in list_label_notes(labels):
             caution(f"note: {note}")
-        items += data.unlabelled(transfer)
+        items += data.list_unlabelled(transfer)
         config = make_network_config(recipe, len(labels))
         _open(folder, recipe, resume)
         dataset = _load(items, labels, config, recipe.fit, folder, caution)

@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from fmengine.cli.console import track
 from fmengine.errors import DataError, OutputError, SourceError
+from fmengine.image.decode import try_decode
 from fmengine.image.preprocess import preprocess
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.model.spec import InputSpec
-from fmengine.pipeline.attempt import try_picture
 from fmengine.system.cores import usable_cores
 from fmengine.types import DecodedImage, Fit, InputBatch
 
@@ -52,8 +52,8 @@ class Item:
         picture: a file, or decoded pixels.
         label: the class's name; None where a teacher alone knows.
         split: `train` or `val`.
-        source: the data set it came from, by the name of its folder or file, as `printable` gives it.
-        name: the file's, as the system knows it; messages show what `printable` makes of it.
+        source: the data set it came from, by the name of its folder or file, as `escape_path` gives it.
+        name: the file's, as the system knows it; messages show what `escape_path` makes of it.
     """
 
     picture: Path | DecodedImage
@@ -71,8 +71,8 @@ class Dataset:
         labels: the classes' names, in the order of the outputs.
         pixels: uint8 `[N, C, H, W]`, memory-mapped.
         targets: int64 `[N]`, indices into `labels`; -1 for a picture without a label.
-        answers: float32 `[N, K]`, the probabilities to learn; 1 for the label, unless someone knows better.
-        hints: float16 `[N, D]`, what teachers see in each picture; D is 0 where none is asked.
+        answers: float32 `[N, K]`, the probabilities to learn; 1 for the label, without teachers and votes.
+        hints: float16 `[N, D]`, the teachers' embeddings of each picture; D is 0 without teachers.
         train: indices of the pictures to train on.
         val: indices of the pictures to validate on.
         sources: `[N]`, where each picture came from.
@@ -99,7 +99,7 @@ class Dataset:
         return hashlib.sha256(self.digest.encode() + self.answers.tobytes() + self.hints.tobytes()).hexdigest()
 
     def describe(self) -> str:
-        """One line for the model file: how many pictures of which class from which source."""
+        """Describe in one line for the model file how many pictures of which class come from which source."""
         parts = []
         for source in sorted(set(self.sources[self.train])):
             of_source = self.train[self.sources[self.train] == source]
@@ -129,7 +129,7 @@ def find(paths: Iterable[Path], classes: tuple[str, ...], validation: float) -> 
             items += _list(path, classes, validation)
         except OSError as error:
             raise DataError(f"cannot list {path}: {error.strerror}") from error
-    labels = classes or labels_of(items)
+    labels = classes or list_labels(items)
     check_class_names(labels)
     if len(labels) < 2:
         found = f"only the class {labels[0]}" if labels else "no class"
@@ -152,13 +152,13 @@ def _list(path: Path, classes: tuple[str, ...], validation: float) -> Iterable[I
     raise DataError(f"{path} is neither a folder nor a csv file; expected a folder per class, or fer2013.csv")
 
 
-def labels_of(items: list[Item]) -> tuple[str, ...]:
-    """The labels that occur, by name."""
+def list_labels(items: list[Item]) -> tuple[str, ...]:
+    """List the labels that occur, by name."""
     return tuple(sorted({item.label for item in items if item.label is not None}))
 
 
-def unlabelled(folders: Iterable[Path]) -> list[Item]:
-    """Every file below some folders, to be learned from by what teachers say of it.
+def list_unlabelled(folders: Iterable[Path]) -> list[Item]:
+    """List every file below some folders, of which teachers' answers are learned.
 
     Raises:
         DataError: for a path that is no folder, or holds no file.
@@ -172,7 +172,7 @@ def unlabelled(folders: Iterable[Path]) -> list[Item]:
         found = [path for path in paths if os.path.isfile(path) and not _hidden(path.relative_to(root))]
         if not found:
             raise DataError(f"{root} is no folder with pictures in it; expected one, of any depth")
-        source = printable("/".join(root.absolute().parts[-2:]))  # "train" alone would say little
+        source = escape_path("/".join(root.absolute().parts[-2:]))  # "train" alone would name no data set
         items += [Item(path, None, "train", source, str(path)) for path in found]
     return items
 
@@ -202,10 +202,10 @@ def load(
     channels, height, width = shape
     spec = InputSpec(height, width, "gray" if channels == 1 else "rgb", fit)
     make = partial(preprocess, spec=spec)
-    pixels = _mapped((len(items), *shape), folder)
+    pixels = _map_file((len(items), *shape), folder)
 
     def prepare(index: int) -> str | SourceError:
-        made = try_picture(items[index].picture, spec.color, make)
+        made = try_decode(items[index].picture, spec.color, make)
         if isinstance(made, SourceError):
             return made
         pixels[index] = made
@@ -215,7 +215,7 @@ def load(
     digests: dict[int, str] = {}
     for index, outcome in enumerate(map_threaded(prepare, range(len(items)), caption)):
         if isinstance(outcome, SourceError):
-            notes.append(f"left out {printable(items[index].name)}: {outcome.message}")
+            notes.append(f"left out {escape_path(items[index].name)}: {outcome.message}")
         else:
             digests[index] = outcome
     notes += leave_out(items, digests)
@@ -247,8 +247,8 @@ def load(
     )
 
 
-def _mapped(shape: tuple[int, int, int, int], folder: Path) -> InputBatch:
-    """An array in a file without a name. Its room is taken at once: a write that finds none kills the process."""
+def _map_file(shape: tuple[int, int, int, int], folder: Path) -> InputBatch:
+    """Map an array into an unnamed file, which is allocated whole: a write without room would kill the process."""
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             file.truncate(math.prod(shape))
@@ -263,7 +263,7 @@ def _mapped(shape: tuple[int, int, int, int], folder: Path) -> InputBatch:
 
 
 def map_threaded(function: Callable[[T], R], items: Sequence[T], caption: str) -> list[R]:
-    """What a function makes of every picture, on all cores, with a progress bar. An interruption stops it."""
+    """Map a function over pictures in order, on all cores, under a progress bar. An interruption stops it."""
     pool = ThreadPoolExecutor(usable_cores())
     try:
         return list(track(pool.map(function, items), len(items), "pictures", caption=caption))
@@ -271,18 +271,18 @@ def map_threaded(function: Callable[[T], R], items: Sequence[T], caption: str) -
         pool.shutdown(cancel_futures=True)
 
 
-def held_out(name: str, share: float) -> bool:
-    """Whether a picture of this name belongs to the held-out share: stable, and blind to other files."""
+def is_held_out(name: str, share: float) -> bool:
+    """Return whether a picture of this name belongs to the held-out share, whichever other files there are."""
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") < share * 2**64
 
 
 def part_of(name: str) -> str:
-    """`select` or `report`, by the last part of a name alone: another hash than `held_out`'s."""
+    """Return `select` or `report`, by the last part of a name alone: another hash than `is_held_out`'s."""
     return PARTS[hashlib.sha256(b"part " + os.fsencode(os.path.basename(name))).digest()[0] & 1]
 
 
 def _from_folder(root: Path, classes: tuple[str, ...], validation: float) -> Iterator[Item]:
-    source = printable(root.name)
+    source = escape_path(root.name)
     if (root / "train").is_dir():
         has_val = (root / "val").is_dir()
         yield from _from_classes(root / "train", classes, source, None if has_val else validation)
@@ -307,7 +307,7 @@ def _from_classes(root: Path, classes: tuple[str, ...], source: str, validation:
                 continue
             check_path(relative, names)
             name = relative.as_posix()
-            split: Split = "val" if validation is not None and held_out(name, validation) else "train"
+            split: Split = "val" if validation is not None and is_held_out(name, validation) else "train"
             yield Item(path, folder.name, split, source, str(path))
 
 
@@ -338,4 +338,4 @@ def _fer2013_rows(path: Path, file: TextIO, classes: tuple[str, ...]) -> Iterato
         except (KeyError, ValueError, OverflowError) as error:
             raise DataError(f"{name}: not a row of FER2013 ({error})") from error
         if split is not None and (not classes or label in classes):
-            yield Item(DecodedImage(levels), label, split, printable(path.stem), name)
+            yield Item(DecodedImage(levels), label, split, escape_path(path.stem), name)

@@ -21,7 +21,7 @@ from fmengine.system.files import check_target
 from fmengine.wording import pluralise
 
 from .checkpoint import MODEL, save_model
-from .data import load, unlabelled
+from .data import list_unlabelled, load
 from .mobilenet import BLOCKS, MOBILENETS, Convolution, MobileNet
 
 PICTURES = 256  # enough for the mean and variance of every channel
@@ -86,7 +86,7 @@ def sample(folders: tuple[Path, ...], network: MobileNet, scratch: Path) -> Tens
     Raises:
         DataError: if there are too few.
     """
-    items, config = unlabelled(folders), network.config
+    items, config = list_unlabelled(folders), network.config
     chosen = [items[index] for index in np.random.default_rng(0).permutation(len(items))[:PICTURES]]
     data = load(chosen, (), (config.channels, config.height, config.width), "crop", scratch)
     if len(data.train) < 16:

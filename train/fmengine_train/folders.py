@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fmengine.errors import OutputError
-from fmengine.system.files import temporary_of
+from fmengine.system.files import get_temporary_path
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def make_folder(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} exists; choose another --output")
     if not os.path.isdir(path.parent):
         raise OutputError(f"cannot make {path}: there is no folder {path.parent}; make it first")
-    partial = temporary_of(path)
+    partial = get_temporary_path(path)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()

@@ -20,12 +20,12 @@ from PIL import Image, ImageDraw
 
 from fmengine.cli.console import inform, print_json, print_path, track, warn
 from fmengine.errors import DataError, SourceError
+from fmengine.image.decode import try_decode
 from fmengine.image.flatness import is_flat
 from fmengine.image.source import get_path
 from fmengine.jobs.formats import FORMULA
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 from fmengine.options import Limits
-from fmengine.pipeline.attempt import try_picture
 from fmengine.system.files import read_file
 from fmengine.types import DecodedImage
 from fmengine.wording import pluralise
@@ -111,7 +111,7 @@ def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
             continue
         first, *others = sorted(copies, key=lambda item: item.split != "val")  # stable: the first of `val`
         kept.append(first)
-        dropped += [Dropped(item, f"a copy: of {printable(first.name)}, in {first.split}") for item in others]
+        dropped += [Dropped(item, f"a copy: of {escape_path(first.name)}, in {first.split}") for item in others]
     if not kept:
         raise DataError(
             f"{pluralise(len(items), 'picture')}, and none can be kept; the first: {dropped[0].reason}"
@@ -121,7 +121,7 @@ def sift(items: list[Item]) -> tuple[list[Item], list[Dropped]]:
 
 def _examine(item: Item) -> tuple[str, str]:
     """Return a digest of the pixels, or nothing and the reason to drop the picture."""
-    digest = try_picture(item.picture, "rgb", _digest)
+    digest = try_decode(item.picture, "rgb", _digest)
     if isinstance(digest, SourceError):
         return "", f"unreadable: {digest.message}"
     return digest, "" if digest else "flat: one level all over"
@@ -186,7 +186,7 @@ def _check_votes(votes: Votes, items: list[Item], sources: tuple[Path, ...], cla
     if missing := [name for name in wanted if name not in found]:
         what = "a picture that is" if len(missing) == 1 else f"{len(missing)} pictures that are"
         text = f"the votes name {what} not in {', '.join(map(str, sources))}"
-        first = f"the first: {printable(missing[0])}"
+        first = f"the first: {escape_path(missing[0])}"
         if len(missing) == len(wanted):
             raise DataError(f"{text}, and none that is; {first}; expected names below a source")
         warn(f"note: {text}; {first}")
@@ -211,7 +211,7 @@ def write_dropped(dropped: list[Dropped], folder: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["picture", "split", "label", "reason"])
         writer.writerows(
-            map(_cell, [printable(drop.item.name), drop.item.split, str(drop.item.label), drop.reason])
+            map(_cell, [escape_path(drop.item.name), drop.item.split, str(drop.item.label), drop.reason])
             for drop in dropped
         )
     lines = list(_lines(dropped))[:ROWS]
@@ -239,7 +239,7 @@ def _lines(dropped: list[Dropped]) -> Iterator[str | list[Image.Image]]:
     for reason, items in groups.items():
         yield f"{reason}: {len(items)}"
         if reason != "unreadable":
-            made = [try_picture(item.picture, "rgb", _thumbnail) for item in items[: 3 * COLUMNS]]
+            made = [try_decode(item.picture, "rgb", _thumbnail) for item in items[: 3 * COLUMNS]]
             shown = [thumbnail for thumbnail in made if not isinstance(thumbnail, SourceError)]
             yield from (shown[start : start + COLUMNS] for start in range(0, len(shown), COLUMNS))
 

@@ -25,7 +25,7 @@ class Recipe:
     widths: tuple[int, ...] = ()  # channels of AlexNet's five convolutions; empty: its own
     norm: str = ""  # batch: BatchNorm after AlexNet's convolutions; none; empty: the architecture's own
     hidden: tuple[int, ...] = ()  # outputs of AlexNet's first two fully connected layers; empty: its own
-    fit: Fit = "crop"  # how other aspect ratios are brought to the input's: crop, pad, stretch
+    fit: Fit = "crop"  # what is done to pictures of another aspect ratio: crop, pad, stretch
     classes: tuple[str, ...] = ()  # folders to use, in the order of the outputs; empty: all, by name
     validation: float = 0.1  # share held out, by a hash of the file name, where the data have no split
 

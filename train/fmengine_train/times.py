@@ -8,7 +8,7 @@ import click
 from fmengine.cli import main
 from fmengine.cli.console import print_data
 from fmengine.errors import DataError
-from fmengine.jobs.rows import printable
+from fmengine.jobs.rows import escape_path
 
 from .summary import format_duration
 
@@ -24,7 +24,7 @@ def times(metrics: tuple[Path, ...]) -> None:
         # A run's own file lies in its folder; a kept one is named after it.
         name = path.parent.name if path.name == "metrics.csv" else path.name.removesuffix(".metrics.csv")
         epochs = "epoch " if len(seconds) == 1 else "epochs"
-        print_data(f"{printable(name):<24}{len(seconds):4} {epochs} {format_duration(sum(seconds)):>9}")
+        print_data(f"{escape_path(name):<24}{len(seconds):4} {epochs} {format_duration(sum(seconds)):>9}")
     print_data(f"{'together':<24}{'':12}{format_duration(total):>8}")
 
 

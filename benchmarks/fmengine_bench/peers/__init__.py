@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fmengine.errors import FmengineError, UnavailableError
-from fmengine.system.cache import default_folder
+from fmengine.system.cache import find_cache_folder
 
 HERE = Path(__file__).parent
 # Seconds: to end by itself; to load and compile, or to answer before it counts as hanging.
@@ -107,7 +107,7 @@ def check_peers(names: Sequence[str], device: str | None = None) -> None:
 
 def find_folder(peer: Peer) -> Path:
     """Find the folder of a peer's environment."""
-    return default_folder() / "peers" / peer.environment
+    return find_cache_folder() / "peers" / peer.environment
 
 
 def select_device(peer: Peer, device: str) -> str:
@@ -140,7 +140,7 @@ def install(peer: Peer) -> None:
     """
     folder = find_folder(peer)
     shutil.rmtree(folder, ignore_errors=True)
-    default_folder().mkdir(
+    find_cache_folder().mkdir(
         mode=0o700, parents=True, exist_ok=True
     )  # the engine trusts no folder of another user's
     folder.mkdir(parents=True)

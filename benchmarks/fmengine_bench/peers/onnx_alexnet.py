@@ -14,7 +14,7 @@ LABELS = ("happy", "sad")
 
 
 def read(path: str) -> Any:
-    """The network's input, or None where there is no picture."""
+    """Read a picture into the network's input, or return None where there is none."""
     try:
         image = Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
     except Exception:  # Pillow may raise anything; one picture must not end the job

@@ -1,4 +1,4 @@
-"""What this machine has, which backends work on it, and which one would be chosen and why."""
+"""Describe this machine: its hardware and libraries, which backends work on it, and which `auto` takes and why."""
 
 import os
 import platform
@@ -6,13 +6,12 @@ import subprocess
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..errors import FmengineError
 from ..options import BackendOptions
-from ..system.cores import usable_cores
+from ..system.cores import read_cpuinfo, usable_cores
 from ..system.nvidia import find_version
 from .registry import BACKENDS, open_backend
 
@@ -31,7 +30,7 @@ LIBRARIES = (
     "onnx",
     "safetensors",
 )
-# What `nvidia-smi` is queried for, and how it is shown.
+# The fields that `nvidia-smi` is queried for, and how they are shown.
 SMI = {
     "name": "",
     "memory.total": "memory",
@@ -42,7 +41,7 @@ SMI = {
     "clocks.max.sm": "of at most",
 }
 DRIVER = "driver_version"  # queried last: on some machines it is a sentence, which may hold commas
-# What speeds an INT8 network up, oldest first.
+# Instruction sets that speed an INT8 network up, oldest first.
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 
 
@@ -82,15 +81,15 @@ def diagnose(device: int = 0, model: str | None = None) -> list[Diagnosis]:
     return diagnoses
 
 
-def _add_choice(diagnosis: Diagnosis, taken: str, reasons: dict[str, str]) -> Diagnosis:
+def _add_choice(diagnosis: Diagnosis, chosen: str, reasons: dict[str, str]) -> Diagnosis:
     """Add whether `auto` takes it, or why not although it works."""
     reason = reasons.get(diagnosis.backend, "")
     detail = f"{diagnosis.detail}; {reason}" if diagnosis.works and reason else diagnosis.detail
-    return replace(diagnosis, chosen=diagnosis.backend == taken, detail=detail)
+    return replace(diagnosis, chosen=diagnosis.backend == chosen, detail=detail)
 
 
-def environment() -> dict[str, str]:
-    """List the machine and the libraries, and which of them are absent."""
+def describe_environment() -> dict[str, str]:
+    """Describe the machine and the libraries, also those that are not installed."""
     facts = {
         "fmengine": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -107,8 +106,8 @@ def environment() -> dict[str, str]:
     return facts
 
 
-def problems(facts: dict[str, str]) -> list[str]:
-    """List what is wrong although nothing has failed yet."""
+def find_problems(facts: dict[str, str]) -> list[str]:
+    """List mistakes of the installation, even where nothing has failed yet."""
     both = [name for name in ("onnxruntime", "onnxruntime-gpu") if facts[name] != "not installed"]
     if len(both) == 2:
         return [
@@ -118,13 +117,13 @@ def problems(facts: dict[str, str]) -> list[str]:
     return []
 
 
-def as_document(facts: dict[str, str], diagnoses: list[Diagnosis]) -> dict[str, Any]:
-    """Collect everything for `--json`."""
-    return {"environment": facts, "backends": [asdict(d) for d in diagnoses], "problems": problems(facts)}
+def make_document(facts: dict[str, str], diagnoses: list[Diagnosis]) -> dict[str, Any]:
+    """Make the document of `doctor --json`."""
+    return {"environment": facts, "backends": [asdict(d) for d in diagnoses], "problems": find_problems(facts)}
 
 
 def _query_gpus() -> dict[str, str]:
-    """Query NVIDIA's own tool, which comes with the driver, for each GPU."""
+    """Query `nvidia-smi`, which comes with the driver, for each GPU."""
     command = ["nvidia-smi", f"--query-gpu={','.join([*SMI, DRIVER])}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -144,14 +143,12 @@ def _describe_gpu(line: str) -> str:
 
 def _read_cpu() -> dict[str, str]:
     """Read the CPU's name and features from Linux; on other systems, what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    fields = read_cpuinfo()
+    if not fields:
         return {"cpu": platform.processor() or "unknown", "cpu features": "unknown on this system"}
-    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = set((values.get("flags") or values.get("Features") or "").split())
-    found = " ".join(feature for feature in CPU_FEATURES if feature in flags)
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    features = " ".join(feature for feature in CPU_FEATURES if feature in flags)
     return {
-        "cpu": values.get("model name") or platform.machine(),
-        "cpu features": found or "none that we look for",
+        "cpu": fields.get("model name") or platform.machine(),
+        "cpu features": features or "none that we look for",
     }

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ClosedError, ModelError, UnavailableError, install_hint
+from ..errors import ClosedError, ModelError, UnavailableError, format_install_command
 from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
@@ -14,14 +14,14 @@ from ..system import fork
 from ..system.cores import usable_cores
 from ..system.telemetry import import_onnxruntime
 from ..types import Outputs
-from .registry import describe_threads
+from .protocol import describe_threads
 
 PROVIDER = "CPUExecutionProvider"
-FATAL = 4  # the severity from which on it prints: what fails is raised besides, and said by us
+FATAL = 4  # the lowest severity that it prints: all that fails is raised besides
 
 
 class OnnxRuntimeBackend:
-    """See `fmengine.backend.registry.Backend`."""
+    """See `fmengine.backend.protocol.Backend`."""
 
     name: ClassVar[str] = "onnxruntime"
     # FP16 last: there is no half precision on a CPU, ONNX Runtime inserts Casts and computes in FP32.
@@ -32,7 +32,7 @@ class OnnxRuntimeBackend:
             self._library = import_onnxruntime()
         except ImportError as error:
             raise UnavailableError(
-                f"ONNX Runtime cannot be imported ({error}); install it with: {install_hint('cpu')}"
+                f"ONNX Runtime cannot be imported ({error}); install it with: {format_install_command('cpu')}"
             ) from error
         self._model = model
         self._streams = options.streams or 1
@@ -53,7 +53,7 @@ class OnnxRuntimeBackend:
         return Outputs(logits, probabilities)
 
     def reset_after_fork(self) -> None:
-        """Leave the session to the parent, whose threads compute for it; `run` makes another."""
+        """Leave the session to the parent, whose threads compute for it; `run` makes a new one."""
         fork.leak(self._session)
         self._session, self._lock = None, threading.Lock()
 
@@ -83,7 +83,7 @@ class OnnxRuntimeBackend:
         return session
 
     def _reopen(self) -> Any:
-        """Make the session of a forked child."""
+        """Make the session of a forked child, once for all its threads."""
         with self._lock:
             if self._closed:
                 raise ClosedError
@@ -92,7 +92,11 @@ class OnnxRuntimeBackend:
 
 
 def check_signature(model: ModelFile, session: "onnxruntime.InferenceSession") -> None:  # type: ignore[name-defined]  # noqa: F821
-    """The graph must be what its metadata say."""
+    """Check that a session takes and gives the tensors that its model file describes.
+
+    Raises:
+        ModelError: if it does not.
+    """
     spec = model.spec
     inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
     outputs = {node.name: node.type for node in session.get_outputs()}

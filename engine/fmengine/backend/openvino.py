@@ -10,7 +10,7 @@ from ..errors import (
     ClosedError,
     ModelError,
     UnavailableError,
-    install_hint,
+    format_install_command,
 )
 from ..model.file import ModelFile
 from ..model.spec import Precision
@@ -18,11 +18,11 @@ from ..options import BackendOptions
 from ..system import fork
 from ..system.cores import usable_cores
 from ..types import Outputs
-from .registry import describe_threads
+from .protocol import describe_threads
 
 
 class OpenVinoBackend:
-    """See `fmengine.backend.registry.Backend`."""
+    """See `fmengine.backend.protocol.Backend`."""
 
     name: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[Precision, ...]] = ("int8", "fp32", "fp16")
@@ -32,7 +32,7 @@ class OpenVinoBackend:
             import openvino
         except Exception as error:  # what it imports may raise anything, as where there is no home folder
             raise UnavailableError(
-                f"OpenVINO cannot be imported ({error}); install it with: {install_hint('openvino')}"
+                f"OpenVINO cannot be imported ({error}); install it with: {format_install_command('openvino')}"
             ) from error
         self._library, self._model = openvino, model
         self._streams = options.streams or 1
@@ -57,7 +57,7 @@ class OpenVinoBackend:
         return outputs
 
     def reset_after_fork(self) -> None:
-        """Leave the network to the parent, whose threads compute for it; `run` compiles another."""
+        """Leave the network to the parent, whose threads compute for it; `run` compiles it anew."""
         fork.leak(self._network)
         fork.leak(self._idle)
         self._begin(None)
@@ -75,8 +75,9 @@ class OpenVinoBackend:
         self._idle.clear()
 
     def _begin(self, network: Any) -> None:
+        """Set the network, without requests or waiting threads; None where `run` is to compile it."""
         self._network = network
-        self._idle: list[Any] = []  # requests: each holds the tensors of one call at a time
+        self._idle: list[Any] = []  # requests that no thread uses: each holds the tensors of one call at a time
         self._lock = threading.Lock()
 
     def _compile(self) -> Any:
@@ -95,7 +96,7 @@ class OpenVinoBackend:
             raise ModelError(f"OpenVINO refuses {self._model.path}: {error}") from error
 
     def _reopen(self) -> Any:
-        """Compile the network of a forked child."""
+        """Compile the network of a forked child, once for all its threads."""
         with self._lock:
             if self._closed:
                 raise ClosedError

@@ -1,4 +1,4 @@
-"""Open what runs a network. A backend is one file with one class of four methods; `BACKENDS` lists them.
+"""Open the backend that runs a network: one of `BACKENDS`, or the first that works.
 
 Whether a backend works on this machine is found out by opening it: lists of "available" devices and
 providers name what a library was compiled with, not what runs.
@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import (
     BackendError,
@@ -22,11 +21,11 @@ from ..errors import (
     UnavailableError,
 )
 from ..model.file import ModelFile, load_model_file, resolve
-from ..model.spec import ModelSpec, Precision
 from ..options import BackendOptions
 from ..system.imports import load_object
 from ..system.nvidia import require_driver
-from ..types import AnyImage, Channels, DeviceImage, ImageOutputs, InputBatch, Outputs
+from ..types import InputBatch
+from .protocol import Backend
 
 log = logging.getLogger(__name__)
 
@@ -39,82 +38,8 @@ BACKENDS = {
     "openvino": "fmengine.backend.openvino:OpenVinoBackend",
 }
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
-# On a CPU, where several are installed, `auto` measures; see `choice`.
+# On a CPU, where several are installed, `auto` takes the fastest; see `select.py`.
 CPU_BACKENDS = ("onnxruntime", "openvino")
-
-
-class Backend(Protocol):
-    """The bare network. `run` may be called from several threads at once."""
-
-    name: ClassVar[str]
-    precisions: ClassVar[tuple[Precision, ...]]  # that it can run, best first
-
-    @classmethod
-    def open(cls, model: ModelFile, options: BackendOptions) -> Self:
-        """Make the network ready. Raises UnavailableError if this machine lacks something."""
-        ...
-
-    def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run uint8 `[N, C, H, W]`, any N from 1."""
-        ...
-
-    def describe(self) -> dict[str, str]:
-        """Return library, version, device and settings, for people and reports."""
-        ...
-
-    def close(self) -> None:
-        """Give everything back; `run` is an error afterwards."""
-        ...
-
-
-class StageTimes(NamedTuple):
-    """What a batch took on a GPU, in milliseconds between events of its stream."""
-
-    upload: float
-    preprocess: float
-    network: float
-    download: float
-
-
-@runtime_checkable
-class DeviceBackend(Backend, Protocol):
-    """A backend on a GPU, which preprocesses there too: it is given decoded images of any sizes."""
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model file's specification."""
-        ...
-
-    @property
-    def device_index(self) -> int:
-        """Index of the GPU."""
-        ...
-
-    @property
-    def pci_bus_id(self) -> str:
-        """Address of the GPU, such as `0000:01:00.0`."""
-        ...
-
-    @property
-    def streams(self) -> int:
-        """Batches that it works on at once, for as many threads."""
-        ...
-
-    def admit(self, source: object, channels: Channels) -> DeviceImage:
-        """Take an image that is in its memory. Raises SourceError for one that it cannot read there."""
-        ...
-
-    def decode_jpeg(self, data: bytes) -> DeviceImage | None:
-        """Decode a plain JPEG on the GPU; None where that is not switched on, or not possible."""
-        ...
-
-    def run_pictures(self, pictures: Sequence[AnyImage]) -> ImageOutputs:
-        """Preprocess and run. Raises SourceError if there is no room for one of them alone."""
-        ...
-
-    def time_stages(self, batch: InputBatch | Sequence[AnyImage]) -> tuple[Outputs | ImageOutputs, StageTimes]:
-        """Run a batch of `max_batch` or fewer, and measure what each stage took on the GPU."""
-        ...
 
 
 class Attempt(NamedTuple):
@@ -125,7 +50,7 @@ class Attempt(NamedTuple):
 
 
 def backends() -> list[str]:
-    """List all backends, in the order in which `auto` tries them; `fmengine doctor` says which of them work."""
+    """List all backends, in the order in which `auto` tries them; `fmengine doctor` shows which of them work."""
     return list(BACKENDS)
 
 
@@ -150,7 +75,7 @@ def open_backend(
         raise UnavailableError(f"unknown backend {name!r}; available are auto, {', '.join(BACKENDS)}")
     attempts: list[Attempt] = []
     load = cache(load_model_file)  # several candidates run the same file
-    for candidate, others in _in_order() if name == "auto" else ((name, ()),):
+    for candidate, others in _list_candidates() if name == "auto" else ((name, ()),):
         try:
             file = _find_file(candidate, model, load)
             backend = open_file(candidate, file, options)
@@ -166,14 +91,14 @@ def open_backend(
     raise UnavailableError(f"no backend works on this machine: {reasons}")
 
 
-def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
-    """Yield what `auto` tries, in order, and the attempts to report besides where it is taken."""
+def _list_candidates() -> Iterator[tuple[str, Sequence[Attempt]]]:
+    """Yield the backends that `auto` tries, in order, each with the others to report where it is taken."""
     on_cpu = [name for name in CPU_BACKENDS if name in BACKENDS]
     yield from ((name, ()) for name in BACKENDS if name not in on_cpu)
     if sum(find_spec(name) is not None for name in on_cpu) < 2:
         yield from ((name, ()) for name in on_cpu)
         return
-    from .select import select_backends  # which most installations never need
+    from .select import select_backends  # here: most installations never need it
 
     selection = select_backends()
     reasons = [Attempt(name, selection.explain(name)) for name in selection.order[1:] if name in selection.rates]
@@ -182,7 +107,7 @@ def _in_order() -> Iterator[tuple[str, Sequence[Attempt]]]:
 
 
 def _check_answers(backend: Backend, file: ModelFile) -> None:
-    """Compare a CPU backend that is not the default one with the default one, where that is installed."""
+    """Compare a CPU backend's answers with those of the default one, where that is another and installed."""
     default, *others = CPU_BACKENDS
     if backend.name in others and find_spec(default) is not None:
         from .select import check_answers
@@ -199,10 +124,10 @@ def load_backend_class(name: str) -> type[Backend]:
     """Import the class of one of `BACKENDS`.
 
     Raises:
-        UnavailableError: for a GPU's on a machine without a driver.
+        UnavailableError: for a backend on GPUs, on a machine without a driver.
     """
     if name in GPU_BACKENDS:
-        require_driver()  # first: what a GPU needs takes longer to import than all else at a start without one
+        require_driver()  # first: what a GPU needs takes longer to import than everything else
     kind: type[Backend] = load_object(BACKENDS[name])
     return kind
 
@@ -252,8 +177,3 @@ def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
             f"{file.path} answers with {outputs.probabilities.shape} for a batch of {batch}; "
             f"expected {expected}, one column a label"
         )
-
-
-def describe_threads(threads: int, streams: int) -> str:
-    """Describe, for `Backend.describe`, the threads of a batch, and the batches at once if several."""
-    return f"{threads}" if streams == 1 else f"{threads} each for {streams} batches"

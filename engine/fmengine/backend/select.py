@@ -1,4 +1,4 @@
-"""Selects the backend that `auto` takes on a CPU where several are installed: the fastest on this machine.
+"""Select the backend that `auto` takes on a CPU where several are installed: the fastest on this machine.
 
 The measurement takes a second, at the first `auto`, with the shipped model. Speed is not enough: before another
 than the default one may answer for a model file, its answers are compared with the default one's, with that very
@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,15 +23,16 @@ from ..errors import BackendError, FmengineError
 from ..model.file import ModelFile
 from ..options import BackendOptions
 from ..system.cache import Cache, CacheError
-from ..system.cores import usable_cores
+from ..system.cores import read_cpuinfo, usable_cores
 from ..types import InputBatch
-from .registry import CPU_BACKENDS, Backend, open_backend, open_file
+from .protocol import Backend
+from .registry import CPU_BACKENDS, open_backend, open_file
 
 log = logging.getLogger(__name__)
 
 DEFAULT = CPU_BACKENDS[0]
 BATCH = 64
-ROUNDS = 25  # in turn; the best of each counts, for other work on the machine only ever slows one down
+ROUNDS = 25  # of all backends in turn; the best of each counts, for other work on the machine only slows it down
 # How many times as fast as the default another backend must be: the network takes a third of a picture's time, and
 # start-up counts too.
 MIN_SPEEDUP = 1.3
@@ -71,8 +71,8 @@ def select_backends() -> Selection:
     key = describe_machine()
     try:
         cache = Cache()
-        if (known := cache.load("rates", key)) is not None:
-            return _select_by_rates(json.loads(known))
+        if (cached := cache.load("rates", key)) is not None:
+            return _select_by_rates(json.loads(cached))
         rates = measure_rates()
         cache.store("rates", key, json.dumps(rates).encode())
     except CacheError as error:  # it will be measured again
@@ -84,7 +84,7 @@ def select_backends() -> Selection:
 def check_answers(backend: Backend, model: ModelFile) -> None:
     """Compare a backend's answers for a model with the default one's, once for each model and machine.
 
-    Where the default one does not run the model there is nothing to compare with, and nothing else to take.
+    Where the default one does not run the model, nothing is compared: there is no other backend to take.
 
     Raises:
         DisagreementError: if they do not agree.
@@ -92,22 +92,22 @@ def check_answers(backend: Backend, model: ModelFile) -> None:
     key = describe_machine() | {"backend": backend.name, "model": model.spec.file_sha256}
     try:
         cache = Cache()
-        if (known := cache.load("comparison", key)) is not None:
-            breach: str = json.loads(known)
+        if (cached := cache.load("comparison", key)) is not None:
+            breach: str = json.loads(cached)
         else:
             comparison = _compare_with_default(backend, model)
-            breach = _breach_of(comparison)
+            breach = _describe_breach(comparison)
             if comparison is not None:
                 cache.store("comparison", key, json.dumps(breach).encode())
     except CacheError as error:
         log.info("whether backends agree cannot be remembered: %s", error)
-        breach = _breach_of(_compare_with_default(backend, model))
+        breach = _describe_breach(_compare_with_default(backend, model))
     if breach:
         raise DisagreementError(f"does not answer as {DEFAULT} does with {model.path.name}: {breach}")
 
 
-def _breach_of(comparison: Comparison | None) -> str:
-    """Return what does not agree, in words; empty if all does, or if nothing was compared."""
+def _describe_breach(comparison: Comparison | None) -> str:
+    """Describe what exceeds the tolerance; empty where nothing does, or nothing was compared."""
     return "" if comparison is None or comparison.holds else str(comparison)
 
 
@@ -133,13 +133,13 @@ def _compare_with_default(backend: Backend, model: ModelFile) -> Comparison | No
 
 
 def describe_machine() -> dict[str, str]:
-    """Describe what rates and comparisons depend on: the CPU, the cores, and the versions of the libraries."""
-    versions = {name: _version_of(name) for name in CPU_BACKENDS}
+    """Describe what rates and comparisons depend on: the CPU, its cores, and the versions of the libraries."""
+    versions = {name: _get_version(name) for name in CPU_BACKENDS}
     return {"fmengine": __version__, "cpu": _describe_cpu(), "cores": str(usable_cores()), **versions}
 
 
 def measure_rates() -> dict[str, float]:
-    """Measure pictures a second of each backend's network, in turn; one that fails is left out."""
+    """Measure each backend's network in turn, in pictures a second; one that fails is left out."""
     opened: dict[str, Backend] = {}
     try:
         for name in CPU_BACKENDS:
@@ -170,7 +170,7 @@ def _select_by_rates(rates: dict[str, float]) -> Selection:
     return Selection([*order, *(name for name in CPU_BACKENDS if name not in order)], rates)
 
 
-def _version_of(name: str) -> str:
+def _get_version(name: str) -> str:
     """Return the version of an installed library, also where its distribution is the one for GPUs."""
     for distribution in (name, f"{name}-gpu"):
         with suppress(metadata.PackageNotFoundError):
@@ -180,9 +180,6 @@ def _version_of(name: str) -> str:
 
 def _describe_cpu() -> str:
     """Return the CPU's name and instruction sets."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    fields = ("model name", "flags", "Features")
-    return "; ".join(dict.fromkeys(line.partition(":")[2].strip() for line in lines if line.startswith(fields)))
+    fields = read_cpuinfo()
+    names = ("model name", "flags", "Features")
+    return "; ".join(fields[name] for name in names if name in fields) or platform.processor()

@@ -1,4 +1,4 @@
-"""Compares answers with a reference's, by one table of tolerances.
+"""Compare answers with a reference's, by one table of tolerances.
 
 Used where a GPU's engine is accepted (`check.gate`), where `auto` selects a CPU backend (`backend.select`), for
 the verdict of `fmengine bench`, for `fmengine parity`, and for the files that `fmengine export` writes.
@@ -17,7 +17,7 @@ class Tolerance:
     """How far probabilities may be from a reference's.
 
     Attributes:
-        probability: largest difference of any picture's; infinite where single pictures may differ more.
+        probability: largest difference of any picture's; infinite where single pictures may differ by any amount.
         mean_probability: mean over pictures of the largest difference of each.
         flips: largest share of the pictures whose label differs; one may where that share is less than a picture.
         margin: a differing label counts only where the reference's top two probabilities differ by more.
@@ -41,8 +41,8 @@ HALF_PRECISION = Tolerance(probability=0.01, margin=0.02)
 # An exported file, by its precision, against PyTorch in FP32:
 # FP32: the same arithmetic in another order; sums of some thousand products differ in the last bits.
 # FP16: 11 bits of mantissa, about 1e-3 relative a layer; a label may flip where the top two are even.
-# INT8: 7-bit weights and 8-bit activations; the price is stated as flips, which go both ways, and as the
-#       accuracy difference beside it, which is what costs.
+# INT8: 7-bit weights and 8-bit activations; labels flip in both directions, so that reports show the difference
+#       of accuracy beside the flips.
 PARITY: dict[str, Tolerance] = {
     "fp32": Tolerance(probability=1e-4, mean_probability=1e-5),
     "fp16": Tolerance(probability=0.02, mean_probability=2e-3, flips=0.001),
@@ -65,7 +65,7 @@ class Comparison:
         changes: float64 `[N]`, the largest difference of each picture's probabilities; NaN where one is no number.
         flipped: bool `[N]`, whether the label differs.
         margins: float64 `[N]`, the difference of the reference's top two probabilities.
-        tolerance: that they are held to.
+        tolerance: that they must be within.
     """
 
     changes: npt.NDArray[np.float64]
@@ -95,16 +95,16 @@ class Comparison:
 
     @property
     def breaches(self) -> list[str]:
-        """What exceeds the tolerance, in words."""
-        return list(self._breaches())
+        """What exceeds the tolerance, a sentence each."""
+        return list(self._list_breaches())
 
-    def _breaches(self) -> Iterator[str]:
+    def _list_breaches(self) -> Iterator[str]:
         allowed, pictures = self.tolerance, len(self.changes)
         if self.excessive.any():
             yield f"a confidence moves by {self.largest:.2g}; allowed is {allowed.probability}"
         if not self.mean <= allowed.mean_probability:
             yield f"confidences move by {self.mean:.2g} on average, over {allowed.mean_probability}"
-        # One label may flip in a set too small to hold the share.
+        # In a small set, whose share is less than one label, one may flip.
         if self.flips > max(allowed.flips * pictures, 1 if allowed.flips else 0):
             yield f"labels turned: {self.flips} of {pictures}; allowed are {allowed.flips:.1%}"
 

@@ -1,4 +1,4 @@
-"""The check that a freshly built engine must pass on its own GPU before it may answer anyone."""
+"""The gate: the comparison with the CPU that a newly built engine must pass on its GPU before it may answer."""
 
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -6,6 +6,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ..errors import BackendError
@@ -68,7 +69,7 @@ def check_engine(paths: Sequence[ExecutionPath], reference: Run, spec: ModelSpec
     passed = []
     for name, profile, run in paths:
         for batch in list_batch_sizes(profile):
-            # Every batch is full: it begins again with the first picture where the last is passed.
+            # Every batch is full: after the last picture comes the first again.
             order = np.arange(-(-len(images) // batch) * batch) % len(images)
             parts = [run(InputBatch(images[rows])).probabilities for rows in order.reshape(-1, batch)]
             where = f"{name}, batches of {batch}"
@@ -92,7 +93,7 @@ def check_kernel(
         spec: of the model.
         batch: pictures at once.
         pictures: how many in all, of 1 to 300 pixels a side, gray and in colour.
-        seed: another one draws others.
+        seed: of the pictures.
 
     Raises:
         GateError: naming the first picture that differs in a pixel.
@@ -123,8 +124,8 @@ def draw_gate_inputs(spec: ModelSpec) -> InputBatch:
 def draw_gate_pictures() -> list[DecodedImage]:
     """Draw 256 seeded pictures and load a portrait, uint8 `[H, W, 3]`.
 
-    The seeded ones are noise at a random coarseness and contrast: all of them drive every layer through its
-    range, which faces alone would not.
+    The seeded ones are noise of random coarseness and contrast: they drive every layer through its range, which
+    faces alone would not.
     """
     rng = np.random.default_rng(SEED)
     pictures: list[DecodedImage] = []
@@ -144,9 +145,7 @@ def draw_picture(rng: np.random.Generator) -> DecodedImage:
     return DecodedImage(rng.integers(0, 256, shape, np.uint8))
 
 
-def _check_answers(
-    found: "np.typing.NDArray[np.float32]", expected: "np.typing.NDArray[np.float32]", where: str
-) -> float:
+def _check_answers(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], where: str) -> float:
     """Return the largest difference of a probability; raise GateError where one is too large."""
     if found.shape != expected.shape:
         raise GateError(f"{where}: {found.shape} answers; expected {expected.shape}")

@@ -1,4 +1,4 @@
-"""Proofs that need the hardware, run one after the other and reported: what `fmengine doctor --verify` stands on.
+"""Run and report the proofs that need the hardware, for `fmengine doctor --verify`.
 
 Each is passed, failed, or not run with the reason; a report with one that was not run has not passed.
 """
@@ -45,7 +45,7 @@ class Proof(NamedTuple):
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is tried: the defaults are the proof, less is a try-out.
+    """How much is tried: with less than the defaults a report is no proof.
 
     Attributes:
         pictures: random ones through the preprocessing kernel.
@@ -65,7 +65,7 @@ class NotRun(Exception):  # noqa: N818
 def verify_gpu(
     backend: str, model: str | None, device: int, effort: Effort, report: Callable[[Proof], None]
 ) -> list[Proof]:
-    """Run every proof that needs a GPU, on the one that is here.
+    """Run every proof that needs a GPU, on a GPU of this machine.
 
     Args:
         backend: one of `GPU_BACKENDS`, or `auto` for the first that works.
@@ -90,7 +90,7 @@ def run_proof(claim: Claim) -> Proof:
 
 
 def summarise(proofs: Sequence[Proof]) -> Summary:
-    """Return one verdict for a report: `failed` if any proof failed, `incomplete` if any was not run."""
+    """Summarise a report in one verdict: `failed` if any proof failed, `incomplete` if any was not run."""
     verdicts = {proof.verdict for proof in proofs}
     if "failed" in verdicts:
         return "failed"

@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .. import __version__
-from ..errors import FmengineError, UnavailableError, install_hint
+from ..errors import FmengineError, UnavailableError, format_install_command
 from ..system.imports import load_object
 from .console import (
     configure,
@@ -27,7 +27,7 @@ from .streams import discard_stdout, open_streams
 
 
 class Entry(NamedTuple):
-    """Where a command is, which extras it needs, and its line in the help."""
+    """A command: where it is, which extras it needs, and its line in the help."""
 
     target: str
     extras: str
@@ -44,7 +44,7 @@ COMMANDS = {
     "bench": Entry(
         "fmengine_bench.bench_cli:bench", "bench,cpu", "Measure this machine, once the answers are right."
     ),
-    "info": Entry("fmengine.cli.info:info", "", "Show what a model file says of itself."),
+    "info": Entry("fmengine.cli.info:info", "", "Show the metadata of a model file."),
     "doctor": Entry("fmengine.cli.doctor:doctor", "", "Show what this machine has and what works on it."),
 }
 
@@ -55,7 +55,7 @@ INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 @contextmanager
 def _let_reader_leave() -> Iterator[None]:
-    """End well when the reader of stdout goes away, as `head` does; click would exit with 1."""
+    """Exit with 0 when the reader of stdout goes away, as `head` does; click would exit with 1."""
     try:
         try:
             yield
@@ -83,7 +83,7 @@ class LazyGroup(click.Group):
         return command
 
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete from the table: click's own imports every command, and with them torch."""
+        """Complete names from the table: click would import every command, and torch with them."""
         names = [
             CompletionItem(name, help=entry.help)
             for name, entry in COMMANDS.items()
@@ -99,7 +99,7 @@ class LazyGroup(click.Group):
         try:
             with _let_reader_leave():
                 return super().invoke(context)
-        except ModuleNotFoundError as error:  # what a command imports as it runs
+        except ModuleNotFoundError as error:  # of an import within a command
             raise _name_extra(str(context.invoked_subcommand), error) from error
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -112,7 +112,9 @@ def _name_extra(command: str, error: ModuleNotFoundError) -> Exception:
     extras, missing = COMMANDS[command].extras, error.name or ""
     if not extras or missing.startswith("fmengine"):
         return error
-    return UnavailableError(f"`fmengine {command}` needs {missing}; install it with: {install_hint(extras)}")
+    return UnavailableError(
+        f"`fmengine {command}` needs {missing}; install it with: {format_install_command(extras)}"
+    )
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -134,7 +136,7 @@ def main(command: click.Command = cli, name: str = "fmengine") -> None:
     debug, log_json = "--debug" in options, "--log-json" in options
     open_streams()
     configure(as_json=log_json, debug=debug)
-    # Pillow warns on stderr of pictures that fmengine answers with a row.
+    # Pillow warns on stderr of pictures that become error rows.
     warnings.filterwarnings("ignore", module="PIL")
     try:
         sys.exit(command.main(arguments, prog_name=name, standalone_mode=False) or 0)
@@ -157,7 +159,7 @@ def main(command: click.Command = cli, name: str = "fmengine") -> None:
 
 
 def _split_off_global(words: list[str]) -> tuple[list[str], set[str]]:
-    """Take the options of any command out of the command line, wherever they stand.
+    """Separate the options of any command from the command line, wherever they are.
 
     After `--` every word is an argument, also a file that is called `--debug`.
     """

@@ -1,4 +1,4 @@
-"""The one voice of every command: data on stdout; messages and progress on stderr, as text or as JSON lines."""
+"""The console of every command: data on stdout; messages and progress on stderr, as text or as JSON lines."""
 
 import codecs
 import json
@@ -24,12 +24,15 @@ logger = logging.getLogger("fmengine.cli")
 
 
 def configure(*, as_json: bool, debug: bool) -> None:
-    """Show warnings as text by default, what fmengine logs as JSON lines, or everything to debug.
+    """Set up stderr and logging for a command.
 
-    Of JSON lines everything becomes one that anybody writes to `sys.stderr`, and nothing else reaches stderr.
+    Args:
+        as_json: write JSON lines, also of fmengine's information; whatever anybody writes to `sys.stderr` becomes
+            one too. Otherwise warnings and errors are text.
+        debug: log everything.
     """
     if not debug:
-        logging.getLogger("PIL").addHandler(logging.NullHandler())  # it complains of what is answered with a row
+        logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs what becomes error rows
     handler = _CurrentStderr()
     handler.setFormatter(
         _JsonLines() if as_json else logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else None)
@@ -50,7 +53,7 @@ def is_structured() -> bool:
 
 
 class _CurrentStderr(logging.Handler):
-    """Writes records to what stderr is now: a handler of `logging` keeps what it was."""
+    """Writes records to the current `sys.stderr`: a handler of `logging` keeps the one that it was made with."""
 
     def emit(self, record: logging.LogRecord) -> None:
         below = sys.stderr.below if isinstance(sys.stderr, LogStream) else sys.stderr
@@ -110,13 +113,13 @@ def print_data(text: str) -> None:
     Raises:
         OutputError: if it does not take them, as on a full disk.
     """
-    with _stdout_errors():
+    with _convert_stdout_errors():
         print(text, flush=True)
 
 
 def print_path(path: Path) -> None:
-    """Write a path to stdout, in its own bytes: a name need not be UTF-8. Errors as of `print_data`."""
-    with _stdout_errors():
+    """Write a path to stdout as the bytes that it is: a name need not be UTF-8. Errors as of `print_data`."""
+    with _convert_stdout_errors():
         sys.stdout.flush()
         sys.stdout.buffer.write(os.fsencode(path) + b"\n")
         sys.stdout.flush()
@@ -130,7 +133,7 @@ def print_json(document: Any) -> None:
 def to_json(document: Any, indent: int | None = None) -> str:
     """Encode a document for stdout as JSON that every reader takes: null for NaN and infinity.
 
-    Where stdout is not UTF-8, it is ASCII alone.
+    Where stdout is not UTF-8, it is ASCII only.
     """
     ascii_alone = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
     return json.dumps(_replace_non_finite(document), indent=indent, ensure_ascii=ascii_alone, allow_nan=False)
@@ -149,14 +152,14 @@ def _replace_non_finite(value: Any) -> Any:
 
 
 def flush() -> None:
-    """Write out what stdout holds: at the interpreter's exit it is too late to report what went wrong."""
-    with _stdout_errors():
+    """Write out what stdout buffers: at the interpreter's exit it is too late to report an error."""
+    with _convert_stdout_errors():
         sys.stdout.flush()
 
 
 @contextmanager
-def _stdout_errors() -> Iterator[None]:
-    """Turn an error of stdout into an OutputError, but for a reader who left."""
+def _convert_stdout_errors() -> Iterator[None]:
+    """Turn an error of stdout into an OutputError, except BrokenPipeError, of a reader that left."""
     try:
         yield
     except BrokenPipeError:
@@ -193,11 +196,11 @@ class Progress:
             caption: in front of the bar.
             initial: how much of `total` was done before.
             keep: leave the bar on the screen at its end.
-            shown: False for no bar, as in all processes but one.
+            shown: whether there is a bar at all, as in one process of several.
         """
         self._bar: Any = None
         if shown and sys.stderr.isatty():
-            from tqdm import tqdm  # a tenth of the start of a run that has no use for it
+            from tqdm import tqdm  # here: importing it takes a tenth of a short run
 
             self._bar = tqdm(desc=caption or None, total=total, unit=f" {unit}", initial=initial, leave=keep)
 

@@ -1,4 +1,4 @@
-"""`fmengine doctor`: show what this machine has, what works, what would be chosen."""
+"""`fmengine doctor`: show the machine, which backends work on it, and which `auto` takes."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..backend.diagnose import Diagnosis, as_document, diagnose, environment
+from ..backend.diagnose import Diagnosis, describe_environment, diagnose, make_document
 from ..backend.registry import BACKENDS, GPU_BACKENDS
 from ..system.cache import Cache, CacheError
 from ..system.files import check_target, write_file
@@ -58,9 +58,9 @@ def doctor(
         _check_backend(backend)
     if output is not None:
         check_target(output, (".json",), overwrite=overwrite)
-    facts, diagnoses = environment(), diagnose(device, model)
-    document = as_document(facts, diagnoses)
-    document["problems"] += _cache_problems()
+    facts, diagnoses = describe_environment(), diagnose(device, model)
+    document = make_document(facts, diagnoses)
+    document["problems"] += _find_cache_problems()
     if not as_json:
         _show(document, diagnoses)
     works = any(d.works for d in diagnoses if backend in ("auto", d.backend))
@@ -86,14 +86,14 @@ def _show(document: dict[str, Any], diagnoses: list[Diagnosis]) -> None:
     for diagnosis in diagnoses:
         verdict = "works" if diagnosis.works else "does not work"
         print_data(f"  {diagnosis.backend:17} {verdict}: {diagnosis.detail}")
-    taken = next((diagnosis.backend for diagnosis in diagnoses if diagnosis.chosen), "nothing")
-    print_data(f"`auto` takes {taken}")
+    chosen = next((diagnosis.backend for diagnosis in diagnoses if diagnosis.chosen), "nothing")
+    print_data(f"`auto` takes {chosen}")
     for problem in document["problems"]:
         print_data(f"problem: {problem}")
 
 
-def _cache_problems() -> list[str]:
-    """List what keeps fmengine from remembering what it builds and measures."""
+def _find_cache_problems() -> list[str]:
+    """List what keeps fmengine from caching what it builds and measures."""
     try:
         Cache().load("doctor", {})  # opens the folder
     except CacheError as error:

@@ -2,10 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Generator, Iterable
-from contextlib import ExitStack, closing
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +13,17 @@ import click
 from ..backend.registry import BACKENDS
 from ..engine import Engine
 from ..image.pillow import raise_pillow_limit
-from ..jobs.journal import Journal, Target
+from ..jobs.journal import Target
 from ..jobs.output import claim, open_output
-from ..jobs.rows import Row, Tally, to_rows, to_text
 from ..jobs.sources import STDIN, exclude, expand, require_paths
-from ..jobs.state import files_of
+from ..jobs.state import list_output_files
 from ..options import Isolation, Limits
 from ..pipeline.executor import Feed
-from ..system.files import check_target, temporary_of
-from ..system.lock import hold, lock_of
-from ..types import Failure
-from .console import Progress, inform, logger, print_data, to_json
-from .parameters import Size, threshold
+from ..system.files import check_target, get_temporary_path
+from ..system.lock import get_lock_path, hold
+from .console import inform, logger
+from .parameters import Size, parse_threshold
+from .run import answer_pictures, draw_bar, summarise, write_rows
 from .streams import silence_decoders
 
 SOME_FAILED = 3
@@ -54,7 +52,7 @@ SOME_FAILED = 3
 @click.option(
     "--unsure-below",
     metavar="CONFIDENCE",
-    callback=threshold,
+    callback=parse_threshold,
     default="0",
     help="Answer `unsure` under this confidence, 0 to 1; `recommended` takes the model's own.  [default: never]",
 )
@@ -83,7 +81,7 @@ SOME_FAILED = 3
     "--threads", type=click.IntRange(0), default=0, help="Of the network on a CPU.  [default: all cores]"
 )
 @click.option(
-    "--in-flight", type=click.IntRange(1), help="Pictures under way at most.  [default: some batches a thread]"
+    "--in-flight", type=click.IntRange(1), help="Pictures in flight at most.  [default: some batches a thread]"
 )
 @click.option(
     "--max-pixels",
@@ -134,11 +132,11 @@ def infer(
     _check_resume(output, resume=resume, retry_failed=retry_failed, overwrite=overwrite)
     limits = Limits(max_bytes, max_pixels)
     raise_pillow_limit(max_pixels)
-    isolation = _choose_isolation(isolate, max_seconds, max_memory)
+    isolation = _make_isolation(isolate, max_seconds, max_memory)
     if isolation is not None and jpeg == "gpu":
         raise click.UsageError("--isolate decodes in worker processes on the CPU: leave --jpeg gpu out")
     with ExitStack() as stack:
-        # Noticed before the work: what would be in the way after it.
+        # Whatever could keep the rows from being written is found before the work.
         target = _claim_files(stack, output, report, resume=resume, overwrite=overwrite)
         listed = expand(sources, folders=folders)
         paths = require_paths(exclude(listed, _list_written(output, report)), folders)
@@ -167,16 +165,16 @@ def infer(
         pending: Iterable[str] = file.select_unfinished(paths) if file else paths
         if isinstance(listed, list):
             pending = list(pending)
-        bar = _draw_bar(listed, pending, file)
+        bar = draw_bar(listed, pending, file)
         feed: Feed = "auto" if STDIN in sources else "caller"
-        rows = _answer(engine, pending, in_flight, feed)
-        tally, kept = _consume(rows, file, bar, as_json=as_json, keep=report is not None)
+        rows = answer_pictures(engine, pending, in_flight, feed)
+        tally, kept = write_rows(rows, file, bar, as_json=as_json, keep=report is not None)
         if report is not None:
-            from ..jobs.report import write_report  # a few milliseconds that most runs need not pay
+            from ..jobs.report import write_report  # here: most runs write none
 
-            found = file.rows() if file else kept
-            write_report(report, found, engine.spec, engine.backend.describe(), limits, isolation)
-        _summarise(tally, file)
+            shown = file.read_rows() if file else kept
+            write_report(report, shown, engine.spec, engine.backend.describe(), limits, isolation)
+        summarise(tally, file)
     for name, path in (("rows", output), ("report", report)):
         if path:
             inform(f"{name}: {path}")
@@ -185,47 +183,15 @@ def infer(
 
 
 def _identify(engine: Engine) -> dict[str, Any]:
-    """Collect what an engine's answers depend on.
+    """Return what an engine's answers depend on, by which `--resume` recognises a run.
 
-    Not whether decoding is isolated: a run that crashed may well be resumed with it.
+    Whether decoding is isolated is left out: a run that crashed may be resumed with `--isolate`.
     """
     made_by = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
     return made_by | {"unsure_below": engine.unsure_below} | asdict(engine.limits)
 
 
-def _consume(
-    chunks: Generator[list[Row], None, None], file: Journal | None, bar: Progress, *, as_json: bool, keep: bool
-) -> tuple[Tally, list[Row]]:
-    """Write rows to the file or to stdout as they arrive; count them, and keep them for a report."""
-    tally = Tally()
-    kept: list[Row] = []
-    try:
-        with closing(chunks), bar:
-            for rows in chunks:
-                tally.add(rows)
-                if file is not None:
-                    file.write(rows)
-                else:
-                    print_data("\n".join(map(to_json if as_json else to_text, rows)))
-                    kept += rows if keep else ()
-                bar.advance(len(rows))
-    except KeyboardInterrupt:
-        if file is not None:
-            inform(f"fmengine: {file.path} holds every finished row; go on with --resume")
-        raise
-    return tally, kept
-
-
-def _draw_bar(listed: Iterable[str], pending: Iterable[str], file: Journal | None) -> Progress:
-    """Draw a bar on the terminal, with a total where every source is a file; not where rows are printed there."""
-    shown = file is not None or not sys.stdout.isatty()
-    if isinstance(listed, list) and isinstance(pending, list):
-        initial = max(0, len(listed) - len(pending))
-        return Progress(initial + len(pending), "pictures", initial=initial, shown=shown)
-    return Progress(None, "pictures", shown=shown)
-
-
-def _choose_isolation(isolate: bool, seconds: float | None, memory: int | None) -> Isolation | None:
+def _make_isolation(isolate: bool, seconds: float | None, memory: int | None) -> Isolation | None:
     default = Isolation()
     if isolate:
         return Isolation(seconds or default.seconds, memory or default.memory)
@@ -246,7 +212,7 @@ def _check_resume(output: Path | None, *, resume: bool, retry_failed: bool, over
 def _claim_files(
     stack: ExitStack, output: Path | None, report: Path | None, *, resume: bool, overwrite: bool
 ) -> Target | None:
-    """Hold the files of this run until the stack is closed, once it is sure that they can be written."""
+    """Check that the files of this run can be written, and hold them until the stack is closed."""
     if report is not None:
         stack.enter_context(hold(report))
         check_target(report, (".html",), overwrite=overwrite or resume)
@@ -254,36 +220,6 @@ def _claim_files(
 
 
 def _list_written(output: Path | None, report: Path | None) -> list[Path]:
-    """List what this run writes, and what one before it may have left behind."""
-    own = [] if report is None else [report, temporary_of(report), lock_of(report)]
-    return own if output is None else own + files_of(output)
-
-
-def _answer(
-    engine: Engine, paths: Iterable[str], in_flight: int | None, feed: Feed
-) -> Generator[list[Row], None, None]:
-    """Yield the rows of pictures, some at a time, and log the failures.
-
-    A listing is read in this thread, for it keeps nobody waiting; a list on stdin is not.
-    """
-    if feed == "caller":
-        rest = iter(paths)
-        first = list(islice(rest, 2))
-        paths = first if len(first) < 2 else chain(first, rest)  # all threads work on a single one together
-    for results in engine.predict_chunks(paths, in_flight=in_flight, feed=feed):
-        for failure in results:
-            if isinstance(failure, Failure):
-                logger.info(failure.message, extra={"fields": {"path": failure.source, "kind": failure.kind}})
-        yield to_rows(results)
-
-
-def _summarise(tally: Tally, file: Journal | None) -> None:
-    earlier = f"; {file.finished.total():,} had a row already" if file and file.finished else ""
-    earlier += f", {file.failed:,} of them failed" if file and file.failed else ""
-    inform(
-        tally.describe() + earlier,
-        pictures=tally.total,
-        counts=dict(tally.labels),
-        reasons=dict(tally.reasons),
-        failed=tally.failed,
-    )
+    """List the files that this run writes, and those that one before it may have left behind."""
+    own = [] if report is None else [report, get_temporary_path(report), get_lock_path(report)]
+    return own if output is None else own + list_output_files(output)

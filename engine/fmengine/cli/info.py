@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..jobs.rows import one_line
+from ..jobs.rows import escape_text
 from ..model.file import available_models, load_model_file, resolve
 from .console import print_data, print_json, to_json
 
@@ -14,7 +14,7 @@ from .console import print_data, print_json, to_json
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The whole document as JSON.")
 def info(model: str | None, as_json: bool) -> None:
-    """Show what MODEL (a file, or the name of a shipped model) says of itself."""
+    """Show the metadata of MODEL, a file or the name of a shipped model."""
     file = load_model_file(resolve(model, ("int8", "fp16", "fp32")))
     spec = file.spec
     if as_json:
@@ -28,14 +28,14 @@ def info(model: str | None, as_json: bool) -> None:
         "input": f"uint8[N, {spec.channels}, {spec.height}, {spec.width}], {spec.color}, fit {spec.fit}",
         "normalisation": f"(x - {spec.mean}) / {spec.std}, inside the graph",
         "temperature": f"{spec.temperature:.4f}; unsure below {spec.unsure_below:.3f}",
-        "trained on": spec.training_data or "not said",
-        "validation": "; ".join(measured) or "not said",
-        "weights": f"sha256 {spec.weights_sha256 or 'not said'}",
+        "trained on": spec.training_data or "not stated",
+        "validation": "; ".join(measured) or "not stated",
+        "weights": f"sha256 {spec.weights_sha256 or 'not stated'}",
         "digest": f"sha256 {spec.file_sha256}, verified",
         "shipped": ", ".join(available_models()),
     }
     for name, value in rows.items():
-        print_data(f"{name:14} {one_line(value)}")
+        print_data(f"{name:14} {escape_text(value)}")
 
 
 def _describe_scores(scores: Any) -> str:

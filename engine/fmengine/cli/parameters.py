@@ -1,4 +1,4 @@
-"""Values of options that click has no type for."""
+"""Parse values of options that click has no type for."""
 
 import re
 from typing import Any, ClassVar, Literal
@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 import click
 
 
-def threshold(context: click.Context, option: click.Parameter, value: str) -> float | Literal["recommended"]:
-    """A confidence, or the word for the model's own."""
+def parse_threshold(context: click.Context, option: click.Parameter, value: str) -> float | Literal["recommended"]:
+    """Parse a confidence from 0 to 1, or the word `recommended`."""
     if value == "recommended":
         return "recommended"
     try:
@@ -28,7 +28,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d{1,15})([KMG]?)B?", value.upper())
-        if found is None or not int(found[1]):
+        match = re.fullmatch(r"(\d{1,15})([KMG]?)B?", value.upper())
+        if match is None or not int(match[1]):
             self.fail(f"{value!r}; expected bytes, such as 300000, 64M or 2G", parameter, context)
-        return int(found[1]) * self.factors[found[2]]
+        return int(match[1]) * self.factors[match[2]]

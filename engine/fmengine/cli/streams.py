@@ -1,4 +1,4 @@
-"""The standard streams: closed ones, encodings that lack characters, libraries in C that write to stderr."""
+"""Set up the standard streams: closed ones, encodings that lack characters, libraries in C that use stderr."""
 
 import io
 import os
@@ -9,12 +9,12 @@ from typing import TextIO
 
 
 class LogStream(io.TextIOBase):
-    """Stands for stderr and turns each line into a record, whoever writes it. It is no terminal."""
+    """Replaces stderr and logs each line, whoever writes it. It is no terminal."""
 
     encoding, errors = "utf-8", "backslashreplace"  # which click reads
 
     def __init__(self, below: TextIO, log: Callable[[str], None]) -> None:
-        """Take the stream that records are written to, and what makes a record of a line."""
+        """Take the stream that log records are written to, and the function that logs a line."""
         self.below = below
         self._log = log
         self._unfinished = ""
@@ -32,8 +32,8 @@ class LogStream(io.TextIOBase):
 def open_streams() -> None:
     """Make stdout and stderr take whatever is written there.
 
-    A stream that the caller closed (`>&-`) leads nowhere: else the next file that is opened would get its number,
-    and with it what libraries written in C complain of. A character that a stream's encoding lacks is escaped.
+    A stream that the caller closed (`>&-`) becomes the null device: otherwise the next file that is opened would
+    get its number, and the messages of libraries in C. A character that a stream's encoding lacks is escaped.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
@@ -46,15 +46,15 @@ def open_streams() -> None:
 
 
 def discard_stdout() -> None:
-    """Let stdout lead nowhere, where nothing more can be written to it."""
+    """Redirect stdout to the null device, once nothing more can be written to it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def silence_decoders() -> Iterator[None]:
-    """Keep decoders written in C off stderr: they complain there, file by file, of what is answered with a row."""
+    """Keep decoders written in C off stderr, where they complain of each picture that becomes an error row."""
     stderr = sys.stderr
-    if isinstance(stderr, LogStream):  # whose descriptor leads nowhere already
+    if isinstance(stderr, LogStream):  # whose descriptor is the null device already
         yield
         return
     ours = take_descriptor(stderr)
@@ -70,9 +70,9 @@ def silence_decoders() -> Iterator[None]:
 
 
 def take_descriptor(stream: TextIO) -> TextIO:
-    """Open a stream's file again for us alone; its descriptor, which libraries in C know, then leads nowhere.
+    """Reopen a stream's file under another descriptor; its own, which libraries in C use, becomes the null device.
 
-    A stream that is closed, or none of the system's, is returned as it is.
+    A stream that is closed, or has no descriptor, is returned as it is.
     """
     try:
         stream.flush()

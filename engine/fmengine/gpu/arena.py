@@ -67,7 +67,7 @@ class Buffer:
             self.free()
 
     def free(self) -> None:
-        """Give everything back. Freeing twice is no error."""
+        """Release everything. Freeing twice is no error."""
         memory, pinned = self._memory, self.host
         self._memory, self.host = None, np.empty(0, np.uint8)
         self.address = self.size = 0

@@ -1,4 +1,4 @@
-"""What every backend on a GPU has in common: a context, the kernels, and a pool of runners around its network."""
+"""The base of every backend on a GPU: a context, the kernels, and a pool of runners around its network."""
 
 import weakref
 from abc import ABC, abstractmethod
@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..backend.registry import StageTimes
+from ..backend.protocol import StageTimes
 from ..check.gate import check_kernel
 from ..errors import Kind, ModelError, NoRoomError, SourceError
 from ..model.file import ModelFile
@@ -26,11 +26,11 @@ from .pool import Pool, make_runners
 from .runner import Runner
 from .timing import StageTimer
 
-STREAMS = 2  # batches under way at once: the copies of one overlap the work of the other
+STREAMS = 2  # batches in flight at once: the copies of one overlap the computation of the other
 
 
 class GpuBackend(ABC):
-    """See `fmengine.backend.registry.DeviceBackend`. A subclass loads the network.
+    """See `fmengine.backend.protocol.DeviceBackend`. A subclass loads the network.
 
     Attributes:
         gpu: that it runs on.
@@ -46,8 +46,8 @@ class GpuBackend(ABC):
         self.spec = model.spec
         self.gpu = describe_gpu(options.device)
         self.context = Context(options.device)
-        opened: list[Callable[[], None]] = []  # what must be given back, in the order of its making
-        # Also at exit, for whoever does not close; so it must hold no reference to this object.
+        opened: list[Callable[[], None]] = []  # what frees each part, in the order in which they were made
+        # At exit too, where nobody closes it; so it must hold no reference to this object.
         self._close = weakref.finalize(self, self.context.close, opened)
         try:
             with self.context.use():
@@ -84,7 +84,7 @@ class GpuBackend(ABC):
 
     @property
     def streams(self) -> int:
-        """Batches that it works on at once."""
+        """Batches that are in flight at once."""
         return self._streams
 
     def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
@@ -136,7 +136,7 @@ class GpuBackend(ABC):
         }
 
     def close(self) -> None:
-        """Wait for what runs, and give everything back. Closing twice is no error."""
+        """Wait for the batches in flight, and release everything. Closing twice is no error."""
         self._close()
 
     @abstractmethod
@@ -152,7 +152,7 @@ class GpuBackend(ABC):
             cache.store("kernel", key, b"bit for bit")
 
     def _check_network(self, runner: Runner) -> None:  # noqa: B027
-        """Check that the network's answers are right before it may give any."""
+        """Check the network's answers before it may give any; by default nothing is checked."""
 
     @abstractmethod
     def _describe_library(self) -> str:

@@ -15,14 +15,16 @@ from ..errors import (
     DeviceError,
     NoRoomError,
     UnavailableError,
-    install_hint,
+    format_install_command,
 )
 from .driver import check_status, find_device, start_driver
 
-CLOSE_TIMEOUT = 60.0  # seconds that closing waits for other threads: one that was interrupted may never come
+CLOSE_TIMEOUT = 60.0  # seconds that closing waits for other threads: one that was interrupted may never finish
 log = logging.getLogger(__name__)
 _kept_after_fork: list[object] = []  # never destroyed: the parent's
-INSTALL = f"{install_hint('gpu')} (pycuda is built from source: it needs a C++ compiler and CUDA's headers)"
+INSTALL = (
+    f"{format_install_command('gpu')} (pycuda is built from source: it needs a C++ compiler and CUDA's headers)"
+)
 
 
 class Context:
@@ -31,7 +33,7 @@ class Context:
     Attributes:
         index: of the GPU.
         cuda: the module `pycuda.driver`.
-        driver: the module `cuda.bindings.driver`, for graphs and what else pycuda lacks.
+        driver: the module `cuda.bindings.driver`, for graphs and other calls that pycuda lacks.
     """
 
     def __init__(self, index: int) -> None:
@@ -79,7 +81,7 @@ class Context:
                 self._idle.notify_all()
 
     def fail(self, message: str) -> DeviceError:
-        """Note that this context is lost, and return the error to raise."""
+        """Mark this context as lost, and return the error to raise."""
         self._failure = (
             f"{message}. Its answers can no longer be trusted: load the engine again in a new process; "
             "`nvidia-smi` and `dmesg` show the GPU's health"
@@ -92,10 +94,10 @@ class Context:
         return int(free), int(total)
 
     def close(self, opened: list[Callable[[], None]]) -> None:
-        """Give the context back.
+        """Release the context.
 
         Args:
-            opened: what frees everything that was made in it; called within it, last first.
+            opened: frees everything that was made in it; called within it, last first.
         """
         if os.getpid() != self._process:
             # A forked child: CUDA is its parent's, and even the destructors of what was made must not run.
@@ -107,8 +109,8 @@ class Context:
             while opened:
                 opened.pop()()
         except (self.cuda.Error, DeviceError) as error:  # of a GPU that failed; its memory goes with the context
-            log.debug("not given back: %s", error)
-        with self._idle:  # pycuda takes a context that is given back from under who still uses it
+            log.debug("not released: %s", error)
+        with self._idle:  # pycuda destroys a context that it detaches, also under a thread that still uses it
             self._idle.wait_for(lambda: not self._users, CLOSE_TIMEOUT)
         self._detach()
 
@@ -153,7 +155,7 @@ def _load_pycuda() -> Any:
 
 
 def _check_versions(cuda: Any) -> None:
-    """Refuse a pycuda that was built for a newer CUDA than the driver speaks: it would fail later, unexplained."""
+    """Refuse a pycuda that was built for a newer CUDA than the driver has: it would fail later, unexplained."""
     built, speaks = cuda.get_version(), cuda.get_driver_version()
     if built[0] > speaks // 1000:
         raise UnavailableError(

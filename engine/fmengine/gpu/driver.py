@@ -1,4 +1,4 @@
-"""CUDA's driver API through cuda-bindings: start it, check its answers, describe a GPU, make one current."""
+"""CUDA's driver API through cuda-bindings: start it, check its statuses, describe a GPU, make one current."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,7 +82,7 @@ def describe_gpu(index: int) -> Gpu:
     )
     (version,) = _check(driver.cuDriverGetVersion(), "CUDA cannot give its version")
     cuda = f"CUDA {version // 1000}.{version % 1000 // 10}"
-    return Gpu(name.split(b"\0")[0].decode(), (major, minor), multiprocessors, f"{_driver_version()}, {cuda}")
+    return Gpu(name.split(b"\0")[0].decode(), (major, minor), multiprocessors, f"{_read_driver_version()}, {cuda}")
 
 
 @contextmanager
@@ -100,12 +100,12 @@ def use_gpu(index: int) -> Iterator[None]:
         try:
             yield
         finally:
-            driver.cuCtxPopCurrent()  # unchecked here and below: an error that is on its way explains more
+            driver.cuCtxPopCurrent()  # unchecked here and below: an error that is being raised explains more
     finally:
         driver.cuDevicePrimaryCtxRelease(device)
 
 
-def _driver_version() -> str:
+def _read_driver_version() -> str:
     """Read the version of the driver's kernel module; its CUDA level stays the same over many."""
     try:
         first = DRIVER_VERSION.read_text(encoding="utf-8").splitlines()[0]

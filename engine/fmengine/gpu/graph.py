@@ -21,19 +21,19 @@ class Graph:
         Args:
             driver: the module `cuda.bindings.driver`.
             stream: handle of a stream with nothing in flight.
-            enqueue: called once; must have run outside a capture before.
+            enqueue: called once; the same work must have run outside a capture before.
 
         Raises:
             CaptureError: if the work cannot be captured. The stream is usable as before.
         """
         self._driver = driver
         self._executable: Any = None
-        # Thread-local: what other threads allocate meanwhile is no business of this capture.
+        # Thread-local: other threads may allocate memory meanwhile, which a global capture forbids.
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         _check(driver.cuStreamBeginCapture(stream, mode), "begin a capture")
         try:
             enqueue()
-        except BaseException as error:  # a stream in capture is good for nothing else
+        except BaseException as error:  # a stream in capture can be used for nothing else
             with suppress(CaptureError):
                 (graph,) = _check(driver.cuStreamEndCapture(stream), "end a capture")
                 driver.cuGraphDestroy(graph)
@@ -51,7 +51,7 @@ class Graph:
         _check(self._driver.cuGraphLaunch(self._executable, stream), "launch the graph")
 
     def free(self) -> None:
-        """Give everything back. Freeing twice is no error."""
+        """Release everything. Freeing twice is no error."""
         if self._executable is not None:
             self._driver.cuGraphExecDestroy(self._executable)
             self._executable = None

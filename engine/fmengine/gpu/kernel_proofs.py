@@ -1,6 +1,6 @@
 """Prove the preprocessing kernels on a GPU, without any network, also under compute-sanitizer.
 
-python -m fmengine.gpu.kernel_proofs DEVICE PICTURES
+Usage: python -m fmengine.gpu.kernel_proofs DEVICE PICTURES
 """
 
 import os
@@ -43,7 +43,7 @@ def prove_kernels(device: int, model: str | None, pictures: int) -> str:
 def _make_preprocessing(
     context: Context, spec: ModelSpec, opened: list[Callable[[], None]]
 ) -> Callable[[Sequence[DecodedImage]], InputBatch]:
-    """Make a function that preprocesses on a stream of its own; what must be given back is added to `opened`."""
+    """Make a function that preprocesses on a stream of its own; what frees it is added to `opened`."""
     kernels = Kernels(context)
     opened.append(kernels.free)
     streams = [context.cuda.Stream(context.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)]
@@ -65,11 +65,11 @@ def _make_preprocessing(
 
 def prove_sanitized(tool: str, device: int, pictures: int) -> str:
     """Run `prove_kernels` in a process under one of compute-sanitizer's tools."""
-    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=_toolkit())
-    if found is None:
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=_get_toolkit_folder())
+    if sanitizer is None:
         raise NotRun("compute-sanitizer is not installed; it comes with the CUDA toolkit")
-    Context(device).close([])  # raises without a GPU, which is the reason to report then
-    command = [found, "--tool", tool, "--error-exitcode", "9"]
+    Context(device).close([])  # without a GPU it raises the reason to report
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
     command += [sys.executable, "-m", __name__, str(device), str(pictures)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -77,7 +77,7 @@ def prove_sanitized(tool: str, device: int, pictures: int) -> str:
     return f"{pictures} pictures, no finding"
 
 
-def _toolkit() -> str:
+def _get_toolkit_folder() -> str:
     return str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")
 
 

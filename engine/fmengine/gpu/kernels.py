@@ -1,7 +1,7 @@
-"""The preprocessing kernels for the GPU at hand: compiled by NVRTC, a wheel, kept in the cache, and loaded.
+"""Compile the preprocessing kernels for a GPU with NVRTC, which is a wheel; keep them in the cache; load them.
 
-NVRTC gives a cubin and no PTX: PTX of a compiler newer than the driver is refused, and is compiled again at each
-load where it is not.
+NVRTC is to make a cubin and no PTX: a driver older than the compiler refuses its PTX, and any other compiles it at
+each load.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from .driver import check_status, describe_gpu
 
 SOURCE = "preprocess.cu"
 KERNELS = ("precompute_coeffs", "resize_horizontal_gray", "resize_horizontal_rgb", "resize_vertical")
-# Without contraction of products and sums: the source relies on no default of the compiler's.
+# Without contraction of products and sums, which would round otherwise than Pillow.
 OPTIONS = ("--fmad=false", "--std=c++17")
 
 
 class KernelError(BackendError):
-    """The kernel does not compile: a bug of ours, or a compiler that we do not know."""
+    """The kernels do not compile: a bug of ours, or a compiler that we do not know."""
 
 
 class Kernels:
@@ -52,7 +52,7 @@ def load_cubin(compute_capability: tuple[int, int], cache: Cache | None = None) 
 
     Raises:
         UnavailableError: if NVRTC is missing, or knows no such GPU.
-        KernelError: with the compiler's own words.
+        KernelError: with the compiler's messages.
     """
     architecture = find_architecture(compute_capability)
     text = read_source()
@@ -93,13 +93,13 @@ def find_architecture(compute_capability: tuple[int, int]) -> str:
     """
     nvrtc = _import_nvrtc()
     (count,) = _check(nvrtc.nvrtcGetNumSupportedArchs(), "count its architectures")
-    (known,) = _check(nvrtc.nvrtcGetSupportedArchs(), "list its architectures")
+    (supported,) = _check(nvrtc.nvrtcGetSupportedArchs(), "list its architectures")
     major, minor = compute_capability
     # A cubin runs on later GPUs of the same major version too.
-    fitting = [number for number in known[:count] if 10 * major <= number <= 10 * major + minor]
+    fitting = [number for number in supported[:count] if 10 * major <= number <= 10 * major + minor]
     if not fitting:
-        names = ", ".join(f"sm_{number}" for number in known[:count])
-        which = "an older" if 10 * major + minor < min(known[:count]) else "a newer"
+        names = ", ".join(f"sm_{number}" for number in supported[:count])
+        which = "an older" if 10 * major + minor < min(supported[:count]) else "a newer"
         raise UnavailableError(
             f"NVRTC {'.'.join(map(str, get_version()))} compiles for {names}, and not for a GPU of compute "
             f"capability {major}.{minor}, which needs {which} nvidia-cuda-nvrtc"

@@ -1,6 +1,6 @@
-"""What the preprocessing kernels are given for a batch: a descriptor a picture, memory, and launches.
+"""Plan a batch for the preprocessing kernels: a descriptor a picture, sizes of memory, and launches.
 
-Nothing here touches a GPU. `preprocess.cu` describes what the three launches do.
+Nothing here uses a GPU. `preprocess.cu` describes what the three launches do.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ MAX_BLOCKS = 2**31 - 1  # of a launch, in CUDA's x dimension
 
 
 class Geometry(NamedTuple):
-    """Where one picture lies and what of it is wanted.
+    """Where one picture is in memory, and which part of it is resized.
 
     Attributes:
         pixels: bytes from the batch's base address to the first pixel.
@@ -166,7 +166,7 @@ class Plan:
 def _count_table_ints(lengths: npt.NDArray[Any], size: int) -> npt.NDArray[np.int64]:
     """Count the ints of the tables that resize `lengths` pixels to `size`.
 
-    For each output: the first tap, the number of taps, and as many weights as Pillow has at most.
+    For each output: the first tap, the number of taps, and room for as many weights as Pillow has at most.
     """
     support = np.maximum(lengths / size, 1.0)
     ints: npt.NDArray[np.int64] = size * (2 + 2 * np.ceil(support).astype(np.int64) + 1)

@@ -1,4 +1,4 @@
-"""What runs in a runner: a network that is loaded onto the GPU, and its executions on streams."""
+"""The protocols of what a runner runs: a network that is loaded onto the GPU, and its executions on streams."""
 
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ class Execution(Protocol):
         ...
 
     def free(self) -> None:
-        """Give its memory back. Nothing may be in flight."""
+        """Free its memory. Nothing may be in flight."""
         ...
 
 
@@ -33,5 +33,5 @@ class LoadedNetwork(Protocol):
         ...
 
     def close(self) -> None:
-        """Give everything back, after its executions."""
+        """Release everything, after its executions."""
         ...

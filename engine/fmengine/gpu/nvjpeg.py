@@ -8,12 +8,12 @@ import logging
 import threading
 from typing import Any
 
-from ..errors import UnavailableError, install_hint
+from ..errors import UnavailableError, format_install_command
 from ..types import Color
 from .context import Context
 
 log = logging.getLogger(__name__)
-INSTALL = install_hint("gpu,nvjpeg")
+INSTALL = format_install_command("gpu,nvjpeg")
 
 
 class JpegDecoder:
@@ -41,19 +41,19 @@ class JpegDecoder:
             try:
                 stream = self._codec.CodeStream(data)
                 image = self._decoder.decode(stream, params=self._parameters, cuda_stream=self._stream.handle)
-            except Exception as error:  # the CPU's decoder has the last word on a file
+            except Exception as error:  # the CPU's decoder decides whether a file can be decoded
                 log.debug("nvImageCodec refuses a file: %s", error)
                 image = None
             self._stream.synchronize()
         return image
 
     def free(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._decoder = self._stream = None
 
 
 def make_parameters(codec: Any, color: Color) -> Any:
-    """Make nvImageCodec's parameters of what to decode to: a gray model's luma as it is stored, or RGB."""
+    """Make nvImageCodec's parameters: decode to luma as it is stored for a gray model, else to RGB."""
     gray = color == "gray"
     return codec.DecodeParams(
         apply_exif_orientation=False,  # such files stay with the CPU

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider, for GPUs without TensorRT: on the kernel's stream and memory."""
+"""ONNX Runtime's CUDA provider, for GPUs without TensorRT, on the streams and memory of the runners."""
 
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from ..errors import (
     NoRoomError,
     RefusedModelError,
     UnavailableError,
-    install_hint,
+    format_install_command,
 )
 from ..model.file import ModelFile
 from ..model.spec import Precision
@@ -21,7 +21,7 @@ from .backend import GpuBackend
 from .network import Execution
 
 PROVIDER = "CUDAExecutionProvider"
-INSTALL = f"{install_hint('gpu')} (never beside onnxruntime: they overwrite each other's files)"
+INSTALL = f"{format_install_command('gpu')} (never beside onnxruntime: they overwrite each other's files)"
 
 
 class OnnxRuntimeCudaBackend(GpuBackend):
@@ -43,8 +43,8 @@ class OnnxRuntimeCudaBackend(GpuBackend):
                 f"then: {INSTALL}"
             )
         self._library = onnxruntime
-        # Else it prints errors in red for plans that it tries and does without, a dozen for each batch size, and a
-        # warning for each session, both through the process's logger.
+        # Otherwise the process's logger prints a dozen errors for each batch size, of cuDNN plans that are only
+        # tried, and a warning for each session.
         onnxruntime.set_default_logger_severity(FATAL)
         super().__init__(model, options)
 
@@ -77,8 +77,8 @@ class CudaNetwork:
         provider = {
             "device_id": str(self._device),
             "user_compute_stream": str(stream.handle),
-            "use_tf32": "0",  # FP32 is FP32
-            "cudnn_conv_algo_search": "HEURISTIC",  # the same algorithms in every process, and no search
+            "use_tf32": "0",  # FP32 without its rounding to TF32
+            "cudnn_conv_algo_search": "HEURISTIC",  # a search may choose other algorithms in another process
         }
         try:
             session = self._library.InferenceSession(
@@ -96,7 +96,7 @@ class CudaNetwork:
         return CudaExecution(self._library, session, self._model, self._device, addresses)
 
     def close(self) -> None:
-        """Sessions are their executions'."""
+        """Release nothing: each session belongs to its execution."""
 
 
 class CudaExecution:
@@ -106,7 +106,7 @@ class CudaExecution:
         self, library: Any, session: Any, model: ModelFile, device: int, addresses: dict[str, int]
     ) -> None:
         self._session, self._spec, self._device, self._addresses = session, model.spec, device, addresses
-        # The runner waits for its stream, once for all that it enqueued.
+        # The runner synchronizes its stream, once for all that it enqueued.
         self._run = library.RunOptions()
         self._run.log_severity_level = FATAL
         self._run.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -125,5 +125,5 @@ class CudaExecution:
             raise DeviceError(f"ONNX Runtime cannot run a batch of {batch} on the GPU: {error}") from error
 
     def free(self) -> None:
-        """Give the session's memory back."""
+        """Free the session's memory."""
         self._session = None

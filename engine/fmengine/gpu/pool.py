@@ -1,4 +1,4 @@
-"""A pool of runners, lent to whoever runs a batch: to several threads at once, and several to one large batch."""
+"""A pool of runners: a thread takes one for each batch, and several for a large batch."""
 
 import logging
 from collections import deque
@@ -17,7 +17,7 @@ from .preprocessor import count_device_bytes
 from .runner import Runner
 
 # Bytes on the GPU that the pictures of one part need: enough that copying is efficient, few enough that runners
-# stay small. One larger picture still goes, alone.
+# stay small. A larger picture is a part of its own.
 MAX_PART_BYTES = 64 * 1024 * 1024
 
 log = logging.getLogger(__name__)
@@ -49,13 +49,13 @@ class Pool:
         return ImageOutputs(*map(np.concatenate, zip(*answers, strict=True)))
 
     def _run(self, batch: Batch) -> list[Outputs | ImageOutputs]:
-        """Run a batch of any size, in parts that fit, as many in flight as runners are free."""
+        """Run a batch of any size, in parts that fit, as many at once as runners are free."""
         parts = deque(split_batch(batch, self._max_batch, self._spec))
         in_flight: deque[Runner] = deque()
         answers: list[Outputs | ImageOutputs] = []
         try:
             while parts or in_flight:
-                # Waiting for a runner only while holding none, two threads never wait for each other.
+                # Threads wait for a runner only while they hold none, so that no two wait for each other.
                 runner = self._take(wait=not in_flight) if parts else None
                 if runner is None:
                     answers.append(self._collect(in_flight))
@@ -77,7 +77,7 @@ class Pool:
     def with_runner(self, work: Callable[[Runner], T]) -> T:
         """Call a function with a runner."""
         runner = self._take(wait=True)
-        assert runner is not None  # it was waited for
+        assert runner is not None  # it waited for one
         try:
             return work(runner)
         except BaseException:
@@ -87,11 +87,11 @@ class Pool:
             self._free.put(runner)
 
     def close(self) -> None:
-        """Free the runners, each as soon as its batch is done; whoever waits for one gets an error."""
+        """Free the runners, each as soon as its batch is done; threads that wait for one get an error."""
         for _ in range(self._count):
             try:
                 runner = self._free.get(timeout=CLOSE_TIMEOUT)
-            except Empty:  # a thread was interrupted in a bad moment
+            except Empty:  # a thread was interrupted while it held one
                 log.warning("a batch does not end; its memory goes with the context")
                 break
             if runner is None:  # closed already
@@ -120,7 +120,7 @@ class Pool:
     def _abandon(self, in_flight: deque[Runner]) -> None:
         """Put runners back after an error, once nothing of theirs is in flight."""
         for runner in in_flight:
-            with suppress(Exception):  # the error that is on its way explains more
+            with suppress(Exception):  # the error that is being raised explains more
                 runner.wait()
             self._free.put(runner)
 

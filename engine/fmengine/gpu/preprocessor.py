@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Kind, SourceError
-from ..image.geometry import check_resize, fit_box
+from ..image.geometry import check_resize, compute_fit_box
 from ..model.spec import ModelSpec
 from ..types import AnyImage, DeviceImage, InputBatch
 from .arena import Buffer, align
@@ -23,7 +23,7 @@ MAX_KEPT_SIZE = 256 * 1024 * 1024
 class Preprocessor:
     """One batch at a time on one stream: a copy of descriptors and pixels, then three launches.
 
-    Its buffers are used again as soon as the stream has done with them, and not before: whoever submits waits.
+    Its buffers are used again for the next batch: nobody may upload that before the stream is done with this one.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class Preprocessor:
             offsets.append(end)
             end += 0 if isinstance(picture, DeviceImage) else picture.size
         self._upload.reserve(end)
-        geometries = [self._geometry(picture, offset) for picture, offset in zip(pictures, offsets, strict=True)]
+        geometries = [
+            self._describe_geometry(picture, offset) for picture, offset in zip(pictures, offsets, strict=True)
+        ]
         try:
             plan = Plan.make(geometries, spec.channels, spec.height, spec.width)
         except ValueError as error:
@@ -86,20 +88,20 @@ class Preprocessor:
         self._context.cuda.memcpy_htod_async(address, host, self._stream)
 
     def release(self) -> None:
-        """Let go of what the batch read, once the stream has done with it, and of memory that few batches need."""
+        """Drop what the batch read, once the stream is done with it, and free memory that few batches need."""
         self._owners = []
         self._upload.trim(MAX_KEPT_SIZE)
         self._workspace.trim(MAX_KEPT_SIZE)
 
     def free(self) -> None:
-        """Give everything back; nothing may be in flight."""
+        """Release everything; nothing may be in flight."""
         self._upload.free()
         self._workspace.free()
         self._stream = None
         self.release()
 
-    def _geometry(self, picture: AnyImage, offset: int) -> Geometry:
-        """Describe where a picture is, in bytes from the uploaded buffer's address, and what of it is wanted."""
+    def _describe_geometry(self, picture: AnyImage, offset: int) -> Geometry:
+        """Describe where a picture is, in bytes from the uploaded buffer's address, and its part to resize."""
         spec = self._spec
         if isinstance(picture, DeviceImage):
             height, width, channels, bgr = picture.height, picture.width, picture.channels, picture.bgr
@@ -120,7 +122,7 @@ def get_size(picture: AnyImage) -> tuple[int, int]:
 
 def count_device_bytes(picture: AnyImage, spec: ModelSpec) -> int:
     """Count the bytes on the GPU that a picture needs: pixels to upload, and the rows between the passes."""
-    _, top, _, bottom = fit_box(get_size(picture), spec.input)
+    _, top, _, bottom = compute_fit_box(get_size(picture), spec.input)
     uploaded = picture.size if isinstance(picture, np.ndarray) else 0
     return int(uploaded + (bottom - top) * spec.width * spec.channels)
 

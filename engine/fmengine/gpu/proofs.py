@@ -9,6 +9,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ..backend.onnxruntime import OnnxRuntimeBackend
@@ -59,7 +60,7 @@ def list_claims(backend: str, model: str | None, device: int, effort: Effort) ->
 
 
 class _Target:
-    """The backend under proof, opened with the options of each proof."""
+    """The backend to prove, opened with the options of each proof."""
 
     def __init__(self, name: str, model: str | None, device: int) -> None:
         self.names = GPU_BACKENDS if name == "auto" else (name,)
@@ -199,9 +200,7 @@ def _prove_soak(target: _Target, seconds: float) -> str:
         return f"{runs:,} batches in 4 threads, the same bits each time; {lost:,} bytes less are free"
 
 
-def _check_labels(
-    found: np.typing.NDArray[np.float32], expected: np.typing.NDArray[np.float32], where: str
-) -> None:
+def _check_labels(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], where: str) -> None:
     flipped = found.argmax(axis=1) != expected.argmax(axis=1)
     assert not flipped.any(), f"{where}: {int(flipped.sum())} of {len(found)} labels flip"
 

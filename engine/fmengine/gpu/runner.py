@@ -1,7 +1,7 @@
 """Run one batch at a time on the GPU, on one stream: upload, preprocessing, network, download.
 
-Several runners let the copies of one batch overlap the work of another. Everything that a batch touches belongs to
-its runner, so that runners need not know of each other.
+Several runners let the copies of one batch overlap the computation of another. All memory that a batch uses
+belongs to its runner; runners share the network, the kernels and the stream of imports.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ class Runner:
         self._to_free: list[Callable[[], None]] = []
         self._preprocessor: Any = None
         try:
-            # A stream that does not wait for the default one, where other libraries may be at work.
+            # A stream that does not wait for the default one, which other libraries may use.
             self.stream = cuda.Stream(context.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
             self._finished = cuda.Event(cuda.event_flags.DISABLE_TIMING)
             # Pinned too: the inputs come back with the answers, to see which of them are flat.
@@ -142,26 +142,26 @@ class Runner:
     def run(
         self, batch: InputBatch | Sequence[AnyImage], record: Record = record_nothing
     ) -> Outputs | ImageOutputs:
-        """`submit`, then `collect`."""
+        """Run a batch: `submit`, then `collect`."""
         self.submit(batch, record)
         return self.collect()
 
     def run_profile(self, profile: int, images: InputBatch) -> Outputs | ImageOutputs:
-        """Run preprocessed images through one profile, whichever would be chosen for them, without a graph."""
+        """Run preprocessed images through one profile and no graph, whichever `run` would choose."""
         self._fill_input(images, record_nothing)
         self._executions[profile].enqueue(len(images), self.stream)
         self._download(len(images))
         return self.collect()
 
     def free(self) -> None:
-        """Give everything back. Nothing may be in flight."""
+        """Release everything. Nothing may be in flight."""
         while self._to_free:
             self._to_free.pop()()
         self._executions, self.graphs = [], {}
         self._finished = self.stream = self._preprocessor = None  # destroyed here, where the context is current
 
     def _fill_input(self, batch: InputBatch | Sequence[AnyImage], record: Record) -> None:
-        """Fill the network's input."""
+        """Fill the network's input with preprocessed images, or with those that the kernels make of pictures."""
         if not 1 <= len(batch) <= self.max_batch:
             raise ValueError(f"a batch of {len(batch)}; this runner takes 1 to {self.max_batch}")
         self._sizes = None if isinstance(batch, np.ndarray) else [get_size(picture) for picture in batch]
@@ -223,10 +223,10 @@ class Runner:
         self.stream.synchronize()
         return self._answers.host.copy()
 
-    def _own(self, thing: T) -> T:
-        """Have `free` free a thing too."""
-        self._to_free.append(thing.free)
-        return thing
+    def _own(self, part: T) -> T:
+        """Register a part of the runner, which `free` then frees too."""
+        self._to_free.append(part.free)
+        return part
 
 
 def list_execution_paths(runner: Runner) -> list[ExecutionPath]:

@@ -1,4 +1,4 @@
-"""TensorRT, and TensorRT-RTX, on an NVIDIA GPU: decoded pictures in, answers out.
+"""The backends over TensorRT and TensorRT-RTX, on NVIDIA GPUs.
 
 The engine is built from the FP16 model file at first use, on its own GPU, kept in a private cache, and compared
 with the CPU before it may answer.
@@ -15,7 +15,7 @@ from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.cache import Cache
-from ..trt.build import build_engine, engine_key, load_timings
+from ..trt.build import build_engine, load_timings, make_engine_key
 from ..trt.engine import EngineFileError, Network
 from ..trt.library import Library, get_logger, load_library
 from ..trt.profile import BuildOptions
@@ -45,9 +45,9 @@ class TensorRtBackend(GpuBackend):
         return BuildOptions.for_batch(options.max_batch)
 
     def _load_network(self, model: ModelFile, options: BackendOptions) -> Network:
-        """Load the engine from the cache, or build it, also where TensorRT does not take the cached one."""
+        """Load the engine from the cache, or build it: where there is none, or TensorRT does not load it."""
         cache, build = Cache(), self._build_options(options)
-        key = engine_key(self._library, model, build, self.gpu)
+        key = make_engine_key(self._library, model, build, self.gpu)
 
         def make() -> bytes:
             log.warning("building the %s engine for %s; this is done once", self.name, self.gpu.name)
@@ -88,7 +88,7 @@ class TensorRtBackend(GpuBackend):
 
 
 class TensorRtRtxBackend(TensorRtBackend):
-    """TensorRT-RTX, whose engines are built for a compute capability, on whichever machine."""
+    """TensorRT-RTX, whose engines are built for a compute capability, on any machine."""
 
     name: ClassVar[str] = "tensorrt-rtx"
     library: ClassVar[Library] = "tensorrt_rtx"

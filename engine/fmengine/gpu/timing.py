@@ -1,9 +1,9 @@
-"""What a batch's stages take on the GPU, by events of its stream."""
+"""Time a batch's stages on the GPU, by events of its stream."""
 
 from itertools import pairwise
 from typing import Any
 
-from ..backend.registry import StageTimes
+from ..backend.protocol import StageTimes
 
 
 class StageTimer:
@@ -17,7 +17,7 @@ class StageTimer:
         self._events[event].record(stream)
 
     def elapsed(self) -> StageTimes:
-        """Return the times, once, when the batch is collected; within the context."""
+        """Return the times, once, after the batch is collected; call it within the context."""
         events = list(self._events.values())
         self._events = {}  # destroyed here, where the context is current
         events[-1].synchronize()

@@ -1,4 +1,4 @@
-"""Pixels that are decoded already: NumPy arrays, and arrays of other libraries in host memory over DLPack."""
+"""Convert pixels that are decoded already: NumPy arrays, and arrays in host memory over DLPack."""
 
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from .faults import describe_exception
 
 
 def convert_array(array: np.ndarray[Any, Any], limits: Limits, channels: Channels) -> DecodedImage:
-    """Check an array and bring it to `[H, W]` or RGB `[H, W, 3]`; alpha is dropped, as Pillow drops it.
+    """Check an array and convert it to `[H, W]` or RGB `[H, W, 3]`; alpha is dropped, as Pillow drops it.
 
     Raises:
         SourceError: of the kind `unsupported`, `empty` or `too_large`.
@@ -30,13 +30,13 @@ def convert_array(array: np.ndarray[Any, Any], limits: Limits, channels: Channel
         raise SourceError(Kind.EMPTY, f"array of shape {array.shape} has no pixels")
     check_pixels(array.shape[1], array.shape[0], limits)
     if array.ndim == 3 and (channels == "bgr" or array.shape[2] == 4):
-        # Channel by channel: a copy of `array[..., 2::-1]` goes three bytes at a time, and takes thrice as long.
+        # Channel by channel: a copy of `array[..., 2::-1]` moves 3 bytes at a time, and takes 3 times as long.
         array = np.stack([array[..., i] for i in ((2, 1, 0) if channels == "bgr" else (0, 1, 2))], axis=-1)
     return DecodedImage(np.ascontiguousarray(array))
 
 
 def import_dlpack(source: DLPackArray) -> np.ndarray[Any, Any]:
-    """Take over an array of another library, without a copy where it lends its memory.
+    """Import an array of another library, without a copy where it shares its memory.
 
     Raises:
         SourceError: of the kind `unsupported`, for one that its library keeps, such as a tensor with gradients.
@@ -49,10 +49,10 @@ def import_dlpack(source: DLPackArray) -> np.ndarray[Any, Any]:
 
 
 def check_channels(channels: Channels) -> None:
-    """Refuse an order of channels that does not exist, which would else be taken for another.
+    """Check that an order of channels exists: another would silently count as `rgb`.
 
     Raises:
-        ValueError: that names those that do.
+        ValueError: if it does not.
     """
     if channels not in CHANNELS:
         raise ValueError(f"channels {channels!r}; expected 'rgb' or 'bgr'")

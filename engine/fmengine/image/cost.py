@@ -1,7 +1,7 @@
-"""What decoding a picture costs, estimated before anything of it is decoded.
+"""Estimate what decoding a picture costs before anything of it is decoded, and refuse what costs too much.
 
-`Limits.max_pixels` bounds time and memory together. Most pictures cost what as many pixels cost in a PNG. Where a
-format, or the way that a file uses it, may cost more, each pixel counts more than once.
+`Limits.max_pixels` bounds time and memory together. Most pictures cost as much as a PNG of as many
+pixels. Where a format, or a variant of it, may cost more, each pixel counts more than once.
 
 Measured with Pillow 13 and libjpeg-turbo 3.2, on the worst files that we could build: at the default limit none
 of up to a megabyte takes 5 seconds of a core, larger ones that for each megabyte, and none takes much more than a
@@ -29,9 +29,9 @@ from .headers import (
 )
 
 MEGABYTE = 1_000_000
-PILLOW_BYTES, OUTPUT_BYTES = 4, 3  # a pixel, at most: of the image that Pillow makes, and of what we make of that
+PILLOW_BYTES, OUTPUT_BYTES = 4, 3  # a pixel, at most: of Pillow's image, and of the array that is made of it
 
-SCANS = 12  # of a JPEG: they take as long as all else does
+SCANS = 12  # of a JPEG, which take as long as the rest of its decoding
 ARITHMETIC = 240  # scans of Huffman codes that take as long as one of arithmetic codes may
 CELL = 2400  # bytes that OpenJPEG holds for a code-block or precinct of four components
 CHEAP = MIN_SCAN_BYTES * SCANS / ARITHMETIC  # bytes of a JPEG that no header makes dear, for each pixel of a limit
@@ -44,20 +44,24 @@ MAX_COMMENTS = 1000  # in a PNM of plain text, of which Pillow copies a megabyte
 
 
 class Cost(NamedTuple):
-    """Of one pixel while it is decoded.
+    """What decoding one pixel costs.
 
     Attributes:
-        time: in times of a usual picture's, where the file has a megabyte at most.
-        memory: bytes that the decoder holds beside the picture that it makes.
-        why: what makes it cost more than usual, for messages.
+        time: as a multiple of a PNG's, in a file of a megabyte or less.
+        memory: bytes that the decoder holds beside its output.
+        why: why it costs more than usual, for messages.
     """
 
     time: float = 1.0
     memory: float = 0.0
     why: str = ""
 
-    def weight(self, size: int) -> float:
-        """Compute how often a pixel counts in a file of so many bytes, 1 or more. More bytes take more time."""
+    def compute_weight(self, size: int) -> float:
+        """Compute how many times a pixel counts, 1 or more; larger files may take longer.
+
+        Args:
+            size: bytes of the file.
+        """
         return max(
             1.0,
             self.time / max(1.0, size / MEGABYTE),
@@ -75,7 +79,7 @@ JPEG_IN_TIFF = Cost(time=16, why="of a TIFF in JPEG that is not baseline")
 
 
 def check_pixels(width: int, height: int, limits: Limits, cost: Cost = USUAL, size: int = 0) -> None:
-    """Refuse a picture whose pixels, as often as they count, are more than a picture may have.
+    """Refuse a picture that has more pixels, as often as each counts, than the limit.
 
     Args:
         width: of the picture.
@@ -87,7 +91,7 @@ def check_pixels(width: int, height: int, limits: Limits, cost: Cost = USUAL, si
     Raises:
         SourceError: of the kind `too_large`.
     """
-    weight = 1.0 if cost is USUAL else cost.weight(size)
+    weight = 1.0 if cost is USUAL else cost.compute_weight(size)
     if max(width, MIN_ROW) * height * weight <= limits.max_pixels:
         return
     rules = [f"a row counts as {MIN_ROW} at least"] if width < MIN_ROW else []
@@ -108,7 +112,7 @@ def check_jpeg(width: int, height: int, data: bytes, limits: Limits) -> Cost:
 
 
 def check_inside(data: bytes, limits: Limits) -> None:
-    """Refuse a file that holds too large a picture, where Pillow would find that out by decoding it.
+    """Refuse a file that holds too large a picture, where Pillow would notice only by decoding it.
 
     An icon's directory, and the boxes around a JPEG 2000, may give other sizes than the pictures themselves.
 
@@ -124,7 +128,7 @@ def check_inside(data: bytes, limits: Limits) -> None:
 
 
 def check_opened(image: Image.Image, data: bytes, limits: Limits) -> Cost:
-    """Refuse a file that Pillow opened and did not decode yet, for what that would cost, which is returned.
+    """Return what decoding a file would cost that Pillow has opened, and refuse it where that is too much.
 
     Raises:
         SourceError: of the kind `too_large`.
@@ -142,7 +146,7 @@ def check_opened(image: Image.Image, data: bytes, limits: Limits) -> Cost:
 
 
 def estimate_jpeg(data: bytes, pixels: int, limits: Limits) -> Cost:
-    """Estimate the cost of a JPEG: libjpeg goes over all pixels once a scan, however little there is in it."""
+    """Estimate the cost of a JPEG: libjpeg visits all pixels in each scan, however few bytes that has."""
     if pixels * len(data) <= CHEAP * limits.max_pixels:
         return USUAL  # whatever its header holds
     frame = read_frame(data)
@@ -173,7 +177,7 @@ fork.call_in_child(_renew_lock)
 
 
 def wait_for_memory(size: float) -> AbstractContextManager[object]:
-    """Wait, where a picture takes so many bytes that it is `LARGE`, until no other such picture is decoded."""
+    """Return a context manager in which pictures of `LARGE` bytes or more are decoded one at a time."""
     return _large if size >= LARGE else _small
 
 
@@ -193,11 +197,11 @@ def _estimate_opened(image: Image.Image, codec: str, data: bytes, limits: Limits
             return JPEG_IN_TIFF
     if image.mode == "LAB":
         return LAB
-    # Those that are registered are Pillow's own, written in Python.
+    # The decoders that are registered are those that Pillow has in Python.
     return IN_PYTHON if codec in Image.DECODERS else USUAL
 
 
 def _get_codec(image: Image.Image) -> str:
-    """Return Pillow's name for the decoder that a file needs; nothing where it is not known beforehand."""
+    """Return Pillow's name for the decoder that a file needs; empty where it is known only later."""
     tiles = getattr(image, "tile", None)
     return str(tiles[0][0]) if tiles else ""

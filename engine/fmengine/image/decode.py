@@ -1,15 +1,16 @@
-"""From any source to decoded pixels: paths, encoded bytes, file-likes, arrays and PIL images.
+"""Decode any source to pixels: paths, encoded bytes, file-likes, arrays and PIL images.
 
 A plain JPEG (gray or YCbCr) is decoded by libjpeg-turbo: a gray model takes its luma plane as stored,
-and chroma is never decoded. Everything else, and every JPEG that libjpeg-turbo finds fault with, goes
-through Pillow, whose verdict is the one that counts.
+and chroma is never decoded. Everything else, and every JPEG that libjpeg-turbo refuses or warns of, is
+decoded by Pillow, which decides whether a file can be decoded.
 
 A JPEG's luma plane and the luma of its decoded RGB differ by up to 21 levels where the file's colours
 were clipped, so a file's bytes and an array (or a PIL image) decoded from it are not the same input.
 """
 
 import os
-from typing import cast
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -19,10 +20,13 @@ from ..options import Limits
 from ..system.files import make_size_error, read_file
 from ..types import Channels, Color, DecodedImage, DLPackArray, Source
 from .arrays import convert_array, import_dlpack
+from .faults import as_source_error
 from .headers import JPEG_MAGIC
 from .jpeg import decode_plain_jpeg
 from .pillow import convert_image, decode_with_pillow
 from .source import get_bytes, get_path, is_file_like, is_on_device, read_file_like
+
+T = TypeVar("T")
 
 
 def decode(
@@ -79,3 +83,23 @@ def decode_bytes(data: bytes, color: Color, limits: Limits, min_side: int = 0) -
     if data.startswith(JPEG_MAGIC) and (image := decode_plain_jpeg(data, color, limits, min_side)) is not None:
         return image
     return decode_with_pillow(data, color, limits)
+
+
+def try_decode(
+    source: Source, color: Color, make: Callable[[DecodedImage], T], limits: Limits | None = None
+) -> T | SourceError:
+    """Decode a picture and make something of its pixels, or return its error: none ends a run over many.
+
+    Args:
+        source: as for `decode`.
+        color: `gray` or `rgb`.
+        make: makes something of the decoded pixels, such as a network's input.
+        limits: what is refused before it is decoded.
+
+    Returns:
+        What `make` returns, or the picture's error, whatever was raised by either.
+    """
+    try:
+        return make(decode(source, color, limits or Limits()))
+    except Exception as error:
+        return as_source_error(error)

@@ -1,4 +1,4 @@
-"""The error of one picture, from whatever was raised on its way."""
+"""Turn whatever was raised for one picture into its `SourceError`."""
 
 import logging
 import traceback
@@ -11,9 +11,10 @@ log = logging.getLogger(__name__)
 
 
 def as_source_error(error: Exception) -> SourceError:
-    """Turn whatever was raised on a picture's way into its error, so that no library can end a run.
+    """Turn whatever was raised for a picture into its error, so that no library can end a run.
 
-    The traceback of what nobody foresaw is logged. An error of ours that is no picture's is raised again.
+    The traceback of an unexpected exception is logged. An `FmengineError` that concerns no single picture, such as
+    a failed GPU's, is raised again.
     """
     match error:
         case SourceError():
@@ -21,12 +22,12 @@ def as_source_error(error: Exception) -> SourceError:
         case FmengineError():
             raise error
         case MemoryError():
-            return decode_error(error)
-    log.debug("a picture failed for a reason that nobody foresaw", exc_info=error)
+            return make_decode_error(error)
+    log.debug("a picture failed with an unexpected exception", exc_info=error)
     return SourceError(Kind.INTERNAL, describe_exception(error))
 
 
-def decode_error(error: Exception) -> SourceError:
+def make_decode_error(error: Exception) -> SourceError:
     """Make the error of a picture that cannot be decoded, from whatever a decoder raised."""
     text = str(error) or type(error).__name__
     match error:
@@ -48,5 +49,5 @@ def decode_error(error: Exception) -> SourceError:
 
 
 def describe_exception(error: Exception) -> str:
-    """Return an exception's name and text. Its own `str` is code of whoever raised it, and may raise as well."""
+    """Return an exception's name and text, also where its `str`, which is code of the library, raises."""
     return "".join(traceback.format_exception_only(error)).strip()

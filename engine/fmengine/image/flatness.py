@@ -1,6 +1,6 @@
-"""Whether a picture shows anything at all: a black frame, a white page and a single pixel are flat.
+"""Detect pictures that show nothing at all: a black frame, a white page and a single pixel are flat.
 
-A network answers them all the same, and often with confidence; `Prediction.reason` says `flat`.
+A network answers for them too, and often with confidence; `Prediction.reason` is then `flat`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..model.spec import InputSpec
 from ..types import InputBatch, NetworkInput
-from .geometry import Size, pad_box
+from .geometry import Size, compute_pad_box
 
 # Levels of standard deviation, of each channel: JPEG's noise on one colour has less, every face has more.
 FLAT = 2.0
@@ -25,7 +25,7 @@ class Prepared(NamedTuple):
 
 
 def is_flat(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Whether every channel's standard deviation is under `FLAT` levels, from exact integer sums.
+    """Return whether every channel's standard deviation is under `FLAT` levels, from exact integer sums.
 
     Args:
         images: uint8 `[N, C, H, W]`, any size.
@@ -46,18 +46,19 @@ def is_flat(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 
 
 def _varies(channel: npt.NDArray[np.uint8]) -> bool:
-    """Whether some 64 pixels suffice to show that a channel is not flat, in a third of the time of all.
+    """Return whether some 64 pixels show that a channel is not flat, in a third of the time that all would take.
 
-    It is exact: the squared deviations of some pixels from their mean add up to no more than those of all.
+    True is exact: the squared deviations of some pixels from their mean add up to no more than those of all.
     """
     height, width = channel.shape
-    some = channel[:: height // 8 or 1, :: width // 8 or 1].tobytes()
-    deviations = len(some) * sum([level * level for level in some]) - sum(some) ** 2  # squared, times `len(some)`
-    return deviations >= FLAT**2 * len(some) * channel.size
+    sample = channel[:: height // 8 or 1, :: width // 8 or 1].tobytes()
+    # Squared, times the number of levels.
+    deviations = len(sample) * sum([level * level for level in sample]) - sum(sample) ** 2
+    return deviations >= FLAT**2 * len(sample) * channel.size
 
 
 def is_flat_input(inputs: InputBatch, sizes: Sequence[Size], spec: InputSpec) -> npt.NDArray[np.bool_]:
-    """Whether what each picture shows of itself in the network's input is flat; borders of `pad` do not count.
+    """Return whether each picture's part of the network's input is flat; borders of `pad` do not count.
 
     Args:
         inputs: uint8 `[N, C, H, W]`.
@@ -74,13 +75,13 @@ def is_flat_input(inputs: InputBatch, sizes: Sequence[Size], spec: InputSpec) ->
 
 
 def _find_inner(size: Size, target: Size) -> tuple[slice, slice]:
-    """Find the rows and columns of a padded input that no black border was blended into, or the middle ones.
+    """Find the rows and columns of a padded input that no black border was blended into, or else the middle ones.
 
     Args:
         size: width and height of the picture.
         target: width and height of the input.
     """
-    left, top, right, bottom = pad_box(size, target)
+    left, top, right, bottom = compute_pad_box(size, target)
     across = _find_unblended(size[0], left, right - left, target[0])
     down = _find_unblended(size[1], top, bottom - top, target[1])
     return down, across

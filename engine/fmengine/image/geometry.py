@@ -1,4 +1,4 @@
-"""The box of a picture that is resized to the network's input, and how large a resize may become.
+"""Compute the box of a picture that is resized to the network's input, and check how large the resize is.
 
 A box is `(left, top, right, bottom)` in whole pixels of the picture's coordinates; a size is `(width, height)`.
 """
@@ -9,12 +9,12 @@ from ..model.spec import InputSpec
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
 
-# A strip of a million rows may be small, and each row becomes as wide as the input, or as the padded picture.
+# A strip of a million rows may have few pixels, and each row becomes as wide as the input or the padded picture.
 MAX_BETWEEN = 2**25  # pixels between the two passes
 MAX_PADDED = 2**27  # pixels with the borders
 
 
-def crop_box(size: Size, target: Size) -> Box:
+def compute_crop_box(size: Size, target: Size) -> Box:
     """Compute the centred box of `target`'s aspect ratio inside a picture.
 
     Args:
@@ -34,10 +34,10 @@ def crop_box(size: Size, target: Size) -> Box:
     return left, top, left + width, top + height
 
 
-def pad_box(size: Size, target: Size) -> Box:
+def compute_pad_box(size: Size, target: Size) -> Box:
     """Compute the smallest centred box of `target`'s aspect ratio around a picture.
 
-    Args and rounding as in `crop_box`; left and top are zero or negative.
+    Args and rounding as in `compute_crop_box`; left and top are zero or negative.
     """
     (w, h), (tw, th) = size, target
     if w * th > h * tw:
@@ -48,27 +48,27 @@ def pad_box(size: Size, target: Size) -> Box:
     return left, top, left + width, top + height
 
 
-def fit_box(size: Size, spec: InputSpec) -> Box:
+def compute_fit_box(size: Size, spec: InputSpec) -> Box:
     """Compute the box that the fit policy of an input resizes."""
     if spec.fit == "crop":
-        return crop_box(size, (spec.width, spec.height))
+        return compute_crop_box(size, (spec.width, spec.height))
     if spec.fit == "pad":
-        return pad_box(size, (spec.width, spec.height))
+        return compute_pad_box(size, (spec.width, spec.height))
     return (0, 0, *size)
 
 
 def check_resize(size: Size, spec: InputSpec) -> Box:
-    """Compute the box as `fit_box` does, and refuse a strip, which takes far more work than its pixels suggest.
+    """Compute the box as `compute_fit_box` does, and refuse a strip that takes far more work than its pixels.
 
     Raises:
         SourceError: of the kind `too_large`.
     """
-    box = left, top, right, bottom = fit_box(size, spec)
+    box = left, top, right, bottom = compute_fit_box(size, spec)
     rows, padded = bottom - top, (right - left) * (bottom - top)
     if spec.fit == "pad" and padded > MAX_PADDED:
-        found = f"{right - left}×{rows} with its borders; the limit is {MAX_PADDED:,} pixels"
+        excess = f"{right - left}×{rows} with its borders; the limit is {MAX_PADDED:,} pixels"
     elif rows * spec.width > MAX_BETWEEN:
-        found = f"{rows:,} rows, resized to {spec.width} pixels each; the limit is {MAX_BETWEEN:,} pixels"
+        excess = f"{rows:,} rows, resized to {spec.width} pixels each; the limit is {MAX_BETWEEN:,} pixels"
     else:
         return box
-    raise SourceError(Kind.TOO_LARGE, f"a strip of {size[0]}×{size[1]} pixels makes {found}")
+    raise SourceError(Kind.TOO_LARGE, f"a strip of {size[0]}×{size[1]} pixels makes {excess}")

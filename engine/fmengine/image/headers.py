@@ -1,6 +1,7 @@
 """How files are coded, read from their headers as their decoders will read those.
 
-A decoder's way through a file is not always known beforehand. Then more is found than it would find, never less.
+Which part of a file its decoder will use is not always clear from headers. Then more is found than it would use,
+never less.
 """
 
 import re
@@ -25,7 +26,7 @@ class Frame(NamedTuple):
     Attributes:
         marker: of its frame header, 0xC0 for baseline.
         samples: of all components a pixel: 3 for 4:4:4, 1.5 for 4:2:0.
-        in_scans: whether it comes in several scans, so that all coefficients are held until the last.
+        in_scans: whether it has several scans, so that a decoder holds all coefficients until the last.
     """
 
     marker: int
@@ -34,12 +35,12 @@ class Frame(NamedTuple):
 
     @property
     def arithmetic(self) -> bool:
-        """Whether its codes are arithmetic instead of Huffman's."""
+        """Whether its entropy coding is arithmetic instead of Huffman's."""
         return self.marker > 0xC8
 
 
 def read_frame(data: bytes) -> Frame | None:
-    """Read a JPEG's header up to its first scan; None where it makes no sense, as the decoder will find too."""
+    """Read a JPEG's header up to its first scan; None where it is damaged, which its decoder reports."""
     marker, sampling = 0, b""
     with suppress(IndexError, ValueError, ZeroDivisionError):
         for kind, at in _walk_segments(data):
@@ -60,14 +61,14 @@ def count_scans(data: bytes) -> int:
 
 
 def holds_no_baseline(data: bytes) -> bool:
-    """Whether a file that holds JPEGs may hold one that is progressive, lossless or in arithmetic codes."""
+    """Return whether a file may hold a JPEG that is progressive, lossless or arithmetically coded."""
     return _NO_BASELINE.search(data) is not None
 
 
 def _walk_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Walk a JPEG's markers, each with where the length of its segment is.
+    """Yield a JPEG's markers, each with the position of its segment's length.
 
-    As libjpeg reads them: up to the end marker, over whatever lies between two segments.
+    They are read as libjpeg does: up to the end marker, over whatever lies between two segments.
     """
     position = 2
     while (match := _MARKER.search(data, position)) and match[1][0] != EOI:
@@ -94,6 +95,7 @@ def find_smallest_cell(data: bytes) -> int:
 
 
 def _walk_cells(data: bytes) -> Iterator[int]:
+    """Yield the pixels of each coding style's code-blocks and precincts."""
     for match in re.finditer(rb"\xff[\x52\x53]", data):
         at = match.end()
         first = at + (7 if data[at - 1] == 0x52 else 4)  # of what both hold: levels, two exponents and two flags
@@ -120,7 +122,7 @@ def read_bitmap_sizes(icon: bytes) -> Iterator[tuple[int, int]]:
     for entry in range(int.from_bytes(icon[4:6], "little")):
         with suppress(struct.error):
             (at,) = struct.unpack_from("<I", icon, 6 + 16 * entry + 12)
-            (header,) = struct.unpack_from("<I", icon, at)  # its bytes, of which there are as many as versions
+            (header,) = struct.unpack_from("<I", icon, at)  # its size in bytes, by which versions differ
             if 12 <= header <= 124:
                 width, height = struct.unpack_from("<2h" if header == 12 else "<2i", icon, at + 4)
                 yield abs(width), abs(height)

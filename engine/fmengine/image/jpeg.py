@@ -1,4 +1,4 @@
-"""Plain JPEGs, gray or YCbCr, which libjpeg-turbo decodes: a gray model takes the luma plane as it is stored."""
+"""Decode plain JPEGs, gray or YCbCr, with libjpeg-turbo: a gray model takes the luma plane as it is stored."""
 
 import io
 from contextlib import nullcontext
@@ -11,13 +11,13 @@ from ..options import MIN_ROW, Limits
 from ..system.files import make_size_error
 from ..types import Color, DecodedImage
 from .cost import CHEAP, LARGE, USUAL, check_jpeg, wait_for_memory
-from .faults import decode_error
+from .faults import make_decode_error
 from .headers import JPEG_MAGIC
 from .orientation import read_orientation, turn_upright
 
 
 def decode_plain_jpeg(data: bytes, color: Color, limits: Limits, min_side: int = 0) -> DecodedImage | None:
-    """Decode by libjpeg-turbo, or return None where Pillow must decide: unusual colours, any warning, any error.
+    """Decode with libjpeg-turbo, or return None where Pillow must decide: unusual colours, any warning, any error.
 
     Args:
         data: of any file.
@@ -43,26 +43,26 @@ def decode_plain_jpeg(data: bytes, color: Color, limits: Limits, min_side: int =
     memory = width * height * (channels + cost.memory)
     try:
         with wait_for_memory(memory) if memory >= LARGE else nullcontext():
-            # With a `min_side` of 0 it makes nothing smaller.
+            # A `min_side` of 0 decodes the picture whole.
             pixels = simplejpeg.decode_jpeg(
                 data, space, strict=True, min_height=min_side, min_width=min_side, min_factor=2
             )
     except MemoryError as error:
-        raise decode_error(error) from error
+        raise make_decode_error(error) from error
     except Exception:
         return None
     if turned:
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
                 orientation = read_orientation(image)
-        except Exception:  # let Pillow's own path decide what to make of it
+        except Exception:  # Pillow decides whether the file can be decoded
             return None
         pixels = np.ascontiguousarray(turn_upright(pixels, orientation))
     return DecodedImage(pixels[..., 0] if channels == 1 else pixels)
 
 
 def is_plain_jpeg(data: bytes, limits: Limits) -> bool:
-    """Whether the header is that of a gray or YCbCr JPEG, of which libjpeg-turbo may make pixels.
+    """Return whether the header is that of a gray or YCbCr JPEG, which libjpeg-turbo may decode.
 
     Raises:
         SourceError: if it is over the limits.
@@ -76,7 +76,7 @@ def is_plain_jpeg(data: bytes, limits: Limits) -> bool:
 
 
 def may_be_turned(data: bytes) -> bool:
-    """Whether a JPEG may name an orientation: in its Exif block, or as text in its XMP block."""
+    """Return whether a JPEG may name an orientation: in its Exif block, or as text in its XMP block."""
     return b"Exif\0\0" in data or b"tiff:Orientation" in data
 
 
@@ -87,7 +87,7 @@ def _read_plain_size(data: bytes) -> tuple[int, int] | None:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except MemoryError as error:
-        raise decode_error(error) from error
-    except Exception:  # such as KeyError, where it has no name for how chroma is sampled
+        raise make_decode_error(error) from error
+    except Exception:  # such as KeyError, for an unknown sampling of chroma
         return None
     return (width, height) if colorspace in ("Gray", "YCbCr") else None

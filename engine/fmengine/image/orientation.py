@@ -1,4 +1,4 @@
-"""How a picture's EXIF metadata turn it, and how that is undone."""
+"""Read a picture's EXIF orientation, and undo it."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ SWAPPED = (5, 6, 7, 8)  # orientations that exchange rows and columns
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Read the orientation of an opened image, 1 where its metadata hold none that can be read.
+    """Read the orientation of an opened image, from 1 (upright) to 8.
 
-    The pixels are whole all the same.
+    It is 1 where the metadata hold none that can be read: damaged metadata are no reason to refuse the pixels.
     """
     try:
-        value: Any = image.getexif().get(ExifTags.Base.Orientation)  # or text, or anything, which turns nothing
+        value: Any = image.getexif().get(ExifTags.Base.Orientation)  # may be text, or anything
         return int(value) if value in range(2, 9) else 1
-    except Exception:  # Pillow parses what it finds, and may raise anything
+    except Exception:  # Pillow may raise anything on damaged metadata
         return 1
 
 

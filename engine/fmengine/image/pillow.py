@@ -1,4 +1,4 @@
-"""Pillow's path: PIL images, every format but plain JPEG, and JPEGs that libjpeg-turbo finds fault with."""
+"""Decode with Pillow: PIL images, every format but plain JPEG, and JPEGs that `jpeg.py` leaves to it."""
 
 import io
 from functools import cache
@@ -12,20 +12,21 @@ from ..errors import Kind, SourceError
 from ..options import Limits
 from ..types import Color, DecodedImage
 from .cost import PILLOW_BYTES, check_inside, check_opened, check_pixels, wait_for_memory
-from .faults import decode_error
+from .faults import make_decode_error
 from .headers import JPEG_MAGIC
 from .orientation import SWAPPED, read_orientation, turn_upright
 
 # Never opened: EPS runs Ghostscript, MPEG has no decoder, and others are stubs that need a handler. The last four
-# hold a picture of another format, which Pillow opens and decodes in one go, whatever it costs.
+# hold a picture of another format, which Pillow decodes as it opens the file, whatever it costs.
 REFUSED_FORMATS = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5", "BLP", "FPX", "IPTC", "MIC"})
 
 MAX_STRIP_PIXELS = 1_000_000  # that are converted in one call
-VIA_MODE = {"La": "LA", "LAB": "RGB"}  # modes that Pillow makes no gray of, and what it does make of them
+# Modes that Pillow does not convert to gray, and the modes that they are converted to before.
+VIA_MODE = {"La": "LA", "LAB": "RGB"}
 
 
 def decode_with_pillow(data: bytes, color: Color, limits: Limits) -> DecodedImage:
-    """Decode an encoded picture, without the metadata where those alone cannot be read.
+    """Decode an encoded picture, without its metadata where only they cannot be read.
 
     Raises:
         SourceError: with the kind of what went wrong.
@@ -38,15 +39,16 @@ def decode_with_pillow(data: bytes, color: Color, limits: Limits) -> DecodedImag
         except Exception as error:
             if rest := _remove_metadata(data, str(error)):
                 return _decode(rest, color, limits, as_luma=gray)
-            if gray and data.startswith(JPEG_MAGIC) and decode_error(error).kind is Kind.CORRUPT:
-                return _decode(data, color, limits, as_luma=False)  # of a lossless one libjpeg makes colours alone
+            if gray and data.startswith(JPEG_MAGIC) and make_decode_error(error).kind is Kind.CORRUPT:
+                # libjpeg decodes a lossless one to its colours only.
+                return _decode(data, color, limits, as_luma=False)
             raise
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
-        raise decode_error(error) from error
+        raise make_decode_error(error) from error
 
 
 def convert_image(image: Image.Image, color: Color, limits: Limits) -> DecodedImage:
-    """Convert a caller's image, which may be yet to be loaded from its file.
+    """Convert a caller's image, which may not be loaded from its file yet.
 
     Raises:
         SourceError: with the kind of what went wrong.
@@ -56,11 +58,11 @@ def convert_image(image: Image.Image, color: Color, limits: Limits) -> DecodedIm
         with wait_for_memory(image.width * image.height * PILLOW_BYTES):
             return _convert(image, color)
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
-        raise decode_error(error) from error
+        raise make_decode_error(error) from error
 
 
 def raise_pillow_limit(max_pixels: int) -> None:
-    """Let Pillow open what our limits allow. Its own limit is the whole process's: for those that are all ours."""
+    """Raise Pillow's limit to ours. It holds for the whole process, so only processes of our own may call this."""
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels // 2)
 
 
@@ -71,7 +73,7 @@ def _decode(data: bytes, color: Color, limits: Limits, *, as_luma: bool) -> Deco
         data: of the file.
         color: of the pixels.
         limits: of what it may cost.
-        as_luma: whether a JPEG's luma plane is taken as it is stored; nothing happens to other formats.
+        as_luma: whether a JPEG's luma plane is taken as it is stored; other formats are not affected.
     """
     with Image.open(io.BytesIO(data), formats=_list_formats()) as image:
         cost = check_opened(image, data, limits)
@@ -82,7 +84,7 @@ def _decode(data: bytes, color: Color, limits: Limits, *, as_luma: bool) -> Deco
 
 
 def _convert(image: Image.Image, color: Color, *, of_file: bool = False) -> DecodedImage:
-    """Load an image and convert it, by parts where it is large: at once would take several times the memory."""
+    """Load an image and convert it, in strips where it is large: whole, it would take several times the memory."""
     image.load()
     width, height = image.size
     if not width * height:
@@ -105,12 +107,12 @@ def _convert(image: Image.Image, color: Color, *, of_file: bool = False) -> Deco
 def _find_white(image: Image.Image, of_file: bool) -> int:
     """Find the level of a loaded image that is white: 255, or 65,535 where it has 16 bits.
 
-    Mode `I`, of 32 bits, may hold either: 16 where any level is over 255, as Pillow reads a PGM, and else 8, as
-    `Image.convert("I")` makes it. A picture of 16 bits as dark as that would show nothing. Of a PGM's bytes it has
-    16 in any case, by its header.
+    Mode `I`, of 32 bits, may hold either: 16 bits where any level is over 255, as Pillow reads a PGM, else 8, as
+    `Image.convert("I")` makes it: a picture of 16 bits as dark as that would show nothing. A PGM file that Pillow
+    opens in this mode has 16 bits by its header.
 
     Raises:
-        SourceError: of the kind `unsupported`, for levels whose white nobody knows.
+        SourceError: of the kind `unsupported`, for levels whose white is unknown.
     """
     if image.mode.startswith("I;16"):
         return 65_535
@@ -137,11 +139,11 @@ def _convert_levels(image: Image.Image, color: Color, white: int) -> npt.NDArray
 
 
 def _remove_metadata(data: bytes, complaint: str) -> bytes | None:
-    """Remove the metadata that a decoder stumbled over, or return None where it complains of something else.
+    """Remove the metadata that a decoder cannot read, or return None where `complaint` is of something else.
 
-    An orientation that they name is lost with them.
+    An orientation in them is lost.
     """
-    if "Invalid Exif payload" in complaint:  # in libavif's words; it passes over items whose type it does not know
+    if "Invalid Exif payload" in complaint:  # libavif's text; it ignores items of an unknown type
         return data.replace(b"Exif", b"none")
     if "MAX_TEXT_" not in complaint:  # Pillow's two limits for a PNG's texts and profile
         return None

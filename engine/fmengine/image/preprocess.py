@@ -1,4 +1,4 @@
-"""From decoded pixels to the network's input: one definition, bit for bit.
+"""Preprocess decoded pixels to the network's input: one definition, bit for bit.
 
 The definition is Pillow's 8-bit arithmetic with the order of the passes fixed:
 
@@ -25,8 +25,8 @@ from ..types import DecodedImage, InputBatch, NetworkInput
 from .flatness import is_flat_input
 from .geometry import MAX_BETWEEN, check_resize
 
-MAX_GROUP_BYTES = 200_000  # resized in one call: more leave a core's cache, and are fresh memory each time
-MAX_STRIP_BYTES = 4_000_000  # of one picture that Pillow is given in one call, for it copies what it is given
+MAX_GROUP_BYTES = 200_000  # resized in one call: more do not fit a core's cache, and are newly mapped each time
+MAX_STRIP_BYTES = 4_000_000  # of one picture in one call of Pillow, which copies its input
 
 
 def preprocess(image: DecodedImage, spec: InputSpec) -> NetworkInput:
@@ -48,7 +48,7 @@ def preprocess(image: DecodedImage, spec: InputSpec) -> NetworkInput:
 def preprocess_batch(images: Sequence[DecodedImage], spec: InputSpec, out: InputBatch | None = None) -> InputBatch:
     """Turn decoded pictures into a batch of the network's input.
 
-    Those of one size are resized together, in two calls of Pillow: each takes as long as a small face.
+    Those of one size are resized together, in two calls of Pillow: the overhead of a call is that of a small face.
 
     Args:
         images: each as for `preprocess`.
@@ -108,7 +108,7 @@ def preprocess_rows(
 
 
 def _fit(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """Do steps 1 and 2, whose order changes no pixel: `[H, W]` where the model is gray, else `[H, W, 3]`."""
+    """Do steps 1 and 2, in either order the same: to `[H, W]` where the model is gray, else `[H, W, 3]`."""
     height, width = image.shape[:2]
     # A picture of the input's aspect ratio is its own box, as faces are that a detector cut out.
     if height * spec.width != width * spec.height or height * max(width, spec.width) > MAX_BETWEEN:
@@ -160,7 +160,7 @@ def _resize(images: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.ui
 def _apply_in_strips(
     image: npt.NDArray[np.uint8], change: Callable[[Image.Image], Image.Image]
 ) -> npt.NDArray[np.uint8]:
-    """Change a picture row by row through Pillow, a strip of rows at a time."""
+    """Apply a change of Pillow's that treats each row alone, to a strip of rows at a time."""
     rows = max(1, MAX_STRIP_BYTES // image[0].size)
     strips = [np.asarray(change(Image.fromarray(image[top : top + rows]))) for top in range(0, len(image), rows)]
     return strips[0] if len(strips) == 1 else np.concatenate(strips)

@@ -1,4 +1,4 @@
-"""What a source is, the bytes that it leads to, and how a message names it."""
+"""Distinguish kinds of sources, read their bytes, and name them in messages."""
 
 import io
 import os
@@ -14,16 +14,16 @@ from ..types import BinaryFile, Encoded, Source
 from .faults import describe_exception
 
 DLPACK_CPU = 1  # DLPack's kDLCPU
-MAX_READ = 1 << 20  # bytes that are read of a file-like at once: some make room for all that is requested
+MAX_READ = 1 << 20  # bytes to request of a file-like at once: some allocate all that is requested
 
 
 def is_encoded(source: object) -> TypeGuard[Encoded]:
-    """Whether a source is a path or a file's bytes, which are yet to be decoded."""
+    """Return whether a source is a path or a file's bytes, which are yet to be decoded."""
     return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview)
 
 
 def is_on_device(source: object) -> bool:
-    """Whether a source lies in a GPU's memory."""
+    """Return whether a source lies in a GPU's memory."""
     if isinstance(source, np.ndarray | str | bytes):
         return False
     try:
@@ -36,7 +36,7 @@ def is_on_device(source: object) -> bool:
 
 
 def is_file_like(source: object) -> TypeGuard[BinaryFile]:
-    """Whether a source is an open file, or anything else with a method `read`, and no other source."""
+    """Return whether a source is an open file, or another object with a method `read`, and of no other kind."""
     if is_encoded(source) or isinstance(source, np.ndarray | Image.Image):
         return False
     try:
@@ -46,7 +46,7 @@ def is_file_like(source: object) -> TypeGuard[BinaryFile]:
 
 
 def get_bytes(source: bytes | bytearray | memoryview) -> bytes:
-    """Return an encoded picture's bytes: a view may have gaps, any shape, or been released."""
+    """Return an encoded picture's bytes. Raises SourceError for a view that gives none, as when it is released."""
     try:
         return bytes(source)
     except (ValueError, BufferError, TypeError) as error:
@@ -54,7 +54,7 @@ def get_bytes(source: bytes | bytearray | memoryview) -> bytes:
 
 
 def get_path(source: str | os.PathLike[str]) -> str:
-    """Return the name of a picture's file, which an object may fail to give."""
+    """Return a path as text. Raises SourceError where its `__fspath__` fails."""
     try:
         return os.fsdecode(source)
     except Exception as error:
@@ -84,7 +84,7 @@ def read_file_like(file: BinaryFile, limits: Limits) -> bytes:
 
 
 def _read_part(file: BinaryFile, size: int) -> bytes:
-    """Read some bytes, none at the end."""
+    """Read up to `size` bytes; none at the end."""
     try:
         part: Any = file.read(size)
     except (SourceError, MemoryError):
@@ -103,7 +103,7 @@ def _read_part(file: BinaryFile, size: int) -> bytes:
 
 
 def describe_source(source: Source) -> str:
-    """Name a source for a message, on one line: a path as it is, anything else by what it is. Never raises."""
+    """Name a source for a message, on one line: a path as it is, anything else by its type. Never raises."""
     try:
         return _describe(source)
     except Exception:  # a source's attributes may be code
@@ -111,7 +111,7 @@ def describe_source(source: Source) -> str:
 
 
 def with_source(error: SourceError, source: Source) -> SourceError:
-    """Make an error whose text names its source, with the same kind and message.
+    """Make the same error, with its source named in its text.
 
     Raise it `from error.__cause__`: the two are one error.
     """
@@ -142,5 +142,5 @@ def _describe(source: Any) -> str:
 
 
 def _as_line(name: str) -> str:
-    """Bring a name to one line that can be written: what cannot be printed is escaped."""
+    """Escape what of a name cannot be printed, so that it is one line."""
     return name if name.isprintable() else ascii(name)

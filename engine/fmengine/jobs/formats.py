@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from ..errors import OutputError
-from .rows import KEYS, Row, decode_path, encode_path, one_line
+from .rows import KEYS, Row, decode_path, encode_path, escape_text
 
-FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes a cell that begins like this for a program
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet executes a cell that begins with one of these
 
 
 class Format(Protocol):
@@ -49,11 +49,12 @@ COLUMNS = ("path", "label", "confidence", "reason", "error_kind", "error_message
 class Csv:
     """`path,label,confidence,<a column a label>,reason,error_kind,error_message,path_encoding`.
 
-    No cell is a formula to a spreadsheet: such a path is percent-encoded, other text gets an apostrophe in front.
+    No cell is a formula to a spreadsheet: a path that would be one is percent-encoded, and other text gets an
+    apostrophe in front.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
-        """Raises OutputError for labels that cannot be columns beside the others."""
+        """Take the model's labels. Raises OutputError for one that cannot be a column beside the others."""
         check_labels(labels)
         if taken := [label for label in labels if label in COLUMNS]:
             raise OutputError(
@@ -61,16 +62,16 @@ class Csv:
                 "choose .jsonl or .parquet"
             )
         self.labels = labels
-        self.header = self._line([*COLUMNS[:3], *map(_escape_formula, labels), *COLUMNS[3:]])
+        self.header = self._format_line([*COLUMNS[:3], *map(_escape_formula, labels), *COLUMNS[3:]])
 
     def encode(self, row: Row) -> str:
         probabilities, error = row["probabilities"] or {}, row["error"] or {}
         path, encoding = row["path"], row.get("path_encoding")
         if path.startswith(FORMULA):
             path, encoding = path if encoding else quote(path, safe="/"), "percent"
-            path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` leaves
+            path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` does not encode
         values = [path, _escape_formula(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
-        return self._line(
+        return self._format_line(
             [*values, row["reason"], error.get("kind"), _escape_formula(error.get("message")), encoding]
         )
 
@@ -79,7 +80,7 @@ class Csv:
         if len(probabilities) != len(self.labels):
             raise ValueError("wrong number of columns")
         row: Row = {"path": path}
-        if encoding:  # perhaps only here, because it would have been a formula
+        if encoding:  # perhaps in CSV only, where it would have been a formula
             row = encode_path(decode_path({"path": path, "path_encoding": encoding}))
         if kind:
             error = {"kind": kind, "message": _unescape_formula(message)}
@@ -92,16 +93,21 @@ class Csv:
             "error": None,
         }
 
-    def _line(self, values: Sequence[Any]) -> str:
+    def _format_line(self, values: Sequence[Any]) -> str:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(values)
         return text.getvalue()
 
 
+def make_format(suffix: str, labels: Sequence[str]) -> Format:
+    """Make the format of a suffix, `.jsonl` or `.csv`. Raises OutputError for labels that it cannot hold."""
+    return Csv(labels) if suffix == ".csv" else Jsonl()
+
+
 def check_labels(labels: Sequence[str]) -> None:
     """Raise OutputError for labels that cannot be names of columns, such as one that breaks the line."""
     for label in labels:
-        if one_line(label) != label:
+        if escape_text(label) != label:
             raise OutputError(f"the model's label {label!r} cannot be the name of a column; choose .jsonl")
 
 

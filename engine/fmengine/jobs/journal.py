@@ -20,20 +20,20 @@ from typing import Any, NamedTuple, Self
 from ..errors import OutputError
 from ..system.files import open_atomic
 from ..wording import pluralise
-from .formats import Csv, Format, Jsonl
+from .formats import make_format
 from .rows import Row, decode_path
 from .sources import skip_finished
-from .state import read_retries, read_state, retry_of, state_of, write_retries, write_state
+from .state import get_retry_path, get_state_path, read_retries, read_state, write_retries, write_state
 
-SYNC_SECONDS = 1.0  # no more work is lost when the machine loses power
+SYNC_SECONDS = 1.0  # of work at most is lost when the machine loses power
 
 
 class Target(NamedTuple):
-    """An output file that can be written, and that nobody else writes; made by `output.claim`.
+    """An output file that can be written, and that no other process writes; made by `output.claim`.
 
     Attributes:
         path: of the file.
-        resume: whether to continue it, if it is there.
+        resume: whether to continue it, if it exists.
     """
 
     path: Path
@@ -44,8 +44,8 @@ class Journal:
     """An output file being written; a context manager.
 
     Attributes:
-        finished: the paths that had a row when the file was opened, with how many: a list may hold a path
-            twice. As the file system knows them, for two names may look alike in their rows.
+        finished: the number of rows that each path had when the file was opened: a list may hold a path twice.
+            Paths are those of the file system, for two names may look alike in their rows.
         failed: how many of those rows are errors.
     """
 
@@ -61,10 +61,10 @@ class Journal:
             retry_failed: remove failed rows from a file that is continued, so that their pictures run again.
 
         Raises:
-            OutputError: if the file cannot be continued or written, or has no room for such labels.
+            OutputError: if the file cannot be continued or written, or its format cannot hold such labels.
         """
-        self.path, self.state_path = target.path, state_of(target.path)
-        self._format: Format = Jsonl() if self.path.suffix == ".jsonl" else Csv(labels)
+        self.path, self.state_path = target.path, get_state_path(target.path)
+        self._format = make_format(self.path.suffix, labels)
         self._identity = identity
         self._synced_at = time.monotonic()
         self._retries: list[str] = []  # pictures whose failed rows were removed
@@ -78,7 +78,7 @@ class Journal:
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
 
     def select_unfinished(self, paths: Iterable[str]) -> Iterator[str]:
-        """Yield the pictures to answer: those whose failed rows were removed, then given ones without a row."""
+        """Yield the paths to answer: those whose failed rows were removed, then those of `paths` without a row."""
         return chain(self._retries, skip_finished(paths, self.finished + Counter(self._retries)))
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -94,12 +94,12 @@ class Journal:
                 "go on with --resume once that is mended"
             ) from error
 
-    def rows(self) -> Iterator[Row]:
+    def read_rows(self) -> Iterator[Row]:
         """Read the rows back from the file."""
-        return (row for _, row in self._lines() if row is not None)
+        return (row for _, row in self._read_lines() if row is not None)
 
     def close(self) -> None:
-        """Leave the file as it is; it can be continued."""
+        """Close the file as it is; it can be continued."""
         try:
             self._sync()
         except OSError as error:
@@ -110,7 +110,7 @@ class Journal:
     def finish(self) -> None:
         """Close the file, now that every picture has its row."""
         self.close()
-        retry_of(self.path).unlink(missing_ok=True)
+        get_retry_path(self.path).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -125,34 +125,34 @@ class Journal:
                 self.close()
 
     def _reset(self) -> None:
-        """Count no rows."""
+        """Set the counters of an empty file."""
         self.finished: Counter[str] = Counter()
         self.failed = self._rows = self._size = 0
         self._digest = hashlib.sha256()  # of the bytes so far
 
     def _holds_rows(self) -> bool:
-        """Return whether there is anything to continue: a run that was killed as it began leaves an empty file."""
+        """Return whether there is anything to continue: a run that was killed early leaves an empty file."""
         if not self.path.exists():
             return False
-        return self.path.stat().st_size > 0 or retry_of(self.path).exists()
+        return self.path.stat().st_size > 0 or get_retry_path(self.path).exists()
 
     def _start(self) -> None:
         """Make the file, or empty it."""
-        retry_of(self.path).unlink(missing_ok=True)
+        get_retry_path(self.path).unlink(missing_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        self._sync()  # first, so that there is a state wherever there is a row
+        self._sync()  # first, so that no row is without a state
         if self._format.header:
             self._append([self._format.header])
             self._sync()
 
     def _resume(self, retry_failed: bool) -> None:
-        """Read the rows that are there, open the file, and cut off a torn last line."""
-        self._read_rows(*read_state(self.path, self._identity))
+        """Read the file's rows, open it, and cut off a torn last line."""
+        self._count_rows(*read_state(self.path, self._identity))
         self._retries = list(skip_finished(read_retries(self.path), self.finished))
         retried = retry_failed and self.failed > 0
         if retried:
             self._remove_failed_rows()
-            self._read_rows(0, "")
+            self._count_rows(0, "")
         self._file = os.open(self.path, os.O_RDWR)
         os.ftruncate(self._file, self._size)
         os.lseek(self._file, self._size, os.SEEK_SET)
@@ -162,14 +162,14 @@ class Journal:
             self._sync()
 
     def _append(self, lines: Iterable[str]) -> None:
-        # Half a character, which a model's label may hold, becomes the escape that JSON has for it.
+        # Half a surrogate pair, which a model's label may hold, becomes the escape that JSON has for it.
         data = memoryview("".join(lines).encode(errors="backslashreplace"))
         try:
             written = 0
             while written < len(data):
                 written += os.write(self._file, data[written:])
         except OSError:
-            os.ftruncate(self._file, self._size)  # no torn row stays behind, also on a full disk
+            os.ftruncate(self._file, self._size)  # also on a full disk no torn row stays behind
             os.lseek(self._file, self._size, os.SEEK_SET)
             raise
         self._size += len(data)
@@ -180,27 +180,32 @@ class Journal:
         write_state(self.path, self._identity, self._rows, self._size, self._digest.hexdigest())
         self._synced_at = time.monotonic()
 
-    def _read_rows(self, known: int, digest: str) -> None:
-        """Count the rows that are there.
+    def _count_rows(self, synced: int, digest: str) -> None:
+        """Count the file's rows.
 
-        The first `known` bytes must have the digest of the state; what came after it is rows that can be read.
+        Args:
+            synced: bytes of the file when its state was written; rows may follow.
+            digest: sha256 of these bytes.
+
+        Raises:
+            OutputError: if they were changed.
         """
         self._reset()
-        unchanged = known == 0
-        for raw, row in self._lines():
+        unchanged = synced == 0
+        for raw, row in self._read_lines():
             if row is not None:
                 self.finished[decode_path(row)] += 1
                 self.failed += row["error"] is not None
                 self._rows += 1
             self._size += len(raw)
             self._digest.update(raw)
-            unchanged |= self._size == known and self._digest.hexdigest() == digest
+            unchanged |= self._size == synced and self._digest.hexdigest() == digest
         if not unchanged:
             raise OutputError(
                 f"cannot resume {self.path}: its rows were changed since they were written; use --overwrite"
             )
 
-    def _lines(self) -> Iterator[tuple[bytes, Row | None]]:
+    def _read_lines(self) -> Iterator[tuple[bytes, Row | None]]:
         """Yield each whole line of the file, and its row; the header has none."""
         with self.path.open("rb") as file:
             for number, raw in enumerate(file):
@@ -228,20 +233,19 @@ class Journal:
         """
         real = Path(os.path.realpath(self.path))  # a link stays one
         with open_atomic(real) as kept:
-            for raw, row in self._lines():
+            for raw, row in self._read_lines():
                 if row is not None and row["error"]:
                     self._retries.append(decode_path(row))
                 else:
                     kept.write(raw)
             write_retries(self.path, self._retries)
-            write_state(
-                self.path, self._identity, 0, 0, ""
-            )  # vouches for no byte: true of the old and the new file
+            # A state of no bytes holds for the old and for the new file.
+            write_state(self.path, self._identity, 0, 0, "")
         _sync_folder(real.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put a file's new name on the disk, where the system can."""
+    """Write a file's new name to the disk, where the system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The output of a run: checked and held against other processes first, then opened in the format of its name."""
+"""Claim and open the output of a run: checked and locked first, then opened in the format of its suffix."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,19 +8,19 @@ from typing import Any
 from ..system.files import check_target
 from ..system.lock import hold
 from .journal import Journal, Target
-from .state import journal_of
+from .state import get_journal_path
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 
 
 @contextmanager
 def claim(path: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Target]:
-    """Hold an output file against other processes, once it is sure that it can be written.
+    """Check that an output file can be written, and keep other processes from writing it meanwhile.
 
     Args:
         path: ends in one of `FORMATS`.
         resume: continue the file, if there is one.
-        overwrite: throw an old file away.
+        overwrite: replace an old file.
 
     Raises:
         OutputError: if another process writes it, `files.check_target` refuses it, or it exists and is neither to
@@ -28,8 +28,8 @@ def claim(path: Path, *, resume: bool = False, overwrite: bool = False) -> Itera
         UnavailableError: if a library is missing that its format needs.
     """
     files = [path]
-    if _format_of(path) is not Journal:
-        files.append(journal_of(path))
+    if _choose_journal(path) is not Journal:
+        files.append(get_journal_path(path))
     with hold(path):
         for file in files:
             check_target(file, FORMATS, overwrite=resume or overwrite, hint="go on with --resume, or ")
@@ -40,12 +40,12 @@ def open_output(
     target: Target, labels: Sequence[str], identity: dict[str, Any], *, retry_failed: bool = False
 ) -> Journal:
     """Open or make an output file in the format of its suffix; arguments and errors as of `Journal`."""
-    return _format_of(target.path)(target, labels, identity, retry_failed=retry_failed)
+    return _choose_journal(target.path)(target, labels, identity, retry_failed=retry_failed)
 
 
-def _format_of(path: Path) -> type[Journal]:
+def _choose_journal(path: Path) -> type[Journal]:
     if path.suffix != ".parquet":
         return Journal
-    from .parquet import ParquetJournal  # needs a library of its own
+    from .parquet import ParquetJournal  # here: it needs a library of its own
 
     return ParquetJournal

@@ -1,7 +1,7 @@
 """Write results as a Parquet file: columns that data frames and query engines read.
 
 A Parquet file can be read only once its last bytes are written, and nothing can be appended to it. So the rows
-grow in a journal beside it, `x.parquet.rows.jsonl`, with all that `Journal` promises of one. At the end they
+grow in a journal beside it, `x.parquet.rows.jsonl`, which can be resumed as any. At the end they
 become `x.parquet`, as a whole or not at all, and the journal is removed. A kill at any moment leaves the journal,
 which `--resume` continues. Of a finished run, `--resume` makes the journal again from the Parquet file, whose
 metadata hold what made it.
@@ -12,22 +12,22 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from ..errors import OutputError, UnavailableError, install_hint
+from ..errors import OutputError, UnavailableError, format_install_command
 from ..system.files import open_atomic
 from .formats import check_labels
 from .journal import Journal, Target
-from .state import VERSION, check_version, journal_of, restored_of, state_of
+from .state import VERSION, check_version, get_journal_path, get_restored_path, get_state_path
 
 try:
     import pyarrow
     import pyarrow.parquet
 except ImportError as error:
     raise UnavailableError(
-        f"a Parquet file needs pyarrow ({error}); install it with: {install_hint('parquet')}"
+        f"a Parquet file needs pyarrow ({error}); install it with: {format_install_command('parquet')}"
     ) from error
 
 ROW_GROUP = 10_000  # rows
-MADE_BY = b"fmengine"  # the key of the file's metadata under which the identity is, as JSON
+MADE_BY = b"fmengine"  # the key of the file's metadata that holds the identity, as JSON
 
 
 class ParquetJournal(Journal):
@@ -40,17 +40,17 @@ class ParquetJournal(Journal):
         self, target: Target, labels: Sequence[str], identity: dict[str, Any], *, retry_failed: bool = False
     ) -> None:
         check_labels(labels)
-        self.parquet_path, journal = target.path, journal_of(target.path)
-        self._schema = _schema(labels, identity)
+        self.parquet_path, journal = target.path, get_journal_path(target.path)
+        self._schema = _make_schema(labels, identity)
         if target.resume and target.path.exists() and not journal.exists():
             self._restore(labels)
-        # A journal without its Parquet file is what a killed run left; without `resume` it is thrown away.
+        # A journal without its Parquet file was left by a killed run; without `resume` it is replaced.
         super().__init__(Target(journal, target.resume), labels, identity, retry_failed=retry_failed)
 
     def finish(self) -> None:
         """Turn the journal into the Parquet file, and remove the journal."""
         super().finish()
-        rows = self.rows()
+        rows = self.read_rows()
         try:
             with (
                 open_atomic(self.parquet_path) as file,
@@ -67,8 +67,8 @@ class ParquetJournal(Journal):
             ) from error
 
     def _restore(self, labels: Sequence[str]) -> None:
-        """Make the journal of a finished run again, as a whole or not at all."""
-        journal, partial = journal_of(self.parquet_path), restored_of(self.parquet_path)
+        """Restore the journal of a finished run from its Parquet file, as a whole or not at all."""
+        journal, partial = get_journal_path(self.parquet_path), get_restored_path(self.parquet_path)
         try:
             with pyarrow.parquet.ParquetFile(self.parquet_path) as file:
                 made_by = json.loads((file.schema_arrow.metadata or {})[MADE_BY])
@@ -77,7 +77,7 @@ class ParquetJournal(Journal):
                     for batch in file.iter_batches(ROW_GROUP):
                         rows = batch.to_pylist()
                         restored.write([{k: v for k, v in r.items() if k != "path_encoding" or v} for r in rows])
-            state_of(partial).replace(state_of(journal))
+            get_state_path(partial).replace(get_state_path(journal))
             partial.replace(journal)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, pyarrow.ArrowException) as error:
             raise OutputError(
@@ -86,7 +86,7 @@ class ParquetJournal(Journal):
             ) from error
 
 
-def _schema(labels: Sequence[str], identity: dict[str, Any]) -> "pyarrow.Schema":
+def _make_schema(labels: Sequence[str], identity: dict[str, Any]) -> "pyarrow.Schema":
     text, number = pyarrow.string(), pyarrow.float64()
     return pyarrow.schema(
         {

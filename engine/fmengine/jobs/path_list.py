@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 READ_BYTES = 1 << 16
-# How a list may begin that another program wrote, such as PowerShell's `>`, and what it is encoded in.
+# Byte order marks, which programs such as PowerShell's `>` write, and their encodings.
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
 class PathReader(Iterator[str]):
     """Reads paths, separated by NUL if the first line holds one, else one a line; empty ones are left out.
 
-    The descriptor is read, and not the stream's buffer: a thread that waits in there holds a lock that the
-    interpreter needs at its end.
+    It reads the descriptor and not the stream's buffer: a thread that waits in there holds a lock that the
+    interpreter needs at its exit.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -24,16 +24,16 @@ class PathReader(Iterator[str]):
         self._stream = cast(io.BufferedReader, stream)
         try:
             self._descriptor: int | None = stream.fileno()
-        except (OSError, AttributeError):  # not one of the system's
+        except (OSError, AttributeError):  # such as an `io.BytesIO`
             self._descriptor = None
-        self._separator = b""  # until the first line is there
-        self._text = b""  # that is no whole path yet
+        self._separator = b""  # until the first line is read
+        self._text = b""  # the part of a path that is read so far
         self._decoder: codecs.IncrementalDecoder | None = None  # of UTF-16
         self._knows_encoding = self._ended = False
         self._paths: deque[str] = deque()
 
     def read(self) -> list[str] | None:
-        """Read once: the paths that are whole by now, perhaps none of them; None at the end of the list."""
+        """Read once, and return the paths that are complete, perhaps none; None at the end of the list."""
         if self._ended:
             return None
         if self._descriptor is None:
@@ -46,7 +46,7 @@ class PathReader(Iterator[str]):
         return [os.fsdecode(name) for name in self._take_names() if name]
 
     def __next__(self) -> str:
-        """Return the next path, and wait for it; StopIteration at the end."""
+        """Wait for the next path and return it; StopIteration at the end."""
         while not self._paths:
             if (paths := self.read()) is None:
                 raise StopIteration
@@ -56,12 +56,12 @@ class PathReader(Iterator[str]):
     def _decode(self, part: bytes) -> bytes:
         """Return the part in UTF-8, without a mark at the beginning of the list.
 
-        Bytes that are no UTF-16 stay as they are: names are bytes.
+        Where no mark names UTF-16, bytes stay as they are, for names are bytes.
         """
         if not self._knows_encoding:
             part, self._text = self._text + part, b""
             if not self._ended and any(mark.startswith(part) and mark != part for mark in MARKS):
-                return part  # perhaps a mark, of which the rest is to come
+                return part  # perhaps the beginning of a mark
             self._knows_encoding = True
             for mark, encoding in MARKS.items():
                 if part.startswith(mark):
@@ -71,7 +71,7 @@ class PathReader(Iterator[str]):
         return self._decoder.decode(part).encode() if self._decoder else part
 
     def _take_names(self) -> list[bytes]:
-        """Take the whole names from the text."""
+        """Take the complete names from the text."""
         if not self._knows_encoding:
             return []
         if not self._separator:

@@ -23,11 +23,11 @@ from ..system.cores import usable_cores
 from ..system.files import open_atomic
 from ..types import Encoded
 from ..wording import pluralise
-from .rows import Row, Tally, decode_path, printable
+from .rows import Row, decode_path, escape_path
 
-THUMBNAIL = 192  # pixels of the longer side, sharp on a phone's screen at half that size
+THUMBNAIL = 192  # pixels of the longer side: twice its size on the page, sharp on a phone's screen
 CHUNK = 256  # pictures; bounds memory
-ASIDE = "aside"  # the style of all but the model's labels
+ASIDE = "aside"  # the style of answers that are none of the model's labels
 
 
 def write_report(
@@ -45,8 +45,8 @@ def write_report(
         rows: of `rows.to_row`, in the order to show.
         spec: of the model that answered.
         describe: of the backend that answered.
-        limits: of a picture, as when it was labelled.
-        isolate: decode in worker processes, as when it was labelled.
+        limits: of a picture; those that it was labelled with.
+        isolate: limits of worker processes that decode; those that it was labelled with.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -56,7 +56,7 @@ def write_report(
     tally = Tally()
     try:
         with open_atomic(path, "w") as file:
-            file.write(Template(before).substitute(title=html.escape(printable(path.stem))))
+            file.write(Template(before).substitute(title=html.escape(escape_path(path.stem))))
             for number, (row, jpeg) in enumerate(_add_thumbnails(rows, limits or Limits(), isolate)):
                 tally.add([row])
                 file.write(_write_card(number, row, jpeg, spec.labels))
@@ -75,28 +75,28 @@ def _add_thumbnails(rows: Iterable[Row], limits: Limits, isolate: Isolation | No
     """Yield each row with its thumbnail, in order; a failure has none. Threads make a chunk at a time."""
     iterator, threads = iter(rows), usable_cores()
     with ExitStack() as stack:
-        make: Callable[[Encoded], bytes] = lambda source: thumbnail(source, **asdict(limits))  # noqa: E731
+        make: Callable[[Encoded], bytes] = lambda source: make_thumbnail(source, **asdict(limits))  # noqa: E731
         if isolate is not None:
-            from ..pipeline.workers import Workers  # what starts processes takes time to import
+            from ..pipeline.workers import Workers  # here: it takes time to import
 
-            workers = Workers(f"{__name__}:thumbnail", asdict(limits), isolate, threads)
+            workers = Workers(f"{__name__}:make_thumbnail", asdict(limits), isolate, threads)
             make = stack.enter_context(closing(workers)).run
 
-        def made(row: Row) -> bytes:
+        def make_or_skip(row: Row) -> bytes:
             if row["error"]:
                 return b""
             try:
                 return make(decode_path(row))
-            except Exception as error:  # the file changed since it was labelled, or there is no room for it now
+            except Exception as error:  # the file changed since it was labelled, or there is no memory for it now
                 as_source_error(error)
                 return b""
 
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         while chunk := list(islice(iterator, CHUNK)):
-            yield from zip(chunk, pool.map(made, chunk), strict=True)
+            yield from zip(chunk, pool.map(make_or_skip, chunk), strict=True)
 
 
-def thumbnail(source: Encoded, **limits: int) -> bytes:
+def make_thumbnail(source: Encoded, **limits: int) -> bytes:
     """Make a small JPEG of a picture. Raises SourceError as `decode` does."""
     image = Image.fromarray(decode(source, "rgb", Limits(**limits)))
     scale = THUMBNAIL / max(image.size)

@@ -34,7 +34,7 @@ def to_row(path: str, result: Prediction | Failure) -> Row:
             "reason": result.reason,
             "error": None,
         }
-    # A decoder may quote what it read, half a character included, which no UTF-8 file could hold.
+    # A decoder's message may quote half a surrogate pair, which no UTF-8 file can hold.
     message = result.message.encode(errors="backslashreplace").decode()
     error = {"kind": result.kind.value, "message": message}
     return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
@@ -46,13 +46,13 @@ def to_rows(results: Iterable[Result]) -> list[Row]:
 
 
 def encode_path(path: str) -> Row:
-    """Make the part of a row that names its picture."""
-    shown = printable(path)
+    """Make the part of a row that holds its picture's path."""
+    shown = escape_path(path)
     return {"path": shown} | ({"path_encoding": "percent"} if shown != path else {})
 
 
 def decode_path(row: Row) -> str:
-    """Return the path of a row's picture, as the file system knows it."""
+    """Return the path of a row's picture in the file system."""
     path: str = row["path"]
     return os.fsdecode(unquote_to_bytes(path)) if row.get("path_encoding") else path
 
@@ -62,11 +62,11 @@ def to_text(row: Row) -> str:
     if row["error"]:
         return f"{row['path']}  error  {row['error']['kind']}: {row['error']['message']}"
     reason = f"  {row['reason']}" if row["reason"] else ""
-    return f"{row['path']}  {one_line(row['label'])}  {row['confidence']:.3f}{reason}"
+    return f"{row['path']}  {escape_text(row['label'])}  {row['confidence']:.3f}{reason}"
 
 
-def printable(path: str) -> str:
-    """Return a path as a row holds it: percent-encoded where it is no part of a line of UTF-8 as it is."""
+def escape_path(path: str) -> str:
+    """Percent-encode a path that does not fit in one line of UTF-8; return any other as it is."""
     if path.isprintable():
         return path
     if any(_is_unfit(character) for character in path):
@@ -74,8 +74,8 @@ def printable(path: str) -> str:
     return path
 
 
-def one_line(text: str) -> str:
-    """Escape, as Python does, what would break the line of a text of a model file, such as a label."""
+def escape_text(text: str) -> str:
+    """Escape, as Python does, what would break the line that a text stands in, such as a model's label."""
     if text.isprintable():
         return text
     return "".join(c.encode("unicode_escape").decode() if _is_unfit(c) else c for c in text)
@@ -91,7 +91,7 @@ def _is_unfit(character: str) -> bool:
 
 @dataclass
 class Tally:
-    """Rows, counted by what they hold and not by what it is called: a label may be called `error`.
+    """Numbers of rows, of labels apart from failures: a label may be called `error`.
 
     Attributes:
         labels: answers by label.
@@ -122,7 +122,7 @@ class Tally:
         """Summarise, such as `3 pictures: 2 happy, 1 failed; not to be trusted: 1 flat`."""
         if not self.total:
             return "no new pictures"
-        answers = [f"{count:,} {one_line(label)}" for label, count in sorted(self.labels.items())]
+        answers = [f"{count:,} {escape_text(label)}" for label, count in sorted(self.labels.items())]
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.reasons.items()))
         doubt = f"; not to be trusted: {reasons}" if reasons else ""
         return f"{pluralise(self.total, 'picture')}: {', '.join([*answers, f'{self.failed:,} failed'])}{doubt}"

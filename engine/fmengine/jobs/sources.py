@@ -1,6 +1,6 @@
 """List the pictures of the command line's sources: files, folders, globs, and lists on stdin.
 
-Names stay as they were given, but for what means nothing: `./faces//a.png` is `faces/a.png`.
+Names stay as they are given, without redundant parts: `./faces//a.png` becomes `faces/a.png`.
 """
 
 import glob
@@ -18,11 +18,10 @@ from ..errors import FmengineError
 from .path_list import PathReader
 
 STDIN = "-"
-ENTRIES_AT_ONCE = 16_384  # of a folder: bounds the memory, some 3 MB
+ENTRIES_AT_ONCE = 16_384  # of a folder: bounds the memory to some 3 MB
 FOLDER, FILE, LINK = "folder", "file", "link"
-UNTIDY = re.compile(
-    r"//|(?:^|/)\.(?:/|\Z)|./\Z", re.DOTALL
-)  # what pathlib would leave out; it takes thrice as long
+# What pathlib would leave out of a path, which takes three times as long.
+UNTIDY = re.compile(r"//|(?:^|/)\.(?:/|\Z)|./\Z", re.DOTALL)
 
 
 def expand(
@@ -33,17 +32,17 @@ def expand(
     Args:
         sources: files; folders, of which every regular file counts; globs (`**` for any depth), where no
             file has that very name; `-` for a list of paths on stdin, one a line, or separated by NUL. A file
-            that several of them stand for is given as often.
+            that several of them name is given as often.
         stdin: read for `-`.
-        folders: as `--batch` gives them; nothing else is taken here.
+        folders: of `--batch`; each must be a folder.
 
     Returns:
-        Paths: a list where all of them are known, otherwise an iterator over what folders and stdin give. One
-        that names nothing is passed on, to become that picture's error.
+        Paths: a list where every source is a file or a glob, otherwise an iterator over what folders and stdin
+        hold. A path that does not exist is among them, to become that picture's error.
 
     Raises:
         FmengineError: for what is no folder, a glob that matches nothing, or a list where stdin is closed, before
-            the first path is given.
+            the first path is yielded.
     """
     for folder in folders:
         if not os.path.isdir(folder):
@@ -57,14 +56,14 @@ def expand(
 def walk(folder: str) -> Iterator[str]:
     """Yield every regular file below a folder, hidden ones too, folder by folder in the order of their bytes.
 
-    Links to files count as files, and a link that leads nowhere is passed on to become an error row; links
-    to folders are not followed, so there are no loops. Pipes, sockets and devices are left out. A folder
-    that cannot be read is given itself, to become a row with the reason.
+    Links to files count as files, and a broken link is yielded, to become an error row; links to folders are not
+    followed, so there are no loops. Pipes, sockets and devices are left out. A folder that cannot be read is
+    yielded itself, to become a row with the reason.
     """
     folder = tidy(folder)
-    left = [(folder, _entries(folder))]  # not recursive: folders may be nested a thousand deep
-    while left:
-        path, entries = left[-1]
+    stack = [(folder, _list_entries(folder))]  # not recursive: folders may be nested a thousand deep
+    while stack:
+        path, entries = stack[-1]
         try:
             name, kind = next(entries, ("", ""))
         except OSError:
@@ -72,22 +71,22 @@ def walk(folder: str) -> Iterator[str]:
             name, kind = "", ""
         below = name if path == os.curdir else os.path.join(path, name)
         if not name:
-            left.pop()
+            stack.pop()
         elif kind == FOLDER:
-            left.append((below, _entries(below)))
+            stack.append((below, _list_entries(below)))
         elif kind == FILE or _is_file_or_nothing(below):
             yield below
 
 
-def _entries(folder: str) -> Iterator[tuple[str, str]]:
-    """Yield folders, files and links in a folder: name and kind, in the order of the names' bytes.
+def _list_entries(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield the name and kind of each folder, file and link in a folder, in the order of the names' bytes.
 
-    A large folder is listed again for each part of it.
+    A large folder is listed once for each part of `ENTRIES_AT_ONCE`.
     """
     after = b""
     while True:
         with os.scandir(folder) as listing:
-            named = ((os.fsencode(entry.name), _kind(entry)) for entry in listing)
+            named = ((os.fsencode(entry.name), _get_kind(entry)) for entry in listing)
             part = heapq.nsmallest(ENTRIES_AT_ONCE, (pair for pair in named if pair[0] > after and pair[1]))
         for name, kind in part:
             yield os.fsdecode(name), kind
@@ -96,8 +95,8 @@ def _entries(folder: str) -> Iterator[tuple[str, str]]:
         after = part[-1][0]
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
-    """Return what an entry is by the listing alone; nothing for pipes, sockets and devices."""
+def _get_kind(entry: os.DirEntry[str]) -> str:
+    """Return the kind of an entry without a further system call; empty for pipes, sockets and devices."""
     if entry.is_dir(follow_symlinks=False):
         return FOLDER
     if entry.is_file(follow_symlinks=False):
@@ -106,7 +105,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _is_file_or_nothing(link: str) -> bool:
-    # `os.path` answers where `os.DirEntry` raises: for loops, and names that no file can have.
+    # `os.path` returns False where `os.DirEntry` raises: for loops, and names that no file can have.
     return os.path.isfile(link) or not os.path.exists(link)
 
 
@@ -120,11 +119,11 @@ def _list_source(source: str, stdin: BinaryIO | None) -> list[str] | Iterator[st
     matches = sorted(glob.glob(source, recursive=True), key=os.fsencode)
     if not matches:
         raise FmengineError(f"nothing matches {source}; expected at least one file")
-    # A folder that matches stands for its files. Under `**` they may match as well, and a last `**` lists
-    # them itself: each file counts once.
+    # A folder that matches gives its files. Under `**` they may match as well, and a last `**` lists them itself:
+    # each file counts once.
     walks = os.path.basename(source) != "**"
-    found = ((walk(match) if walks else ()) if os.path.isdir(match) else (match,) for match in matches)
-    return list(dict.fromkeys(map(tidy, itertools.chain.from_iterable(found))))
+    files = ((walk(match) if walks else ()) if os.path.isdir(match) else (match,) for match in matches)
+    return list(dict.fromkeys(map(tidy, itertools.chain.from_iterable(files))))
 
 
 def _open_stdin() -> BinaryIO:
@@ -134,22 +133,22 @@ def _open_stdin() -> BinaryIO:
 
 
 def exclude(paths: Iterable[str], own: list[Path]) -> Iterator[str]:
-    """Leave out our own files: they are no pictures although they may lie in a folder of pictures."""
+    """Leave out the files that a run writes itself, which may lie in a folder of pictures."""
     names, resolved = {path.name for path in own}, {_resolve_folder(path) for path in own}
     return (path for path in paths if os.path.basename(path) not in names or _resolve_folder(path) not in resolved)
 
 
 def skip_finished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]:
-    """Leave out each path as often as it has a row, also where one of them is absolute and the other is not."""
-    left: Counter[str] = Counter()
+    """Leave out each path as many times as it has a row, also where one is absolute and the other relative."""
+    rows: Counter[str] = Counter()
     for path, count in finished.items():
-        left[_absolute(path)] += count
-    if not left:
+        rows[_make_absolute(path)] += count
+    if not rows:
         yield from paths
         return
     for path in paths:
-        if left[known := _absolute(path)]:
-            left[known] -= 1
+        if rows[absolute := _make_absolute(path)]:
+            rows[absolute] -= 1
         else:
             yield path
 
@@ -159,19 +158,19 @@ def tidy(path: str) -> str:
     return str(PurePath(path)) if UNTIDY.search(path) else path
 
 
-def _absolute(path: str) -> str:
+def _make_absolute(path: str) -> str:
     path = tidy(path)
     return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def _resolve_folder(path: str | Path) -> str:
-    """Return one name for a file, however its folder was named."""
+    """Resolve the links in a path's folder, so that a file has one name."""
     folder, name = os.path.split(path)
     return os.path.join(os.path.realpath(folder), name)
 
 
 def require_paths(paths: Iterator[str], folders: Iterable[str]) -> Iterator[str]:
-    """Check that there is a picture, before a model is loaded or a file is made.
+    """Check that there is a path, before a model is loaded or a file is made.
 
     Raises:
         FmengineError: if there is none.

@@ -1,7 +1,7 @@
-"""The files beside an output file: its state, which `--resume` continues from, and what a killed run leaves.
+"""Name, write and read the files beside an output file: its state, from which `--resume` continues, and others.
 
-The state is one JSON object: `version`, the identity of what made the rows (model digest, options), and how far
-the file is known to be on the disk: `rows`, `bytes`, and the `sha256` of these bytes.
+The state is one JSON object: `version`, the identity of what made the rows (model digest, options), and how
+much of the file is on the disk: `rows`, `bytes`, and the `sha256` of these bytes.
 """
 
 import json
@@ -10,38 +10,38 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..system.files import open_atomic, temporary_of, write_file
-from ..system.lock import lock_of
+from ..system.files import get_temporary_path, open_atomic, write_file
+from ..system.lock import get_lock_path
 
 VERSION = 3  # of the rows and their state
 
 
-def state_of(path: Path) -> Path:
-    """Return where the state of an output file is."""
+def get_state_path(path: Path) -> Path:
+    """Return the path of an output file's state."""
     return path.parent / f"{path.name}.state.json"
 
 
-def retry_of(path: Path) -> Path:
-    """Return where the pictures are listed whose failed rows were removed from an output file."""
+def get_retry_path(path: Path) -> Path:
+    """Return the path of the list of pictures whose failed rows were removed from an output file."""
     return path.parent / f".{path.name}.retry.json"
 
 
-def journal_of(path: Path) -> Path:
-    """Return where the rows of a Parquet file are until they are all there."""
+def get_journal_path(path: Path) -> Path:
+    """Return the path of a Parquet file's journal, which holds its rows until the last of them is answered."""
     return path.parent / f"{path.name}.rows.jsonl"
 
 
-def restored_of(path: Path) -> Path:
-    """Return where the journal of a finished Parquet file is made again."""
+def get_restored_path(path: Path) -> Path:
+    """Return the path where the journal of a finished Parquet file is restored."""
     return path.parent / f".{path.name}.rows.jsonl"
 
 
-def files_of(path: Path) -> list[Path]:
+def list_output_files(path: Path) -> list[Path]:
     """List an output file, its state, its lock, and what a killed run may leave beside them."""
-    own = [path, state_of(path), retry_of(path)]
-    own += [temporary_of(file) for file in own] + [lock_of(path)]
+    own = [path, get_state_path(path), get_retry_path(path)]
+    own += [get_temporary_path(file) for file in own] + [get_lock_path(path)]
     if path.suffix == ".parquet":
-        own += files_of(journal_of(path)) + files_of(restored_of(path))
+        own += list_output_files(get_journal_path(path)) + list_output_files(get_restored_path(path))
     return own
 
 
@@ -52,7 +52,7 @@ def write_state(path: Path, identity: Mapping[str, Any], rows: int, size: int, d
         OSError: if it cannot be written; the old state stays.
     """
     state = {"version": VERSION, **identity, "rows": rows, "bytes": size, "sha256": digest}
-    with open_atomic(state_of(path), "w") as file:
+    with open_atomic(get_state_path(path), "w") as file:
         file.write(json.dumps(state, indent=2) + "\n")
 
 
@@ -60,17 +60,17 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> tuple[int, str]:
     """Check that the same model and options made the output file `path`.
 
     Returns:
-        How many of its bytes were known to be on the disk, and their sha256.
+        How many of its bytes were on the disk when the state was written, and their sha256.
 
     Raises:
         OutputError: if the file cannot be continued.
     """
     try:
-        state = json.loads(state_of(path).read_text(encoding="utf-8"))
+        state = json.loads(get_state_path(path).read_text(encoding="utf-8"))
         size, digest = int(state["bytes"]), str(state["sha256"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise OutputError(
-            f"cannot resume {path}: {state_of(path).name} is missing or damaged; use --overwrite"
+            f"cannot resume {path}: {get_state_path(path).name} is missing or damaged; use --overwrite"
         ) from error
     check_version(path, state.get("version"))
     for key, value in identity.items():
@@ -95,21 +95,21 @@ def check_version(path: Path, found: object) -> None:
 
 def write_retries(path: Path, pictures: Sequence[str]) -> None:
     """Write a list of pictures to answer again beside the output file `path`. Raises OutputError if it cannot."""
-    write_file(retry_of(path), json.dumps(pictures))
+    write_file(get_retry_path(path), json.dumps(pictures))
 
 
 def read_retries(path: Path) -> list[str]:
-    """Read the list of `write_retries`, which may be of a killed run; empty where there is none.
+    """Read the list that `write_retries` wrote; empty where there is none.
 
     Raises:
         OutputError: if it is damaged.
     """
     try:
-        listed = json.loads(retry_of(path).read_text(encoding="utf-8"))
+        listed = json.loads(get_retry_path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except (ValueError, RecursionError):
         listed = None
     if not isinstance(listed, list) or not all(isinstance(picture, str) for picture in listed):
-        raise OutputError(f"cannot resume {path}: {retry_of(path).name} is damaged; use --overwrite")
+        raise OutputError(f"cannot resume {path}: {get_retry_path(path).name} is damaged; use --overwrite")
     return listed

@@ -1,7 +1,7 @@
 """The model file: one ONNX that explains itself.
 
-`metadata_props["fmengine.model"]` holds one JSON document: what the labels are, how a picture becomes an
-input, how sure an answer is, where the weights come from, and a sha256 over the whole file. That digest is
+`metadata_props["fmengine.model"]` holds one JSON document: the labels, how a picture becomes an input, the
+calibration of probabilities, where the weights come from, and a sha256 over the whole file. That digest is
 computed with its own 64 digits set to zero. It detects damage, not forgery.
 """
 
@@ -42,13 +42,13 @@ def load_model_file(path: str | Path) -> ModelFile:
             f"cannot read the model {path}: {error.message}; expected an ONNX file of at most 2 GiB, "
             f"or one of {', '.join(available_models())}"
         ) from error
-    if path.parent == shipped_folder() and hashlib.sha256(data).hexdigest() != _read_shipped_digest(path.name):
+    if path.parent == get_shipped_folder() and hashlib.sha256(data).hexdigest() != _read_shipped_digest(path.name):
         raise ModelError(f"{path} is not the file that fmengine ships: its sha256 differs; install fmengine again")
     return ModelFile(path, data, _verify(path, data))
 
 
 def resolve(model: str | Path | None, precisions: tuple[Precision, ...]) -> Path:
-    """Find the file for a backend.
+    """Find the model file that a backend is to run.
 
     Args:
         model: a path, the name of a shipped model, or None for the default one. With a precision, as
@@ -62,7 +62,7 @@ def resolve(model: str | Path | None, precisions: tuple[Precision, ...]) -> Path
     if model is not None and (Path(model).suffix == ".onnx" or os.path.exists(model)):
         return Path(model)
     name = DEFAULT_MODEL if model is None else str(model)
-    folder = shipped_folder()
+    folder = get_shipped_folder()
     if name in available_models():
         return folder / f"{name}.onnx"
     for precision in precisions:
@@ -74,19 +74,19 @@ def resolve(model: str | Path | None, precisions: tuple[Precision, ...]) -> Path
     )
 
 
-def shipped_folder() -> Path:
+def get_shipped_folder() -> Path:
     """Return the folder of the models in the package."""
     return Path(__file__).parent / "shipped"
 
 
 def available_models() -> list[str]:
     """List the models in the package by name and precision, as `alexnet-slim.int8`."""
-    return sorted(path.stem for path in shipped_folder().glob("*.onnx"))
+    return sorted(path.stem for path in get_shipped_folder().glob("*.onnx"))
 
 
 def _read_shipped_digest(name: str) -> str:
     """Read the sha256 of a shipped model, which `sha256sum --check SHA256SUMS` verifies too."""
-    for line in (shipped_folder() / "SHA256SUMS").read_text(encoding="ascii").splitlines():
+    for line in (get_shipped_folder() / "SHA256SUMS").read_text(encoding="ascii").splitlines():
         digest, _, file = line.partition("  ")
         if file == name:
             return digest
@@ -100,7 +100,7 @@ def seal(data: bytes) -> bytes:
 
 
 def _verify(path: Path, data: bytes) -> ModelSpec:
-    """Read the document, and check it and the whole file."""
+    """Check a model file whole, and read its document."""
     try:
         document = find_document(data)
         spec = ModelSpec.from_json(data[document])

@@ -1,4 +1,4 @@
-"""A small bounded reader of an ONNX file's protobuf, because not every backend brings `onnx`.
+"""A small bounded reader of an ONNX file's protobuf, because not every backend installs `onnx`.
 
 It finds the document about the model, the digest in it, and tensors that lie in other files. Field numbers are
 those of onnx.proto3.
@@ -37,23 +37,23 @@ def find_document(data: bytes) -> slice:
     Raises:
         ModelError: for bytes that are no ONNX model, or one without the document.
     """
-    has_graph, found = False, None
+    has_graph, document = False, None
     for number, content in _walk_fields(data, slice(0, len(data))):
         has_graph |= number == _GRAPH
         if number == _METADATA_PROPS and content is not None:
             entry = {key: value for key, value in _walk_fields(data, content) if value is not None}
             if _KEY in entry and data[entry[_KEY]] == METADATA_KEY.encode():
-                found = entry.get(_VALUE)
+                document = entry.get(_VALUE)
     if not has_graph:
         raise ModelError("not an ONNX model: it holds no graph")
-    if found is None:
+    if document is None:
         raise ModelError(
             f"an ONNX model without {METADATA_KEY} metadata, so its labels and preprocessing are unknown; "
             "add them with `fmengine export --describe spec.json MODEL.onnx`"
         )
-    if found.stop - found.start > MAX_DOCUMENT:
+    if document.stop - document.start > MAX_DOCUMENT:
         raise ModelError(f"the model's {METADATA_KEY} document is larger than {MAX_DOCUMENT:,} bytes")
-    return found
+    return document
 
 
 def find_digest(data: bytes, document: slice) -> slice:
@@ -78,10 +78,9 @@ def compute_digest(data: bytes, slot: slice) -> str:
 
 
 def has_external_data(data: bytes) -> bool:
-    """Whether any tensor of a serialised ModelProto refers to another file for its values.
+    """Return whether any tensor of a serialised ModelProto refers to another file for its values.
 
-    Backends would look for it under any name that it gives, or in the current folder, for they are given bytes
-    without a path.
+    Backends would look for that file under any name, or in the current folder, for they get bytes without a path.
     """
     pending = [("model", slice(0, len(data)))]
     while pending:

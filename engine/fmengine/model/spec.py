@@ -1,4 +1,4 @@
-"""What a model file holds about itself: labels, the input that it takes, where its weights come from."""
+"""The metadata of a model file: labels, the input that it takes, where its weights come from."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ class InputSpec:
         height: rows in pixels.
         width: columns in pixels.
         color: `gray` (one channel) or `rgb` (three).
-        fit: how another aspect ratio is brought to this one: `crop`, `pad` or `stretch`.
+        fit: what is done to a picture of another aspect ratio: `crop`, `pad` or `stretch`.
         channels: 1 or 3.
         shape: `(C, H, W)`.
         size: `(width, height)`, as Pillow orders them.
@@ -59,7 +59,7 @@ class InputSpec:
 
 
 def _is_file_name(value: Any) -> bool:
-    """Exported files are called by it, so that it must not lead out of their folder."""
+    """Return whether a value can be a file's name: exported files must not leave their folder by it."""
     return _is_text(value) and not value.startswith(".") and not set(value) & set("/\\\0")
 
 
@@ -68,7 +68,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """A finite one; JSON's `true`, and integers beyond every float, are none."""
+    """Return whether a value is a finite number; JSON's `true`, and integers beyond every float, are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -112,7 +112,7 @@ class ModelSpec:
         height: rows of the input in pixels.
         width: columns of the input in pixels.
         color: `gray` (one channel) or `rgb` (three).
-        fit: how other aspect ratios are brought to the input's.
+        fit: what is done to pictures of another aspect ratio: `crop`, `pad` or `stretch`.
         precision: `fp32`, `fp16` or `int8`.
         mean: the level subtracted from each channel, inside the graph.
         std: the levels that become 1.0, inside the graph.
@@ -160,11 +160,11 @@ class ModelSpec:
     @property
     def channels(self) -> int:
         """1 or 3."""
-        return 1 if self.color == "gray" else 3
+        return self.input.channels
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
         """Return the shape of `images` for a batch: `(N, C, H, W)`."""
-        return (batch, self.channels, self.height, self.width)
+        return (batch, *self.input.shape)
 
     def to_json(self) -> str:
         """Write the document for `metadata_props["fmengine.model"]`."""
@@ -190,9 +190,9 @@ class ModelSpec:
                 f"the model's {METADATA_KEY} document has version {version!r}, expected {FORMAT_VERSION}; "
                 "export it again, or update fmengine"
             )
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        needed = {n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING}
-        if wrong := sorted((values.keys() - known.keys()) | (needed - values.keys())):
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        needed = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+        if wrong := sorted((values.keys() - fields.keys()) | (needed - values.keys())):
             raise ModelError(
                 f"the model's {METADATA_KEY} document has unknown or missing fields: {', '.join(wrong)}; "
                 f"expected {', '.join(sorted(needed))}"

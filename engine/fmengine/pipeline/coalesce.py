@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from ..backend.registry import Backend
+from ..backend.protocol import Backend
 from ..errors import BusyError, ClosedError
 from ..types import Channels, Failure, Prediction, Source
 from .batch import Batch, Task

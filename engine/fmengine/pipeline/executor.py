@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Literal, get_args
 
-from ..backend.registry import Backend
+from ..backend.protocol import Backend
 from ..errors import ClosedError, FmengineError
 from ..types import Channels, Result, Source
 from .batch import Batch, Task

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 import numpy as np
 from PIL import Image
 
-from ..backend.registry import Backend, DeviceBackend
+from ..backend.protocol import Backend, DeviceBackend
 from ..errors import FmengineError, Kind, SourceError
 from ..image.decode import decode, decode_bytes
 from ..image.faults import as_source_error

@@ -1,28 +1,22 @@
-"""Keep code that is built on this machine in a private folder: cubins and TensorRT engines.
+"""Keep what is built and measured on this machine in a private folder, such as cubins and TensorRT engines.
 
-Such a file runs with the user's rights, so the trust boundary is the user: the folder and its files belong to
-the effective user, nobody else may write them, and no symbolic link is followed. A file begins with a line of
-JSON, its manifest: what it was built from and for, and the sha256 of the rest. It is read once, checked, and
-those very bytes are used.
+A file of code runs with the user's rights, so the trust boundary is the user: the folder and its files belong to
+the effective user, nobody else may write them, and no symbolic link is followed. A file begins with its manifest
+(`manifest.py`). It is read once, checked, and those very bytes are used.
 """
 
 import fcntl
-import hashlib
-import json
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import BackendError, FmengineError
+from ..errors import BackendError
 from .files import open_atomic
+from .manifest import Key, StaleError, make_file_name, pack, unpack
 
-Key = Mapping[str, str]
-
-VERSION = 1
-MAX_MANIFEST = 64 * 1024  # bytes
 log = logging.getLogger(__name__)
 
 
@@ -30,12 +24,8 @@ class CacheError(BackendError):
     """The cache folder, or a file in it, cannot be used or trusted."""
 
 
-class StaleError(FmengineError):
-    """A built file is damaged, or was built from or for something else."""
-
-
-def default_folder() -> Path:
-    """Return `$FMENGINE_CACHE`, or `fmengine` in the user's cache folder.
+def find_cache_folder() -> Path:
+    """Find the cache folder: `$FMENGINE_CACHE`, or `fmengine` in the user's cache folder.
 
     Raises:
         CacheError: if there is none: a container's user may have neither a name nor `$HOME`.
@@ -54,25 +44,25 @@ class Cache:
     """Keeps built files by key. Processes that need the same one build it once."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Raises CacheError where `default_folder` does."""
-        self.folder = default_folder() if folder is None else folder
+        """Take a folder, by default that of `find_cache_folder`, whose errors are raised."""
+        self.folder = find_cache_folder() if folder is None else folder
 
     def get(self, kind: str, key: Key, build: Callable[[], bytes]) -> bytes:
-        """Return the file for `key`: as it lies here, or built and kept.
+        """Return the file for `key` from the cache, or build and keep it.
 
         Args:
             kind: ending of the file's name, such as `cubin`.
             key: everything that the bytes depend on.
-            build: makes them; never called twice.
+            build: makes the bytes; called at most once.
 
         Raises:
             CacheError: if the folder cannot be made, locked or trusted. A full disk costs a warning alone.
         """
-        name = _name(kind, key)
+        name = make_file_name(kind, key)
         with self._open_folder() as folder:
             if (data := self._read(folder, name, key)) is not None:
                 return data
-            with _locked(folder, f"{name}.lock", self.folder):
+            with _hold_lock(folder, f"{name}.lock", self.folder):
                 if (data := self._read(folder, name, key)) is not None:  # another process built it meanwhile
                     return data
                 data = build()
@@ -80,14 +70,14 @@ class Cache:
                 return data
 
     def load(self, kind: str, key: Key) -> bytes | None:
-        """Return the file for `key` if it lies here; errors as for `get`."""
+        """Return the file for `key`, or None where the cache has none; errors as for `get`."""
         with self._open_folder() as folder:
-            return self._read(folder, _name(kind, key), key)
+            return self._read(folder, make_file_name(kind, key), key)
 
     def store(self, kind: str, key: Key, data: bytes) -> None:
-        """Keep the file for `key` instead of what lay here; errors as for `get`."""
+        """Keep the file for `key`, and replace an old one; errors as for `get`."""
         with self._open_folder() as folder:
-            self._keep(folder, _name(kind, key), pack(key, data))
+            self._keep(folder, make_file_name(kind, key), pack(key, data))
 
     def _keep(self, folder: int, name: str, content: bytes) -> None:
         try:
@@ -102,7 +92,7 @@ class Cache:
             )
 
     def _read(self, folder: int, name: str, key: Key) -> bytes | None:
-        """Read the file's bytes; None where there is none, or it is not what was written for the key."""
+        """Read a file's bytes; None where there is none, or it is stale."""
         path = self.folder / name
         try:
             content = _read_private(name, path, folder)
@@ -116,7 +106,7 @@ class Cache:
 
     @contextmanager
     def _open_folder(self) -> Iterator[int]:
-        """Open the folder as a descriptor: whoever moves it afterwards changes nothing of what was checked."""
+        """Open the folder as a descriptor, so that the folder that was checked is the one that is used."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -163,40 +153,6 @@ def write_private_file(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def pack(key: Key, data: bytes) -> bytes:
-    """Return a built file with its manifest in front."""
-    manifest = {"version": VERSION, "key": dict(key), "sha256": _digest(data), "size": len(data)}
-    return _canonical(manifest) + b"\n" + data
-
-
-def unpack(content: bytes, key: Key | None) -> bytes:
-    """Check a built file and return its bytes without the manifest.
-
-    Args:
-        content: of the file.
-        key: what it must have been built from and for; None takes any.
-
-    Raises:
-        StaleError: if anything is not as it was written.
-    """
-    line, _, data = content[:MAX_MANIFEST].partition(b"\n")
-    data = content[len(line) + 1 :]
-    try:
-        manifest = json.loads(line)
-        found, digest = dict(manifest["key"]), manifest["sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StaleError("it has no manifest; it was not built by fmengine") from error
-    if manifest.get("version") != VERSION:
-        raise StaleError(f"its manifest is of version {manifest.get('version')}, expected {VERSION}")
-    if key is not None and found != dict(key):
-        wrong = sorted(name for name in {*key, *found} if found.get(name) != key.get(name))
-        details = ", ".join(f"{name} was {found.get(name)!r}, is {key.get(name)!r}" for name in wrong)
-        raise StaleError(f"it was built for something else: {details}")
-    if _digest(data) != digest:
-        raise StaleError("its bytes do not give the sha256 of its manifest: it was cut short or altered")
-    return data
-
-
 def _read_private(name: str, path: Path, folder: int | None = None) -> bytes:
     """Read a regular file that only its owner may write; `path` is its name in messages."""
     try:
@@ -228,8 +184,8 @@ def _check_owner(status: os.stat_result, path: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: int, name: str, path: Path) -> Iterator[None]:
-    """Let in one process at a time; the lock goes with the process, however it ends."""
+def _hold_lock(folder: int, name: str, path: Path) -> Iterator[None]:
+    """Hold a lock that one process can hold at a time; the system releases it when its process ends."""
     descriptor = -1
     try:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)
@@ -249,15 +205,3 @@ def _locked(folder: int, name: str, path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _name(kind: str, key: Key) -> str:
-    return f"{_digest(_canonical(key))[:32]}.{kind}"
-
-
-def _canonical(document: object) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), default=dict).encode()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -1,14 +1,15 @@
-"""How many cores this process may use."""
+"""The CPU: how many of its cores this process may use, and what Linux knows of it."""
 
 import math
 import os
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
 CGROUP = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
 
 
 def usable_cores() -> int:
-    """Those that the scheduler allows, and no more than a container's quota pays for.
+    """Count the cores that the scheduler allows, and no more than a container's quota pays for.
 
     Threads beyond the quota are stopped for the rest of each period, in the middle of a batch.
     """
@@ -21,3 +22,12 @@ def usable_cores() -> int:
         return max(1, min(allowed, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no such file, or no quota
         return allowed
+
+
+def read_cpuinfo() -> dict[str, str]:
+    """Read the fields that Linux gives of the last core, such as `model name` and `flags`; empty elsewhere."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -1,4 +1,4 @@
-"""Files: read in few system calls, checked before the work begins, and replaced as a whole when it is done."""
+"""Read files in few system calls, check names before the work begins, and replace files as a whole."""
 
 import errno
 import os
@@ -15,8 +15,8 @@ from ..errors import Kind, OutputError, SourceError
 def read_file(path: str, max_bytes: int) -> bytes:
     """Read a regular file whole. Pipes, devices and folders are never opened.
 
-    Each system call lets go of the interpreter's lock, which threads that decode small pictures wait for: hence
-    four calls, where a file object makes eight.
+    Each system call releases the interpreter's lock, and waits for it again where other threads decode: hence four
+    calls, where a file object makes eight.
 
     Raises:
         SourceError: of the kind `not_found`, `not_a_file`, `unreadable` or `file_too_large`.
@@ -30,7 +30,7 @@ def read_file(path: str, max_bytes: int) -> bytes:
             raise make_size_error(max_bytes)
         file = os.open(path, os.O_RDONLY)
         try:
-            # One byte more than there is shows a file that grew since `stat`, and that nothing is left.
+            # One byte more than the size: fewer show that this was all, more that the file grew since `stat`.
             data = os.read(file, status.st_size + 1)
             if len(data) != status.st_size:
                 data += _read_rest(file, max_bytes + 1 - len(data))
@@ -60,7 +60,7 @@ def make_size_error(max_bytes: int) -> SourceError:
 
 
 def _read_rest(file: int, max_bytes: int) -> bytes:
-    """Read on from where a file stands, up to a number of bytes."""
+    """Read from a file's position, up to a number of bytes."""
     parts = []
     while max_bytes > 0 and (part := os.read(file, min(max_bytes, 1 << 20))):
         parts.append(part)
@@ -68,19 +68,19 @@ def _read_rest(file: int, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def temporary_of(path: Path) -> Path:
-    """Return where a file is written before it takes its name; a killed run may leave that behind."""
+def get_temporary_path(path: Path) -> Path:
+    """Return where a file is written before it takes its name; a killed run may leave that file behind."""
     return path.parent / f".{path.name}.tmp"
 
 
 def check_target(path: Path, suffixes: Sequence[str], *, overwrite: bool, hint: str = "") -> bool:
-    """Check that a file can be written, so that no work is lost for a wrong name at its end.
+    """Check that a file can be written, before the work whose result it is to hold.
 
     Args:
         path: of the file.
         suffixes: that its name may end in.
         overwrite: whether one that exists may be replaced.
-        hint: what else could be done where one exists, for the message.
+        hint: another advice for the message where one exists.
 
     Returns:
         Whether it exists.
@@ -130,9 +130,9 @@ def open_atomic(
 def open_atomic(
     path: Path, mode: Literal["w", "wb"] = "wb", *, folder: int | None = None, private: bool = False
 ) -> Iterator[IO[Any]]:
-    """Open a file that takes its name, from an old one that may have it, once it is whole and on the disk.
+    """Open a file for writing that replaces the one at `path` once it is whole and on the disk.
 
-    Until then it is `temporary_of(path)`. Where anything fails, also by Ctrl-C, nothing is left behind and an old
+    Until then it is at `get_temporary_path(path)`. Where anything fails, also by Ctrl-C, it is removed, and an old
     file stays.
 
     Args:
@@ -144,7 +144,7 @@ def open_atomic(
     Raises:
         OSError: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}") if private else temporary_of(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}") if private else get_temporary_path(path)
     flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL | os.O_NOFOLLOW if private else os.O_TRUNC)
     permissions = 0o600 if private else 0o666
     descriptor = os.open(temporary, flags, permissions, dir_fd=folder)
@@ -161,10 +161,10 @@ def open_atomic(
 
 
 def _try_to_write(path: Path) -> None:
-    """Make the temporary file, and remove it: permissions alone do not show a read-only or foreign drive."""
+    """Make the temporary file, and remove it: permissions alone do not show that a drive is read-only."""
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    temporary = temporary_of(path)
+    temporary = get_temporary_path(path)
     try:
         temporary.open("ab").close()
         temporary.unlink()

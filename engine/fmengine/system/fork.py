@@ -1,4 +1,4 @@
-"""What becomes of an object in a forked child: its threads, sockets and locks are the parent's.
+"""Reset objects in forked children, where their threads, sockets and locks are the parent's.
 
 `multiprocessing`'s fork, gunicorn's `--preload` and Celery fork processes that loaded an engine before.
 """
@@ -11,10 +11,10 @@ from typing import Protocol
 
 
 class Resettable(Protocol):
-    """An object that can begin anew in a forked child."""
+    """An object that can be reset in a forked child."""
 
     def reset_after_fork(self) -> None:
-        """Forget what is the parent's. Called in the child's only thread, before anything else runs there."""
+        """Drop what belongs to the parent. Called in the child's only thread, before anything else runs there."""
         ...
 
 
@@ -22,9 +22,9 @@ _objects: "weakref.WeakSet[Resettable]" = weakref.WeakSet()
 _functions: list[Callable[[], None]] = []
 
 
-def register(thing: Resettable) -> None:
-    """Have an object reset in each forked child, as long as it lives."""
-    _objects.add(thing)
+def register(resettable: Resettable) -> None:
+    """Register an object to be reset in each forked child, as long as it lives."""
+    _objects.add(resettable)
 
 
 def call_in_child(function: Callable[[], None]) -> None:
@@ -32,14 +32,14 @@ def call_in_child(function: Callable[[], None]) -> None:
     _functions.append(function)
 
 
-def leak(thing: object) -> None:
-    """Never destroy an object: destructors of libraries wait for threads that a forked child does not have."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+def leak(resource: object) -> None:
+    """Keep an object from being destroyed: destructors may wait for threads that a forked child does not have."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(resource))
 
 
 def _reset_all() -> None:
-    for thing in list(_objects):
-        thing.reset_after_fork()
+    for resettable in list(_objects):
+        resettable.reset_after_fork()
     for function in _functions:
         function()
 

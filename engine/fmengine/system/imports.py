@@ -1,11 +1,11 @@
-"""Objects that are named by text, so that nothing is imported before it is needed."""
+"""Import objects by name, so that nothing is imported before it is needed."""
 
 from importlib import import_module
 from typing import Any
 
 
 def load_object(target: str) -> Any:
-    """Import what `module:attribute` names.
+    """Import the object that `module:attribute` names.
 
     Raises:
         ImportError: if the module, or something that it imports, is missing.

@@ -1,4 +1,4 @@
-"""Allow one writer for each file: a lock that the system releases when its process ends, however it ends."""
+"""Let one process at a time write a file: by a lock that the system releases when its process ends."""
 
 import logging
 import os
@@ -13,13 +13,13 @@ try:
 except ImportError:  # as on Windows, where two writers go unnoticed
     fcntl = None  # type: ignore[assignment]
 
-TRIES = 100  # in each of which another run ends as we begin
+TRIES = 100  # each fails where another run removes its lock just then
 
 log = logging.getLogger(__name__)
 
 
-def lock_of(path: Path) -> Path:
-    """Return where the lock of a file is: beside the file itself, whatever link leads to it."""
+def get_lock_path(path: Path) -> Path:
+    """Return the path of a file's lock: beside the file itself, whatever link leads to it."""
     real = Path(os.path.realpath(path))
     return real.parent / f".{real.name}.lock"
 
@@ -28,26 +28,30 @@ def lock_of(path: Path) -> Path:
 def hold(path: Path) -> Iterator[None]:
     """Keep other processes from writing a file at the same time.
 
-    The lock is a file of its own, for the file may be replaced as a whole. It is removed at the end; what a
-    killed process leaves behind is empty, and held by nobody. Where the system or the drive has no locks, or
-    the folder takes no files, nothing is held.
+    The lock is a file of its own, for the file may be replaced as a whole. It is removed at the end; a killed
+    process leaves it behind, empty and not held. Where the system or the drive has no locks, or the folder takes
+    no files, nothing is held.
 
     Raises:
         OutputError: if another process holds it.
     """
-    lock = lock_of(path)
+    lock = get_lock_path(path)
     descriptor = _acquire(lock, path)
     try:
         yield
     finally:
         if descriptor is not None:
             with suppress(OSError):
-                lock.unlink(missing_ok=True)  # while it is ours: a moment later it may be another's
+                lock.unlink(missing_ok=True)  # while it is held: a moment later it may be another process's
             os.close(descriptor)
 
 
 def _acquire(lock: Path, path: Path) -> int | None:
-    """Return the descriptor of a lock that is ours; None where there can be none."""
+    """Acquire the lock, and return its descriptor; None where there can be none.
+
+    Raises:
+        OutputError: if another process holds it.
+    """
     for _ in range(TRIES if fcntl else 0):
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
@@ -66,12 +70,12 @@ def _acquire(lock: Path, path: Path) -> int | None:
             os.close(descriptor)
             log.warning("cannot lock %s: %s; start no other run that writes it", path, error.strerror)
             return None
-        os.close(descriptor)  # of a file that was removed by whoever held it before us
+        os.close(descriptor)  # of a file that its former holder has removed
     return None
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Return whether an open file is still the one of that name."""
+    """Return whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""NVIDIA's driver as it can be seen without any library: whether it is there, its version, and what a GPU is."""
+"""Find NVIDIA's driver and its version without any library, and describe a GPU."""
 
 import ctypes
 import re
@@ -16,7 +16,7 @@ class Gpu(NamedTuple):
     Attributes:
         name: as the driver gives it.
         compute_capability: such as (8, 6).
-        multiprocessors: cards of one name differ in them.
+        multiprocessors: their number, in which cards of one name may differ.
         driver: its version, and the newest CUDA that it speaks.
     """
 
@@ -27,7 +27,7 @@ class Gpu(NamedTuple):
 
 
 def require_driver() -> None:
-    """Notice a machine without a GPU before anything large is imported.
+    """Check that there is a driver, before anything large is imported.
 
     Raises:
         UnavailableError: if there is no driver.
@@ -40,5 +40,5 @@ def require_driver() -> None:
 
 def find_version(text: str) -> str:
     """Find a driver's version in a text, which may be a sentence; return the text itself where it holds none."""
-    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
-    return found[0] if found else " ".join(text.split())
+    version = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return version[0] if version else " ".join(text.split())

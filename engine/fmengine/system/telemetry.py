@@ -1,4 +1,4 @@
-"""Libraries that report home by default are told not to, before anyone imports them: nothing leaves the machine.
+"""Switch off the telemetry of libraries before they are imported: nothing leaves the machine.
 
 ONNX Runtime from 1.29 on keeps a device's number and a database of events in the home folder and sends them to its
 maker; OpenVINO reports its import to Google Analytics. Both decide as they are imported, so this runs when
@@ -17,18 +17,18 @@ OPENVINO_REPORTS = "openvino_telemetry"  # a package of its own; without it Open
 
 
 def switch_off() -> None:
-    """Switch off what is not imported yet; what an application imported before, and too early, is logged once."""
+    """Switch off the telemetry of libraries that are not imported yet, and log a warning for those that are."""
     if "onnxruntime" in sys.modules and not os.environ.get(ORT_SWITCH):
         _warn("onnxruntime", f"set {ORT_SWITCH}=1")
     os.environ[ORT_SWITCH] = "1"
     if sys.modules.get(OPENVINO_REPORTS) is not None:
         _warn("openvino", f"uninstall {OPENVINO_REPORTS.replace('_', '-')}")
     else:
-        sys.modules[OPENVINO_REPORTS] = None  # type: ignore[assignment]  # to import it is an ImportError
+        sys.modules[OPENVINO_REPORTS] = None  # type: ignore[assignment]  # importing it then raises ImportError
 
 
 def import_onnxruntime() -> Any:
-    """ONNX Runtime, quiet on Windows as well, where it asks the system's tracing and no environment.
+    """Import ONNX Runtime without telemetry, also on Windows, where the environment does not switch it off.
 
     Raises:
         ImportError: without it.

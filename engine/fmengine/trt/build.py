@@ -22,14 +22,14 @@ from .profile import BuildError, BuildOptions, Profile
 
 
 class Timings(NamedTuple):
-    """How fast a GPU's kernels are, as TensorRT's timing cache.
+    """TensorRT's timing cache of a GPU: how fast its kernels are.
 
     Attributes:
-        known: from earlier builds; empty before the first.
-        store: called with what this build leaves.
+        cached: from earlier builds; empty before the first.
+        store: called with the timing cache after this build.
     """
 
-    known: bytes
+    cached: bytes
     store: Callable[[bytes], None]
 
 
@@ -38,7 +38,7 @@ def load_timings(library: Any, gpu: Gpu, cache: Cache) -> Timings | None:
     if is_rtx(library):
         return None
     key = {"library": f"{library.__name__} {library.__version__}", "gpu": str(gpu)}
-    return Timings(cache.load("timings", key) or b"", lambda learned: cache.store("timings", key, learned))
+    return Timings(cache.load("timings", key) or b"", lambda content: cache.store("timings", key, content))
 
 
 def build_engine(
@@ -77,34 +77,34 @@ def build_engine(
         builder = library.Builder(logger)
     except Exception as error:  # pybind's TypeError where the library cannot start
         raise UnavailableError(f"{library.__name__} does not start: {error}. {take_messages(logger)}") from error
-    network = _require(builder.create_network(_strongly_typed(library)), "create a network", logger)
+    network = _require(builder.create_network(_make_network_flags(library)), "create a network", logger)
     _parse(library, network, model, logger)
     check_types(library, network)
     config = _require(builder.create_builder_config(), "create a configuration", logger)
     config.builder_optimization_level = options.optimization_level
     if options.workspace:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.workspace)
-    monitor = None if progress is None else _progress_monitor(library, progress)
+    monitor = None if progress is None else _make_progress_monitor(library, progress)
     if monitor is not None:
         config.progress_monitor = monitor
     _add_profiles(builder, config, model, options.profiles, logger)
     _set_targets(library, config, options.compute_capabilities, logger)
     if timings is not None:
-        _set_timings(config, timings.known, logger)
+        _set_timings(config, timings.cached, logger)
     plan = builder.build_serialized_network(network, config)
     if monitor is not None and monitor.error is not None:
         raise monitor.error
     plan = _require(plan, "build the engine", logger)
     if timings is not None:
-        learned = _require(config.get_timing_cache(), "give its timing cache", logger)
-        timings.store(bytes(_require(learned.serialize(), "write its timing cache", logger)))
+        timing_cache = _require(config.get_timing_cache(), "give its timing cache", logger)
+        timings.store(bytes(_require(timing_cache.serialize(), "write its timing cache", logger)))
     return bytes(plan)
 
 
 def check_types(library: Any, network: Any) -> None:
     """Check that every convolution and matrix product of a parsed network computes in half precision.
 
-    It needs no GPU, and it is the only way to see it before the build.
+    It needs no GPU. Before the build nothing else shows it.
 
     Raises:
         BuildError: naming each layer that does not.
@@ -134,9 +134,9 @@ def _parse(library: Any, network: Any, model: ModelFile, logger: Any) -> None:
         raise RefusedModelError(f"{library.__name__} cannot read {model.path}: {reasons}")
 
 
-def _set_timings(config: Any, known: bytes, logger: Any) -> None:
-    """Give TensorRT an earlier build's timing cache, or an empty one where another GPU or version wrote it."""
-    for content in (known, b""):
+def _set_timings(config: Any, cached: bytes, logger: Any) -> None:
+    """Set an earlier build's timing cache, or an empty one where another GPU or version wrote that."""
+    for content in (cached, b""):
         cache = _require(config.create_timing_cache(content), "create a timing cache", logger)
         if config.set_timing_cache(cache, ignore_mismatch=False):
             return
@@ -155,31 +155,33 @@ def _add_profiles(builder: Any, config: Any, model: ModelFile, profiles: Sequenc
 
 
 def _set_targets(library: Any, config: Any, capabilities: Sequence[str], logger: Any) -> None:
-    """Choose the GPUs that a TensorRT-RTX engine is built for; none leaves it the library's own set."""
+    """Set the GPUs that a TensorRT-RTX engine is built for; without any it is the library's own set."""
     if not capabilities:
         return
     if not is_rtx(library):
         raise BuildError("TensorRT builds on the GPU that it builds for; ahead of time only tensorrt-rtx does")
-    known = {
-        _capability(name): member for name, member in library.ComputeCapability.__members__.items() if "SM" in name
+    supported = {
+        _format_capability(name): member
+        for name, member in library.ComputeCapability.__members__.items()
+        if "SM" in name
     }
-    if unknown := [capability for capability in capabilities if capability not in known]:
+    if unknown := [capability for capability in capabilities if capability not in supported]:
         raise BuildError(
             f"TensorRT-RTX {library.__version__} does not build for compute capability {', '.join(unknown)}; "
-            f"it does for {', '.join(known)}"
+            f"it does for {', '.join(supported)}"
         )
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
-        if not config.set_compute_capability(known[capability], index):
+        if not config.set_compute_capability(supported[capability], index):
             raise BuildError(f"TensorRT-RTX refuses compute capability {capability}. {take_messages(logger)}")
 
 
-def _capability(name: str) -> str:
+def _format_capability(name: str) -> str:
     """Return `8.6` for `SM86`."""
     return f"{name[2:-1]}.{name[-1]}"
 
 
-def _strongly_typed(library: Any) -> int:
+def _make_network_flags(library: Any) -> int:
     return 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
@@ -189,7 +191,7 @@ def _require(value: Any, what: str, logger: Any) -> Any:
     return value
 
 
-def _progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -> Any:
+def _make_progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -> Any:
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
@@ -202,13 +204,13 @@ def _progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -
 
         def step_complete(self, phase: str, step: int) -> bool:
             self.report(phase, step + 1)
-            return self.error is None  # else TensorRT gives the build up
+            return self.error is None  # else TensorRT cancels the build
 
         def phase_finish(self, phase: str) -> None:
             self.report(phase, self.steps.pop(phase, 0))
 
         def report(self, phase: str, done: int) -> None:
-            """Pass progress on, and keep an exception: TensorRT would print and swallow it, also Ctrl-C's."""
+            """Report progress, and keep an exception, also Ctrl-C's: TensorRT would print and drop it."""
             try:
                 progress(phase, done, self.steps.get(phase, done))
             except BaseException as error:
@@ -217,8 +219,8 @@ def _progress_monitor(library: Any, progress: Callable[[str, int, int], None]) -
     return Monitor()
 
 
-def engine_key(library: Any, model: ModelFile, options: BuildOptions, gpu: Gpu | None) -> dict[str, str]:
-    """Return everything that an engine's bytes depend on: the key under which it is kept.
+def make_engine_key(library: Any, model: ModelFile, options: BuildOptions, gpu: Gpu | None) -> dict[str, str]:
+    """Make the key under which an engine is kept: everything that its bytes depend on.
 
     Args:
         library: that builds it.

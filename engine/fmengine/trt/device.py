@@ -1,4 +1,4 @@
-"""The GPU that TensorRT builds on, reached by name: where none is needed, nothing of `gpu` is imported."""
+"""The GPU that TensorRT builds on, reached by name: a build that needs none imports nothing of `gpu`."""
 
 from contextlib import AbstractContextManager
 

@@ -60,7 +60,7 @@ class Network:
             NoRoomError: if there is no room for it.
             DeviceError: if TensorRT refuses.
         """
-        context = self._engine.create_execution_context(*self._settings())
+        context = self._engine.create_execution_context(*self._make_runtime_settings())
         if context is None:
             raise NoRoomError(
                 f"TensorRT cannot make an execution context, which needs {self.activations:,} bytes on the GPU. "
@@ -74,8 +74,8 @@ class Network:
                 raise DeviceError(f"TensorRT refuses {address:#x} for {name}. {take_messages(self._logger)}")
         return Execution(context, self._spec, self._logger)
 
-    def _settings(self) -> list[Any]:
-        """Have TensorRT-RTX compile for each shape at once, and capture whole graphs."""
+    def _make_runtime_settings(self) -> list[Any]:
+        """Make a context's settings: TensorRT-RTX is to compile for each shape, and to capture graphs."""
         if self.capturable:
             return []
         settings = self._engine.create_runtime_config()
@@ -85,13 +85,13 @@ class Network:
         return [settings]
 
     def close(self) -> None:
-        """Give everything back, after all that was made from it."""
+        """Release everything, after all that was made from it."""
         self._engine = self._runtime = None
 
     def _check_tensors(self) -> None:
         """Refuse an engine whose tensors are not those of the model file."""
         engine, trt = self._engine, self._library
-        found = {
+        tensors = {
             name: (
                 engine.get_tensor_mode(name),
                 engine.get_tensor_dtype(name),
@@ -104,8 +104,8 @@ class Network:
         }
         for name in OUTPUTS:
             expected[name] = (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, (-1, len(self._spec.labels)))
-        if found != expected:
-            raise EngineFileError(f"the engine has the tensors {found}; expected {expected}: build it again")
+        if tensors != expected:
+            raise EngineFileError(f"the engine has the tensors {tensors}; expected {expected}: build it again")
 
 
 class Execution:
@@ -130,5 +130,5 @@ class Execution:
             raise DeviceError(f"TensorRT cannot run a batch of {batch}. {take_messages(self._logger)}")
 
     def free(self) -> None:
-        """Give the context's memory back."""
+        """Free the context's memory."""
         self._context = None

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX as libraries: imported, their versions checked, and their loggers read."""
+"""Import TensorRT and TensorRT-RTX, check their versions, and read their loggers."""
 
 import re
 import threading
@@ -6,12 +6,12 @@ from collections import deque
 from importlib import import_module
 from typing import Any, Literal
 
-from ..errors import UnavailableError, install_hint
+from ..errors import UnavailableError, format_install_command
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 INSTALL = {
-    "tensorrt": install_hint("gpu"),
-    "tensorrt_rtx": install_hint("rtx"),
+    "tensorrt": format_install_command("gpu"),
+    "tensorrt_rtx": format_install_command("rtx"),
 }
 MIN_VERSION = {"tensorrt": (10, 12), "tensorrt_rtx": (1, 7)}
 MAX_MAJOR = {"tensorrt": 11, "tensorrt_rtx": 1}
@@ -26,10 +26,10 @@ def load_library(name: Library) -> Any:
     install = INSTALL[name]
     try:
         library = import_module(name)
-    except Exception as error:  # a missing shared library raises whatever the loader likes
+    except Exception as error:  # a missing shared library may raise anything
         raise UnavailableError(f"{name} cannot be imported ({error}); install it with: {install}") from error
-    found = tuple(int(part) for part in re.findall(r"\d+", library.__version__)[:2])
-    if not MIN_VERSION[name] <= found or found[0] > MAX_MAJOR[name]:
+    version = tuple(int(part) for part in re.findall(r"\d+", library.__version__)[:2])
+    if not MIN_VERSION[name] <= version or version[0] > MAX_MAJOR[name]:
         minimum = ".".join(map(str, MIN_VERSION[name]))
         raise UnavailableError(
             f"{name} {library.__version__} is installed; expected {minimum} to {MAX_MAJOR[name]}.x: {install}"
@@ -49,7 +49,7 @@ _loggers_lock = threading.Lock()
 def get_logger(library: Any) -> Any:
     """Return the one logger of a library in this process, which keeps messages instead of printing them.
 
-    TensorRT writes to the first logger that it is given, and to no other after it.
+    TensorRT writes to the first logger that it gets, and to no other after it.
     """
     with _loggers_lock:
         if library.ILogger not in _loggers:

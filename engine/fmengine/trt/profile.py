@@ -1,4 +1,4 @@
-"""What an engine is built for: batch sizes, GPUs, and how long to look for fast kernels."""
+"""The options of a build: batch sizes, GPUs, and how long to search for fast kernels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ class BuildOptions:
 
     @classmethod
     def for_batch(cls, max_batch: int, **others: Any) -> "BuildOptions":
-        """Return options with a profile for single pictures, and one up to `max_batch`, fastest at half of it.
+        """Make options with a profile for single pictures, and one up to `max_batch`, fastest at half of it.
 
         Args:
             max_batch: the largest batch.

@@ -19,7 +19,7 @@ from fmengine.model.file import ModelFile, load_model_file, resolve
 from fmengine.system.nvidia import Gpu
 from fmengine.trt import build as builder
 from fmengine.trt import library as libraries
-from fmengine.trt.build import build_engine, check_types, engine_key
+from fmengine.trt.build import build_engine, check_types, make_engine_key
 from fmengine.trt.library import get_logger, load_library
 from fmengine.trt.profile import BuildError, BuildOptions, Profile
 
@@ -42,7 +42,7 @@ def node(graph: onnx.GraphProto, output: str) -> onnx.NodeProto:
 
 def parsed(model: ModelFile) -> object:
     logger = get_logger(rtx)
-    network = rtx.Builder(logger).create_network(builder._strongly_typed(rtx))
+    network = rtx.Builder(logger).create_network(builder._make_network_flags(rtx))
     builder._parse(rtx, network, model, logger)
     return network
 
@@ -263,7 +263,7 @@ def test_the_key_changes_with_everything_that_an_engine_depends_on() -> None:
         options: BuildOptions = DEFAULT,
         gpu: Gpu | None = GPU,
     ) -> str:
-        return str(sorted(engine_key(library, model, options, gpu).items()))
+        return str(sorted(make_engine_key(library, model, options, gpu).items()))
 
     other_library = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.8.0")
     other_model = ModelFile(FILE.path, FILE.data + b"\0", FILE.spec)

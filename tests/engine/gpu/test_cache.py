@@ -14,15 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.system.cache import (
-    Cache,
-    CacheError,
-    StaleError,
-    default_folder,
-    pack,
-    read_file,
-    unpack,
-)
+from fmengine.system.cache import Cache, CacheError, find_cache_folder, read_file
+from fmengine.system.manifest import StaleError, pack, unpack
 
 pytestmark = pytest.mark.timeout(60)
 KEY = {"onnx": "a", "gpu": "b"}
@@ -238,9 +231,9 @@ def test_a_builder_that_is_killed_blocks_nobody(cache: Cache, tmp_path: Path) ->
 def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FMENGINE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert default_folder() == Path("/somewhere/fmengine")
+    assert find_cache_folder() == Path("/somewhere/fmengine")
     monkeypatch.setenv("FMENGINE_CACHE", "/elsewhere")
-    assert default_folder() == Path("/elsewhere")
+    assert find_cache_folder() == Path("/elsewhere")
 
 
 # Files outside the cache

@@ -27,7 +27,7 @@ CLASSES = {
     "layer": "ILayer",
     "tensor": "ITensor",
     "made": "IOptimizationProfile",
-    "learned": "ITimingCache",
+    "timing_cache": "ITimingCache",
     "runtime": "Runtime",
     "engine": "ICudaEngine",
     "context": "IExecutionContext",

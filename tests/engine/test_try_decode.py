@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fmengine.errors import FmengineError, Kind, SourceError
+from fmengine.image.decode import try_decode
 from fmengine.options import Limits
-from fmengine.pipeline.attempt import try_picture
 from fmengine.types import DecodedImage
 
 GRAY = np.full((3, 4), 7, np.uint8)
@@ -27,13 +27,13 @@ def kind_of(outcome: object) -> Kind:
 
 
 def test_what_is_made_is_given_back() -> None:
-    assert try_picture(GRAY, "gray", lambda pixels: pixels.shape) == (3, 4)
+    assert try_decode(GRAY, "gray", lambda pixels: pixels.shape) == (3, 4)
 
 
-def test_a_picture_that_cannot_be_decoded_is_told(tmp_path: os.PathLike[str]) -> None:
-    assert kind_of(try_picture(os.path.join(tmp_path, "none.png"), "gray", np.sum)) is Kind.NOT_FOUND
-    assert kind_of(try_picture(b"no picture", "gray", np.sum)) is Kind.NOT_AN_IMAGE
-    assert kind_of(try_picture(GRAY, "gray", np.sum, Limits(max_pixels=11))) is Kind.TOO_LARGE
+def test_a_picture_that_cannot_be_decoded_is_an_error(tmp_path: os.PathLike[str]) -> None:
+    assert kind_of(try_decode(os.path.join(tmp_path, "none.png"), "gray", np.sum)) is Kind.NOT_FOUND
+    assert kind_of(try_decode(b"no picture", "gray", np.sum)) is Kind.NOT_AN_IMAGE
+    assert kind_of(try_decode(GRAY, "gray", np.sum, Limits(max_pixels=11))) is Kind.TOO_LARGE
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_a_picture_that_cannot_be_decoded_is_told(tmp_path: os.PathLike[str]) ->
     ],
 )
 def test_whatever_is_raised_is_the_pictures_error(error: Exception, kind: Kind) -> None:
-    assert kind_of(try_picture(GRAY, "gray", raising(error))) is kind
+    assert kind_of(try_decode(GRAY, "gray", raising(error))) is kind
 
 
 @pytest.mark.parametrize("error", [FmengineError("closed"), KeyboardInterrupt()])
 def test_what_is_no_pictures_error_is_raised(error: BaseException) -> None:
     with pytest.raises(type(error)):
-        try_picture(GRAY, "gray", raising(error))
+        try_decode(GRAY, "gray", raising(error))

@@ -1,0 +1,85 @@
+"""Run `fmengine infer`: answer the pictures, write and count their rows, and show how far it is."""
+
+import sys
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from itertools import chain, islice
+
+from ..engine import Engine
+from ..jobs.journal import Journal
+from ..jobs.rows import Row, Tally, to_rows, to_text
+from ..pipeline.executor import Feed
+from ..types import Failure
+from .console import Progress, inform, logger, print_data, to_json
+
+
+def answer_pictures(
+    engine: Engine, paths: Iterable[str], in_flight: int | None, feed: Feed
+) -> Generator[list[Row], None, None]:
+    """Yield the rows of pictures in order, some at a time, and log the failures.
+
+    Args:
+        engine: that answers.
+        paths: of the pictures.
+        in_flight: pictures that are in flight at most; None for the engine's default.
+        feed: `caller` for a listing, which is read without waiting; `auto` for a list on stdin.
+    """
+    if feed == "caller":
+        rest = iter(paths)
+        first = list(islice(rest, 2))
+        # A list of one picture is answered by all threads together.
+        paths = first if len(first) < 2 else chain(first, rest)
+    for results in engine.predict_chunks(paths, in_flight=in_flight, feed=feed):
+        for failure in results:
+            if isinstance(failure, Failure):
+                logger.info(failure.message, extra={"fields": {"path": failure.source, "kind": failure.kind}})
+        yield to_rows(results)
+
+
+def write_rows(
+    chunks: Generator[list[Row], None, None], file: Journal | None, bar: Progress, *, as_json: bool, keep: bool
+) -> tuple[Tally, list[Row]]:
+    """Write rows to the file, or else to stdout, as they arrive.
+
+    Returns:
+        Their number, by answer, and with `keep` the rows that went to stdout.
+    """
+    tally = Tally()
+    kept: list[Row] = []
+    try:
+        with closing(chunks), bar:
+            for rows in chunks:
+                tally.add(rows)
+                if file is not None:
+                    file.write(rows)
+                else:
+                    print_data("\n".join(map(to_json if as_json else to_text, rows)))
+                    kept += rows if keep else ()
+                bar.advance(len(rows))
+    except KeyboardInterrupt:
+        if file is not None:
+            inform(f"fmengine: {file.path} holds every finished row; go on with --resume")
+        raise
+    return tally, kept
+
+
+def draw_bar(listed: Iterable[str], pending: Iterable[str], file: Journal | None) -> Progress:
+    """Draw a bar on the terminal, unless rows are printed there; with a total where all sources are listed."""
+    shown = file is not None or not sys.stdout.isatty()
+    if isinstance(listed, list) and isinstance(pending, list):
+        initial = max(0, len(listed) - len(pending))
+        return Progress(initial + len(pending), "pictures", initial=initial, shown=shown)
+    return Progress(None, "pictures", shown=shown)
+
+
+def summarise(tally: Tally, file: Journal | None) -> None:
+    """Report how many pictures got which answer in this run, and how many had a row before it."""
+    earlier = f"; {file.finished.total():,} had a row already" if file and file.finished else ""
+    earlier += f", {file.failed:,} of them failed" if file and file.failed else ""
+    inform(
+        tally.describe() + earlier,
+        pictures=tally.total,
+        counts=dict(tally.labels),
+        reasons=dict(tally.reasons),
+        failed=tally.failed,
+    )
