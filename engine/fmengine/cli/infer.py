@@ -140,7 +140,8 @@ def infer(
         target = _claim_files(stack, output, report, resume=resume, overwrite=overwrite)
         listed = expand(sources, folders=folders)
         paths = require_paths(exclude(listed, _list_written(output, report)), folders)
-        engine = Engine.load(
+        engine = _load_engine(
+            stack,
             model,
             backend,
             device=device,
@@ -152,11 +153,6 @@ def infer(
             jpeg=jpeg,
             scaled_jpeg=scaled_jpeg,
         )
-        stack.enter_context(engine)
-        model_fields = {"model": str(engine.model_path), "model_sha256": engine.spec.file_sha256}
-        logger.info("model loaded", extra={"fields": model_fields | engine.backend.describe()})
-        if not logger.isEnabledFor(logging.DEBUG):
-            stack.enter_context(silence_decoders())
         file = None
         if target is not None:
             identity = _identify(engine) | {"jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
@@ -180,6 +176,16 @@ def infer(
             inform(f"{name}: {path}")
     if tally.failed or (file and file.failed):
         sys.exit(SOME_FAILED)
+
+
+def _load_engine(stack: ExitStack, model: str | None, backend: str, **options: Any) -> Engine:
+    """Load an engine until the stack is closed, log what it is, and keep decoders off stderr meanwhile."""
+    engine = stack.enter_context(Engine.load(model, backend, **options))
+    fields = {"model": str(engine.model_path), "model_sha256": engine.spec.file_sha256}
+    logger.info("model loaded", extra={"fields": fields | engine.backend.describe()})
+    if not logger.isEnabledFor(logging.DEBUG):
+        stack.enter_context(silence_decoders())
+    return engine
 
 
 def _identify(engine: Engine) -> dict[str, Any]:
