@@ -22,9 +22,8 @@ from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.engine import Engine
 from fmengine.errors import DataError, FmengineError, OutputError, UnavailableError
 from fmengine.model.file import load_model_file, resolve
+from fmengine.model.spec import InputSpec
 from fmengine.pipeline import stages as pipeline_stages
-from fmengine.pipeline.batch import Batch
-from fmengine.pipeline.stages import Stages
 from fmengine.system.files import read_file
 from fmengine_bench import bench as module
 from fmengine_bench import contenders, energy, limits, scenarios, stages
@@ -236,14 +235,13 @@ def test_a_page_takes_accuracies_at_their_bounds(measured: Measured) -> None:
 
 
 def test_wrong_answers_get_no_figures(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Stages._preprocess_into
+    original = pipeline_stages.preprocess_rows
 
-    def invert(self: Stages, tasks: list, images: list, batch: Batch) -> None:
-        original(self, tasks, images, batch)
-        made = batch.inputs[len(batch) - len(tasks) : len(batch)]
-        np.subtract(255, made, out=made)
+    def invert(images: list, spec: InputSpec, inputs: np.ndarray, flat: np.ndarray) -> None:
+        original(images, spec, inputs, flat)
+        np.subtract(255, inputs, out=inputs)
 
-    monkeypatch.setattr(Stages, "_preprocess_into", invert)
+    monkeypatch.setattr(pipeline_stages, "preprocess_rows", invert)
     monkeypatch.setattr(os, "getloadavg", lambda: (1.25, 0.0, 0.0))
     result = CliRunner().invoke(bench, [*QUICK, "--pictures", str(Path(paths[0]).parent)])
     assert result.exit_code == 1
@@ -330,9 +328,9 @@ def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
 OWNERS = {
     "read": (pipeline_stages, "read_file"),
     "decode": (pipeline_stages, "decode_bytes"),
-    "preprocess": (Stages, "_preprocess_into"),
-    "infer": (Stages, "_run_network"),
-    "post": (Stages, "_set_results"),
+    "preprocess": (pipeline_stages, "preprocess_rows"),
+    "infer": (OnnxRuntimeBackend, "run"),
+    "post": (pipeline_stages, "Prediction"),
 }  # of what does the work of each stage
 
 

@@ -23,7 +23,7 @@ from ..system.cores import usable_cores
 from ..system.files import open_atomic
 from ..types import Encoded
 from ..wording import pluralise
-from .rows import Row, decode_path, escape_path
+from .rows import Row, Tally, decode_path, escape_path
 
 THUMBNAIL = 192  # pixels of the longer side: twice its size on the page, sharp on a phone's screen
 CHUNK = 256  # pictures; bounds memory
