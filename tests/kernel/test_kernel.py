@@ -351,6 +351,7 @@ def test_a_batch_of_too_many_rows_is_refused() -> None:
 # The commands
 
 
+@pytest.mark.slow
 def test_run_on_own_arrays(tmp_path: Path, kernel: HostKernel) -> None:
     rng = np.random.default_rng(4)
     pictures = [rng.integers(0, 256, shape, np.uint8) for shape in ((9, 14), (30, 12, 3), (7, 7, 4))]
