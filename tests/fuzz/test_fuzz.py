@@ -31,6 +31,7 @@ FOUND: dict[str, bytes] = {
 }
 
 
+@pytest.mark.xdist_group("corpus")
 @pytest.mark.parametrize("mode", MODES)
 def test_valid_pictures_are_pillows(mode):
     """In every format that has this mode."""
@@ -52,6 +53,7 @@ def test_mutations(part):
         assert not (fault := check(data)), f"{name}: {fault}\n{data!r}"
 
 
+@pytest.mark.xdist_group("corpus")
 @pytest.mark.parametrize("kind", ["jpeg-RGB-0", "jpeg-L-1", "png-RGB-0", "png-P-0", "webp-RGB-0", "webp-RGBA-1"])
 def test_every_prefix(kind):
     data = pictures()[kind]
