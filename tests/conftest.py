@@ -16,7 +16,7 @@ settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("explore", max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
-# Before PyTorch and NumPy load: their threads wait for each other longer than such small networks compute.
+# Before PyTorch loads: its threads wait for each other longer than such small networks compute.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent

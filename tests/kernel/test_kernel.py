@@ -25,7 +25,7 @@ from fmengine.types import FITS
 from .cases import Case, random_box, random_case, reference
 from .host import SOURCE, HostKernel, compile_kernel, pack, sanitized_environment
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("kernel")]  # compiled once
 ROOT = Path(__file__).parents[2]
 REPORT = re.compile(r"cases (\d+), pixels (\d+), differing (\d+)")
 

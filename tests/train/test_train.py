@@ -335,7 +335,6 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(
     options = [*OPTIONS, "--optimizer", optimizer, "--learning-rate", "0.01"]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(drawn_faces), "--run", str(tmp_path / "killed"), *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         check=False,
     )
@@ -467,7 +466,6 @@ def test_an_interruption_says_how_to_go_on(drawn_faces: Path, tmp_path: Path) ->
     command = [sys.executable, "-m", "fmengine", "train", drawn_faces, "--run", tmp_path / "run", *OPTIONS]
     with subprocess.Popen(
         [*map(str, command), "--epochs", "10000"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
