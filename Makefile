@@ -2,6 +2,7 @@
 # need Python 3.11 or newer.
 
 PYTHON ?= python3
+unexport PYTHONDONTWRITEBYTECODE  # every process that a test starts would compile all modules anew
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt

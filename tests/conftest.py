@@ -1,5 +1,6 @@
 """Pictures and models that the tests share."""
 
+import gc
 import math
 import os
 from pathlib import Path
@@ -15,9 +16,25 @@ settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("explore", max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
+# Before PyTorch loads: its threads wait for each other longer than such small networks compute.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).parent.parent
 DEMO_PICTURES = ROOT / ".cache" / "demo" / "pictures"
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process of pytest runs all tests of the trained network, so that it is trained once."""
+    for item in items:
+        if "tiny_run" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("tiny"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of the tests' garbage collections."""
+    gc.freeze()
 
 
 def remember_onnxruntime(folder: Path) -> str:
@@ -127,15 +144,12 @@ def drawn_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(drawn_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a small network that learned the cartoon faces; 40 pixels, so that 48 are resized."""
-    import torch
-
     from fmengine_train import data
     from fmengine_train.device import pick_device
     from fmengine_train.recipe import Recipe
     from fmengine_train.train import train
     from fmengine_train.trainer import Trainer
 
-    torch.set_num_threads(1)  # threads wait for each other longer than so small a network computes
     folder = tmp_path_factory.mktemp("tiny-run")
     recipe = Recipe(
         size=40, epochs=4, batch_size=16, warmup=1, augment=0.1, dropout=0.1, precision="fp32", ema=0.9

@@ -66,7 +66,8 @@ def in_scans(width: int, height: int, count: int, components: int = 3, marker: i
     tables = codes(0, b"\0", 1) + codes(1, b"\0", 1)
     header = frame(marker, width, height, [(1, 1)] * components)
     last = 0 if marker & 3 == 2 else 63
-    return whole(header, tables, *(scan([1 + i % components], 0, last) for i in range(count)))
+    scans = [scan([1 + i], 0, last) for i in range(components)]
+    return whole(header, tables, *(scans[i % components] for i in range(count)))
 
 
 def lossless(width: int, height: int, components: int = 3) -> bytes:

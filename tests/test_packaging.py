@@ -99,6 +99,7 @@ def test_the_wheel_holds_neither_tests_nor_pictures(wheel: Path) -> None:
     assert [name for name in names if Path(name).suffix.lower() in pictures] == ["fmengine/check/portrait.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_the_source_archive_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(build("sdist", tmp_path / "sdist")) as archive:

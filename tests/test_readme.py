@@ -1,7 +1,6 @@
 """What the READMEs say is true: their code runs, their links lead somewhere, their tables are complete."""
 
 import doctest
-import os
 import re
 import shlex
 import shutil
@@ -40,7 +39,6 @@ dropout = 0.1
 ema = 0.9
 """
 # Threads wait for each other longer than so small a network computes.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def page_name(page: Path) -> str:
@@ -75,7 +73,6 @@ def execute(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess[
     done = subprocess.run(
         [sys.executable, "-m", "fmengine", *arguments, *more],
         cwd=folder,
-        env=ENVIRONMENT,
         capture_output=True,
         encoding="utf-8",
     )

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.params import quick_first
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "fmengine"
 MODULES = ["json", "numpy", "PIL", "simplejpeg", "click", "tqdm", "onnxruntime", "fmengine", "sitecustomize"]
 
 
-@pytest.mark.parametrize("more", [[], ["--isolate"]], ids=["plain", "isolated"])
+@pytest.mark.parametrize("more", quick_first([[], ["--isolate"]]), ids=["plain", "isolated"])
 def test_modules_among_the_pictures(tmp_path, more):
     if not COMMAND.exists():
         pytest.skip("the `fmengine` command is not installed")

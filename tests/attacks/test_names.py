@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.xdist_group("names")  # the commands run once
+
 NAMES = [
     "<script>alert(1)<&>.png", '"><img src=x onerror=alert(1)>.png', "'onmouseover='alert(1).png",
     "<style>*{display:none}.png",

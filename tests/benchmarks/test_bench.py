@@ -461,6 +461,7 @@ def test_an_fp16_file_is_held_against_what_the_machine_computes_it_in() -> None:
     assert compute_roofline(work, gpu, "fp16", 1, exactly(1)).least == pytest.approx(work.operations / 1e9)
 
 
+@pytest.mark.slow
 def test_a_gpus_peak_is_measured_by_pytorch_where_it_sees_one(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -690,6 +691,7 @@ def test_compare_notes_what_speaks_against_it(before: dict[str, Any], tmp_path: 
     assert "note: before" not in notes
 
 
+@pytest.mark.slow
 def test_changes_as_json(before: dict[str, Any], tmp_path: Path) -> None:
     comparison = compared(before, before, tmp_path)
     files = [str(tmp_path / name) for name in ("a.json", "b.json")]
@@ -775,6 +777,7 @@ def test_energy_is_measured_in_every_round(
     assert module._measure_energy(engine, paths, module.Effort(seconds=0, rounds=3)) is None
 
 
+@pytest.mark.slow
 def test_whole_jobs_are_timed_from_the_outside(paths: list[str]) -> None:
     folder = str(Path(paths[0]).parent)
     result = CliRunner().invoke(jobs, [folder, "--rounds", "2"])

@@ -121,6 +121,7 @@ def test_nothing_but_broken_pictures_is_reported(model: Path, tmp_path: Path) ->
     assert "holds 1 file, and none has an answer" in str(result.exception)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", [["--json"], []])
 def test_names_need_not_be_utf8(model: Path, with_broken: Path, tmp_path: Path, output: list[str]) -> None:
     odd = with_broken.rename(f"{tmp_path}/\udcff")

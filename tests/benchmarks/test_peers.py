@@ -20,6 +20,7 @@ from fmengine.errors import UnavailableError
 from fmengine.system.cache import Cache
 from fmengine_bench import peers
 from fmengine_bench.peers import HERE, PEERS, Peer, Worker, install, is_installed
+from tests.params import quick_first
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -86,6 +87,7 @@ def test_a_process_that_dies_is_an_error(script: Path) -> None:
             worker.answer(["deadly.jpg"])
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended_with_all_that_it_forked(script: Path) -> None:
     with Worker(PEERS["fer"], [sys.executable, str(script)], patience=3) as worker:
         worker.open(1, None)
@@ -139,7 +141,7 @@ def network(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("library", quick_first(["onnxruntime", "openvino"]))
 def test_the_full_alexnets_script_runs_a_network(library: str, tmp_path: Path) -> None:
     paths = []
     for name, color in (("red", (100, 50, 0)), ("green", (0, 200, 0))):

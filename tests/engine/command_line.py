@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import PIL
+
 KEYS = {"path", "label", "confidence", "probabilities", "reason", "error"}
 COMMAND = [sys.executable, "-m", "fmengine"]
 
@@ -21,7 +23,9 @@ def environment(**more: str) -> dict[str, str]:
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["fmengine.cli.infer", "onnxruntime", "pytest"])
+FORKS.set_forkserver_preload(
+    ["fmengine.cli.infer", "fmengine.backend.onnxruntime", "pytest", *(f"PIL.{name}" for name in PIL._plugins)]
+)
 STREAMS = {"stdin": os.O_RDONLY, "stdout": os.O_WRONLY | os.O_CREAT, "stderr": os.O_WRONLY | os.O_CREAT}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.params import quick_first
 
 import fmengine
 import fmengine.backend.registry
@@ -68,7 +69,7 @@ def test_an_engine_is_closed_by_async_with(portrait: Path) -> None:
         engine.predict(portrait)
 
 
-@pytest.mark.parametrize("isolate", [None, Isolation()], ids=["", "isolated"])
+@pytest.mark.parametrize("isolate", quick_first([None, Isolation()]), ids=["", "isolated"])
 def test_open_files_are_sources(portrait: Path, isolate: Isolation | None) -> None:
     with Engine.load(isolate=isolate, threads=2) as engine:
         expected = engine.predict(portrait)

@@ -21,6 +21,7 @@ import pytest
 from command_line import COMMAND, KEYS, NAMES, environment, json_rows, paths_of, refused, run
 from PIL import Image
 from tests.fuzz.oracle import pixels as definition
+from tests.params import quick_first
 
 import fmengine
 from fmengine.backend.registry import BACKENDS
@@ -75,6 +76,7 @@ def test_failures_cost_no_other_row(faces):
     assert [rows[name] for name in NAMES] == json_rows(good)
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch_size(faces):
     outputs = {run("infer", faces, "--json", "--batch-size", size)[0] for size in (1, 4, 64)}
     assert len(outputs) == 1
@@ -121,8 +123,8 @@ def test_report_of_printed_rows(faces):
     assert Path("x.html").read_text().count("<figure") == 6
 
 
-@pytest.mark.parametrize("way", [["--batch"], []], ids=["batch", "source"])
-@pytest.mark.parametrize("place", ["", "below/"])
+@pytest.mark.parametrize("way", quick_first([["--batch"], []]), ids=["batch", "source"])
+@pytest.mark.parametrize("place", quick_first(["", "below/"]))
 def test_own_files_inside_the_folder_are_no_rows(faces, way, place):
     own = ["--output", faces / f"{place}x.jsonl", "--report", faces / f"{place}x.html"]
     run("infer", *way, faces, *own)
@@ -134,6 +136,7 @@ def test_own_files_inside_the_folder_are_no_rows(faces, way, place):
     assert paths_of(faces / f"{place}x.jsonl") == NAMES
 
 
+@pytest.mark.slow
 def test_own_files_are_known_under_other_names(faces):
     Path("link").symlink_to("faces")
     run("infer", "link", "--output", faces / "x.jsonl", "--report", "link/x.html")
@@ -142,6 +145,7 @@ def test_own_files_are_known_under_other_names(faces):
     assert paths_of(faces / "x.jsonl") == [name.replace("faces", "link", 1) for name in NAMES]
 
 
+@pytest.mark.slow
 def test_counts_are_said_as_people_say_them(faces):
     assert run("infer", "faces/a.png")[1].startswith("1 picture: 1 ")
     run("infer", faces, "--output", "x.jsonl")
@@ -300,6 +304,7 @@ def test_resume_takes_new_pictures_whose_names_look_alike(faces):
     assert paths_of(Path("x.jsonl")).count("faces/a%0A.png") == 2
 
 
+@pytest.mark.slow
 def test_resume_of_a_list_that_holds_a_path_twice(faces):
     names = b"faces/a.png\nfaces/a.png\nfaces/b.jpg\n"
     run("infer", "-", "--output", "x.jsonl", stdin=names[:12])
@@ -340,7 +345,7 @@ def test_reader_that_goes_away(faces):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["infer", "faces"], ["info"], ["doctor"], ["--help"], ["--version"]],
+    quick_first([["infer", "faces"], ["--help"], ["info"], ["doctor"], ["--version"]], quick=2),
     ids=lambda arguments: arguments[0].strip("-"),
 )
 def test_torch_is_never_imported(faces, arguments):
@@ -482,6 +487,7 @@ def test_doctor_checks_its_output_before_it_works(tmp_path, name, told):
     assert sorted(os.listdir(tmp_path)) == ["folder.json", "old.json"]
 
 
+@pytest.mark.slow
 def test_doctor_replaces_its_output_where_it_may(tmp_path):
     (tmp_path / "old.json").write_text("old")
     out, _ = run("doctor", "--json", "--output", "old.json", "--overwrite", cwd=tmp_path)
@@ -513,6 +519,7 @@ def test_a_decoder_on_the_gpu_is_not_isolated(faces):
     assert "leave --jpeg gpu out" in refused("infer", faces, "--isolate", "--jpeg", "gpu")
 
 
+@pytest.mark.slow
 def test_labels_that_are_columns_of_a_csv(faces):
     onnx = pytest.importorskip("onnx", reason="writes the model file")
     model = onnx.load(model_files()[0])
@@ -586,6 +593,7 @@ def test_a_bar_where_somebody_sees_it_and_nothing_else_is_written(faces):
     assert "pictures [" not in seen("--log-json", "infer", "faces")
 
 
+@pytest.mark.slow
 def test_unsure_answers_and_other_options_on_resume(faces):
     run("infer", faces, "--output", "x.jsonl", "--unsure-below", "1")
     assert {row["label"] for row in map(json.loads, Path("x.jsonl").read_text().splitlines())} == {"unsure"}
@@ -609,7 +617,7 @@ def log_lines(err: str) -> list[dict]:
     [(["--max-pixels", "255"], "too_large"), (["--max-bytes", "40"], "file_too_large")],
     ids=["pixels", "bytes"],
 )
-@pytest.mark.parametrize("more", [[], ["--isolate"]], ids=["plain", "isolated"])
+@pytest.mark.parametrize("more", quick_first([[], ["--isolate"]]), ids=["plain", "isolated"])
 def test_limits_are_settable(faces, option, kind, more):
     out, _ = run("infer", faces / "a.png", "--json", *option, *more, code=3)
     assert json_rows(out)[0]["error"]["kind"] == kind
@@ -626,6 +634,7 @@ def test_a_higher_limit_than_pillows(tmp_path):
         run("infer", tmp_path / "large.png", "--max-pixels", "200000000", *more)
 
 
+@pytest.mark.slow
 def test_isolation_changes_no_row(faces):
     (faces / "broken.png").touch()
     run("infer", faces, "--output", "plain.jsonl", code=3)
@@ -644,6 +653,7 @@ def test_sizes_that_are_none(faces, size):
     assert "such as 300000, 64M or 2G" in refused("infer", faces, "--max-bytes", size)
 
 
+@pytest.mark.slow
 def test_other_limits_on_resume_are_refused(faces):
     run("infer", faces, "--output", "x.jsonl")
     options = ["--output", "x.jsonl", "--resume"]
@@ -652,7 +662,7 @@ def test_other_limits_on_resume_are_refused(faces):
     run("infer", faces, *options, "--isolate")  # which is what one wants after a crash
 
 
-@pytest.mark.parametrize("in_flight", ["1", "2", "5"])
+@pytest.mark.parametrize("in_flight", quick_first(["2", "1", "5"]))
 def test_pictures_in_flight(faces, in_flight):
     out, _ = run("infer", faces, "--in-flight", in_flight)
     assert out == run("infer", faces)[0]
@@ -697,6 +707,7 @@ def broken_tiff() -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 def test_decoders_in_c_are_not_heard(faces):
     (faces / "broken.tif").write_bytes(broken_tiff())
     _, loud = run("infer", faces, "--output", "x.jsonl", "--debug", code=3)
@@ -716,6 +727,7 @@ def test_a_full_disk_behind_stdout(faces):
     )
 
 
+@pytest.mark.slow
 def test_a_folder_that_goes_away_under_the_output(faces):
     """Rows go on into the file that nobody finds any more; what cannot be kept is said."""
     Path("out").mkdir()

@@ -23,7 +23,11 @@ BODIES = {
 }
 
 
-@pytest.fixture(params=BODIES)
+# These have quick tests of their own besides (test_isolation.py, test_openvino.py).
+SLOW = ("isolated", "openvino")
+
+
+@pytest.fixture(params=[pytest.param(body, marks=[pytest.mark.slow] * (body in SLOW)) for body in BODIES])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "openvino":
         pytest.importorskip("openvino")
@@ -56,7 +60,7 @@ def run(script: str, *arguments: str, timeout: float = 120) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("threads", [pytest.param("1", marks=pytest.mark.slow), "2"])
 @pytest.mark.parametrize("how", ["at the end", "within the engine", "blocked camera", "interrupted", "exit"])
 def test_the_interpreter_ends_with_a_stream_that_was_dropped_half_read(how: str, threads: str) -> None:
     done = run(
@@ -121,6 +125,7 @@ def use():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolate", ["", "isolated"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_after_a_fork_parent_and_children_answer_right(backend: str, isolate: str) -> None:
@@ -164,7 +169,7 @@ def test_after_a_fork_parent_and_children_answer_right(backend: str, isolate: st
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_a_forked_child_that_does_not_use_the_engine_ends(backend: str) -> None:
     pytest.importorskip(backend)
     done = run(

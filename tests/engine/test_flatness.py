@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from tests.params import quick_first
 
 from fmengine import Engine, Isolation, Reason
 from fmengine.image.flatness import FLAT, is_flat, is_flat_input
@@ -71,7 +72,7 @@ FLAT_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("isolate", [None, Isolation()], ids=["here", "isolated"])
+@pytest.mark.parametrize("isolate", quick_first([None, Isolation()]), ids=["here", "isolated"])
 def test_flat_pictures_are_called_so_among_others(
     portrait: Path, isolate: Isolation | None, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.params import quick_first
 
 from fmengine import (
     Engine,
@@ -223,6 +224,7 @@ def test_workers_end_with_the_engine(jpeg):
     assert children() == before
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_engine_is_killed(planted, jpeg, tmp_path):
     """Also one that hangs in its decoder: nobody is left to end it."""
     (tmp_path / "hang.jpg").write_bytes(jpeg + b"hang____")
@@ -301,6 +303,7 @@ def test_a_worker_that_cannot_start_is_no_fault_of_a_picture(jpeg, monkeypatch):
         assert engine.predict(jpeg).label == "happy"
 
 
+@pytest.mark.slow
 def test_a_read_that_stalls_is_a_timeout(jpeg, tmp_path, monkeypatch):
     """As on a network drive that went away: the worker sleeps in `read`, whatever signal it is sent but one."""
     folder = tmp_path / "site"
@@ -367,7 +370,7 @@ def test_an_answer_larger_than_any_is_not_waited_for():
 NONSENSE = (b"", b"[]", b"{", b"null", b'["none", "x"]', b'["corrupt", 5]', b"[" * 99_999)
 
 
-@pytest.mark.parametrize("answer", [*((b"F", text) for text in NONSENSE), (b"?", b"x")])
+@pytest.mark.parametrize("answer", quick_first([(b"?", b"x"), *((b"F", text) for text in NONSENSE)], quick=2))
 def test_an_answer_that_makes_no_sense_is_a_crash(jpeg, monkeypatch, answer):
     with Engine.load(isolate=LIMITS) as engine:
         assert engine.predict(jpeg).label == "happy"
@@ -394,6 +397,7 @@ def test_decoders_in_a_worker_are_not_heard(tmp_path, isolate, heard):
     assert ("LZWDecode" in done.stderr) is heard
 
 
+@pytest.mark.slow
 def test_a_contact_sheet_is_made_in_isolation_too(planted, jpeg, tmp_path):
     """A file that changed since it was labelled, to one that crashes its decoder."""
     path = tmp_path / "a.jpg"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import COMMAND, NAMES, environment, json_rows, paths_of, run
+from tests.params import quick_first
 
 from fmengine.jobs.rows import decode_path
 
@@ -24,7 +25,7 @@ def raw(*arguments: object, stdin: bytes = b"", code: int = 0, **env: str) -> tu
 
 # Encodings.
 
-narrow = pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+narrow = pytest.mark.parametrize("encoding", quick_first(["latin-1", "ascii"]))
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def test_rows_escape_what_an_encoding_lacks(foreign, encoding):
     assert b"8 pictures" in err
 
 
+@pytest.mark.slow
 def test_json_rows_are_the_same_in_any_encoding(foreign):
     out, _ = raw("infer", foreign, "--json", code=3, PYTHONIOENCODING="latin-1")
     out.decode("ascii")
@@ -62,7 +64,9 @@ def test_every_command_says_names_that_an_encoding_lacks(tmp_path, command):
     assert rb"\u6f22\u5b57" in err
 
 
-@pytest.mark.parametrize("more", [{}, {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}], ids=["plain", "strict"])
+@pytest.mark.parametrize(
+    "more", quick_first([{}, {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}]), ids=["plain", "strict"]
+)
 def test_a_system_without_a_language_gives_every_row(foreign, more):
     """Where Python takes names for ASCII, these are bytes that are none, and percent-encoded."""
     out, _ = raw("infer", foreign, "--json", code=3, LC_ALL="C", **more)
@@ -94,7 +98,9 @@ def closed(closing: str, *arguments: str, code: int = 0) -> str:
     return (done.stdout + done.stderr).decode()
 
 
-@pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "streams", quick_first(["<&- >&- 2>&-", ">&-", "<&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-"], quick=2)
+)
 def test_closed_streams_cost_no_row(faces, streams):
     """Not even where a library complains on stderr, whose number an output file could have been given."""
     from test_cli import broken_tiff

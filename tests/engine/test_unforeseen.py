@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from tests.params import quick_first
 
 import fmengine.pipeline.stages
 from fmengine import Engine, Failure, Isolation, Kind, SourceError
@@ -127,7 +128,7 @@ def answers_of(engine: Engine, sources: list) -> Iterator[list]:
     yield [Failure(r.kind, r.message, None) if isinstance(r, SourceError) else r for r in asyncio.run(ask())]
 
 
-@pytest.mark.parametrize("isolate", [None, Isolation()], ids=["here", "isolated"])
+@pytest.mark.parametrize("isolate", quick_first([None, Isolation()]), ids=["here", "isolated"])
 def test_odd_sources_take_no_neighbour_along(portrait: Path, isolate: Isolation | None) -> None:
     sources: list = [portrait]
     for make in ODD.values():
@@ -224,7 +225,7 @@ def test_an_answer_that_is_no_number_is_an_error_of_its_own_kind(broken_model: P
                 assert answers[0].message.startswith("the model answers nan for happy, ")
 
 
-@pytest.mark.parametrize("suffix", ["", "jsonl", "csv"])
+@pytest.mark.parametrize("suffix", quick_first(["", "jsonl", "csv"]))
 def test_rows_are_valid_all_the_same(broken_model: Path, portrait: Path, tmp_path: Path, suffix: str) -> None:
     output = ["--output", tmp_path / f"rows.{suffix}"] if suffix else ["--json"]
     command = [sys.executable, "-m", "fmengine", "infer", portrait, "--model", broken_model, *output]

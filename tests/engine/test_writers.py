@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from command_line import COMMAND, NAMES, environment, paths_of, refused, run
 from test_output import ROWS, answer, kill, opened, write
+from tests.params import quick_first
 
 from fmengine.errors import OutputError
 from fmengine.jobs.rows import Row, decode_path
@@ -60,7 +61,9 @@ def at_work(*options: object) -> Iterator[subprocess.Popen[bytes]]:
         process.communicate()
 
 
-@pytest.mark.parametrize(("suffix", "way"), [("jsonl", "--overwrite"), ("parquet", "--resume")])
+@pytest.mark.parametrize(
+    ("suffix", "way"), [("jsonl", "--overwrite"), pytest.param("parquet", "--resume", marks=pytest.mark.slow)]
+)
 def test_a_second_writer_is_refused(faces, suffix, way):
     output = Path(f"x.{suffix}")
     with at_work("--output", output) as first:
@@ -75,6 +78,7 @@ def test_a_second_writer_is_refused(faces, suffix, way):
     assert not [name for name in os.listdir() if name.startswith(".")], "nothing is left behind"
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_known_under_other_names(faces):
     Path("folder").symlink_to(".")
     Path("link.jsonl").symlink_to("x.jsonl")
@@ -84,6 +88,7 @@ def test_a_second_writer_is_known_under_other_names(faces):
         run("infer", faces, "--output", "other.jsonl")
 
 
+@pytest.mark.slow
 def test_a_second_writer_of_a_report_is_refused(faces):
     with at_work("--report", "x.html"):
         assert "another process writes x.html" in refused("infer", faces, "--report", "x.html", "--overwrite")
@@ -98,6 +103,7 @@ def test_a_killed_writer_leaves_no_lock(faces):
     assert sorted(os.listdir()) == ["faces", "x.jsonl", "x.jsonl.state.json"]
 
 
+@pytest.mark.slow
 def test_writers_that_begin_together(faces):
     """One of them writes, and the others are refused, or find nothing left to do."""
     command = [*COMMAND, "infer", "faces", "--output", "x.jsonl", "--resume"]
@@ -189,7 +195,7 @@ def half_broken(faces) -> list[object]:
     return ["infer", faces, "missing.png", "--output"]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", quick_first(SUFFIXES))
 def test_failed_pictures_are_tried_again(half_broken, faces, suffix):
     output = Path(f"x.{suffix}")
     run(*half_broken, output, code=3)
@@ -222,6 +228,7 @@ def test_retry_failed_needs_resume(half_broken):
     assert not Path("x.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_retry_through_a_link_keeps_the_link(half_broken, faces):
     Path("link.jsonl").symlink_to("x.jsonl")
     run(*half_broken, "x.jsonl", code=3)

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,9 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
 LEFT_OUT = {"PDF", "PALM", "EPS", "BUFR", "GRIB", "HDF5", "WMF"}
 
 
+@cache
 def pictures(side: int = 24) -> dict[str, bytes]:
-    """Encoded pictures by a name that says what they are."""
+    """Encoded pictures by a name that says what they are: the format, the mode and a number."""
     Image.init()
     found: dict[bytes, str] = {}
     for kind in sorted(Image.SAVE.keys() - LEFT_OUT):

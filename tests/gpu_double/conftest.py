@@ -34,7 +34,6 @@ def environment() -> dict[str, str]:
         "GPU_DOUBLE_KERNELS": str(compile_kernel(BUILD)),
         "PYTHONPATH": os.pathsep.join([str(here / "stand_in"), str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "FMENGINE_CACHE": str(BUILD / "cache"),  # so that the gate is passed once
-        "OMP_NUM_THREADS": "1",
     }
 
 

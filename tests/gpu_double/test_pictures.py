@@ -7,6 +7,7 @@ import pytest
 
 from fmengine import Engine, Failure, SourceError
 
+from ..params import quick_first
 from . import driver, shuffles
 
 if driver.FOUND:
@@ -87,6 +88,7 @@ def test_they_live_until_they_are_read(engine):
     gc.collect()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
@@ -119,7 +121,7 @@ def test_pixels_that_are_not_side_by_side_are_refused(engine, kind):
     source.free()
 
 
-@pytest.mark.parametrize("kind", ["interface", "dlpack"])
+@pytest.mark.parametrize("kind", quick_first(["interface", "dlpack"]))
 def test_a_picture_on_another_gpu_is_refused(engine, kind):
     with Engine.load(shuffles.FP16, "tensorrt", device=1, max_batch=16) as other:
         source = array(kind, other, shuffles.pictures(1)[0])
@@ -143,7 +145,9 @@ def test_a_stream_that_the_protocol_forbids_is_refused(engine):
     source.free()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("requires grad"), BufferError("another GPU"), KeyError("version")])
+@pytest.mark.parametrize(
+    "error", quick_first([RuntimeError("requires grad"), BufferError("another GPU"), KeyError("version")])
+)
 def test_a_library_that_does_not_hand_a_picture_over_fails_alone(engine, error):
     class Tensor:
         def __dlpack_device__(self):

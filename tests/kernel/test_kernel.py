@@ -25,7 +25,7 @@ from fmengine.types import FITS
 from .cases import Case, random_box, random_case, reference
 from .host import SOURCE, HostKernel, compile_kernel, pack, sanitized_environment
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("kernel")]  # compiled once
 ROOT = Path(__file__).parents[2]
 REPORT = re.compile(r"cases (\d+), pixels (\d+), differing (\d+)")
 
@@ -351,6 +351,7 @@ def test_a_batch_of_too_many_rows_is_refused() -> None:
 # The commands
 
 
+@pytest.mark.slow
 def test_run_on_own_arrays(tmp_path: Path, kernel: HostKernel) -> None:
     rng = np.random.default_rng(4)
     pictures = [rng.integers(0, 256, shape, np.uint8) for shape in ((9, 14), (30, 12, 3), (7, 7, 4))]

@@ -1,27 +1,17 @@
 """What the training tests share."""
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fmengine_train.data import Item, find
 from fmengine_train.votes import COLUMNS
 
 HEADER = "emotion,pixels,Usage"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads wait for each other longer than so small a network computes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

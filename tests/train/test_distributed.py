@@ -1,6 +1,5 @@
 """Several processes train what one would: over gloo, on the CPU."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,7 +38,6 @@ def torchrun(processes: int, *arguments: str | Path) -> subprocess.CompletedProc
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.run(
         [*launcher, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -74,6 +74,7 @@ def test_every_teacher_gives_its_hints(taught: Dataset, tiny_run: Path) -> None:
     assert np.square(taught.hints.astype(np.float64)).mean() == pytest.approx(1, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_other_hints_are_other_data(taught: Dataset) -> None:
     before = taught.fingerprint
     taught.hints[0, 0] += 1

@@ -145,6 +145,7 @@ def test_training_json_says_what_the_model_file_will(tiny_run: Path, drawn_faces
     assert scores["count"] == sum(map(sum, scores["confusion"])) == reported(drawn_faces)
 
 
+@pytest.mark.slow
 def test_training_json_is_json_where_a_source_lacks_a_class(
     make: Make, drawn_faces: Path, tmp_path: Path, picture: Callable[[Path, int], None]
 ) -> None:
@@ -157,6 +158,7 @@ def test_training_json_is_json_where_a_source_lacks_a_class(
     assert set(strict_json(trainer.folder / "training.json")["validation"]) == {drawn_faces.name, "smiles"}
 
 
+@pytest.mark.slow
 def test_the_command_says_where_the_model_is(drawn_faces: Path, tmp_path: Path) -> None:
     result = run(drawn_faces, "--run", tmp_path / "deep" / "run", *OPTIONS, "--epochs", "1")
     assert result.exit_code == 0, result.output
@@ -176,6 +178,7 @@ def test_the_command_gives_the_model_and_its_scores_as_json(drawn_faces: Path, t
     assert len(document["validation"]["recall"]) == 2
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_it_left_out(tmp_path: Path, picture: Callable[[Path, int], None]) -> None:
     for seed, name in enumerate(("train/happy", "train/sad", "val/happy", "val/sad")):
         picture(tmp_path / "faces" / name / "0.png", seed)
@@ -198,6 +201,7 @@ def noise(tmp_path: Path, picture: Callable[[Path, int], None]) -> Callable[...,
     return write
 
 
+@pytest.mark.slow
 def test_a_strip_that_no_memory_could_pad_is_a_note(noise: Callable[..., Path], tmp_path: Path) -> None:
     write_strip(noise("happy", "sad") / "train" / "sad" / "strip.png")
     (tmp_path / "pad.toml").write_text('fit = "pad"\n')
@@ -207,6 +211,7 @@ def test_a_strip_that_no_memory_could_pad_is_a_note(noise: Callable[..., Path], 
     assert "4 training and 2 validation pictures" in result.stderr
 
 
+@pytest.mark.slow
 def test_names_need_not_be_utf8(noise: Callable[..., Path], tmp_path: Path) -> None:
     data = noise("happy", "sad").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
     (data / "val" / "sad" / "2.png").rename(data / "val" / "sad" / "\udcff.png")
@@ -232,6 +237,7 @@ def test_classes_that_cannot_be_are_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_labels_that_mean_something_else_in_results_are_noted_before_pictures_are_read(
     noise: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -244,6 +250,7 @@ def test_labels_that_mean_something_else_in_results_are_noted_before_pictures_ar
     assert list_label_notes(["error", "labels", "happy"]) == []
 
 
+@pytest.mark.slow
 def test_one_is_one_in_words(noise: Callable[..., Path], tmp_path: Path) -> None:
     faces = noise("happy", "sad")
     for label in ("happy", "sad"):
@@ -259,6 +266,7 @@ def test_a_size_that_is_too_small_is_an_error_of_the_data(drawn_faces: Path, tmp
     assert "16×16 pixels is too small" in str(result.exception)
 
 
+@pytest.mark.slow
 def test_the_recipe_says_how_the_pictures_are_distorted(make: Make) -> None:
     """The first epoch's loss tells: all else is the same."""
     ways = [{"augment": 0.0}, {"augment": 0.5}, {"augment": 0.0, "harsh": 1.0}, {"augment": 0.0, "mixup": 1.0}]
@@ -327,7 +335,6 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(
     options = [*OPTIONS, "--optimizer", optimizer, "--learning-rate", "0.01"]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(drawn_faces), "--run", str(tmp_path / "killed"), *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         check=False,
     )
@@ -428,6 +435,7 @@ def test_a_folder_that_holds_something_else_is_refused(
     assert [path.read_bytes() for path in folder.iterdir()] == [b"something else"]
 
 
+@pytest.mark.slow
 def test_answers_of_teachers_are_no_other_run(noise: Callable[..., Path], tiny_run: Path, tmp_path: Path) -> None:
     """`make model` puts those of one run into the folder of the next."""
     options = ["--epochs", "1", "--size", "32", "--device", "cpu", "--teacher", str(tiny_run), "--resume"]
@@ -458,7 +466,6 @@ def test_an_interruption_says_how_to_go_on(drawn_faces: Path, tmp_path: Path) ->
     command = [sys.executable, "-m", "fmengine", "train", drawn_faces, "--run", tmp_path / "run", *OPTIONS]
     with subprocess.Popen(
         [*map(str, command), "--epochs", "10000"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     ) as process:

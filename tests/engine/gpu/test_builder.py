@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tests.params import quick_first
 
 from fmengine.errors import ModelError, UnavailableError
 from fmengine.model.file import ModelFile, load_model_file, resolve
@@ -50,7 +51,7 @@ def parsed(model: ModelFile) -> object:
 # Builds
 
 
-@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("capability", quick_first(ARCHITECTURES))
 def test_the_shipped_model_builds(capability: str) -> None:
     """Built again it has the same size; TensorRT-RTX 1.7 numbers internal tensors, and orders the two outputs, in
     one of a few ways from build to build, also in fresh processes with one thread."""

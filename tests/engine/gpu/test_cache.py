@@ -211,6 +211,7 @@ def start(cache: Cache, log: Path, seconds: float) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_processes_at_once_build_once(cache: Cache, tmp_path: Path) -> None:
     log = tmp_path / "log"
     processes = [start(cache, log, 0.3) for _ in range(4)]

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.params import quick_first
 
 from fmengine.errors import UnavailableError
 from fmengine.gpu import kernels as nvrtc
@@ -22,7 +23,7 @@ FIGURES = re.compile(
 )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", quick_first(ARCHITECTURES))
 def test_no_spills_no_stack_and_few_registers(architecture: str) -> None:
     cubin, report = nvrtc.compile_cubin(nvrtc.read_source(), architecture)
     assert cubin.startswith(b"\x7fELF")
