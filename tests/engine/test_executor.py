@@ -333,3 +333,13 @@ def test_images_that_wait_for_a_gpu_fill_a_batch_by_their_size():
     assert len(batch.tasks) == -(-MAX_IMAGE_BYTES // 8_000_000)
     batch.clear()
     assert batch.room == 64
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+def test_whoever_takes_results_sleeps_until_there_are_some(kind, monkeypatch):
+    """Also once the sources ended: a loop would take the processor from the threads that compute."""
+    waits, wait = [], ThreadExecutor._wait
+    monkeypatch.setattr(ThreadExecutor, "_wait", lambda executor: waits.append(1) or wait(executor))
+    executor = make(size=2, in_flight=64, prepare=lambda sources: time.sleep(0.02))
+    assert len(list(results_of(executor, kind(range(20))))) == 20
+    assert len(waits) <= 40  # each batch, and the end, wake it once

@@ -155,13 +155,18 @@ class Executor(ABC):
             self._waiting.put(None)
             self._changed.set()
 
+    def _can_take(self) -> bool:
+        """Return whether the first result is known, or none is left."""
+        ended = self._ended  # first: nothing is pending after it that was not before
+        return self._pending[0].result is not None if self._pending else ended
+
     def _take_results(self) -> list[Result]:
         """Take the first result, once it is known, and those behind it that are known by then.
 
         None are left where the list is empty.
         """
         pending = self._pending
-        while not (self._ended and not pending) and (not pending or pending[0].result is None):
+        while not self._can_take():
             if self._process != os.getpid():
                 raise FmengineError(
                     f"these results were begun by process {self._process} and are read after a fork by "
@@ -221,8 +226,7 @@ class ThreadExecutor(Executor):
 
     def _wait(self) -> None:
         self._changed.clear()
-        # What came before `clear` sets the event no second time.
-        if not (self._ended or self._stopped or (self._pending and self._pending[0].result is not None)):
+        if not (self._can_take() or self._stopped):  # what came before `clear` sets the event no second time
             self._changed.wait()
 
     def _join(self, timeout: float | None) -> None:
