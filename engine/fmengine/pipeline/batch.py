@@ -1,5 +1,6 @@
 """A batch: the memory that pictures share on their way through the network, one row each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,17 +84,17 @@ class Batch:
         self.images.append(image)
         self.image_bytes += 0 if isinstance(image, DeviceImage) else image.nbytes
 
-    def add_rows(self, other: "Batch") -> None:
-        """Copy the rows of another batch, which must fit, behind those that are in use."""
-        begin, count = len(self.tasks), len(other.tasks)
-        end = begin + count
-        if other.images:
-            for task, image in zip(other.tasks, other.images, strict=True):
-                self.add_image(task, image)
-            return
-        self.inputs[begin:end] = other.inputs[:count]
-        self.flat[begin:end] = other.flat[:count]
-        self.tasks += other.tasks
+    def add_batches(self, others: "Sequence[Batch]") -> None:
+        """Copy the rows of other batches, which must fit, behind those that are in use."""
+        begin = len(self.tasks)
+        for other in others:
+            self.tasks += other.tasks
+            self.images += other.images
+            self.image_bytes += other.image_bytes
+        if not self.images:
+            rows = slice(begin, len(self.tasks))
+            np.concatenate([other.inputs[: len(other.tasks)] for other in others], out=self.inputs[rows])
+            np.concatenate([other.flat[: len(other.tasks)] for other in others], out=self.flat[rows])
 
     def select(self, row: int) -> "Batch":
         """Make a batch of one row, over the same memory."""

@@ -97,7 +97,7 @@ class Coalescer:
         if future.cancelled():  # its deadline passed while it waited
             return
         try:
-            task, batch = self._stages.admit(source, channels, copy=False), Batch(self._stages.spec, 1)
+            task, batch = self._stages.admit(source, channels, copy=False), self._stages.borrow_row()
             self._stages.prepare([task], batch)
         except BaseException as error:
             _set_error(future, error)
@@ -112,8 +112,11 @@ class Coalescer:
         while (first := self._prepared.get()) is not None:
             requests, is_last = self._gather(first)
             wanted = [request for request in requests if request.future.set_running_or_notify_cancel()]
+            if wanted:
+                batch.add_batches([request.batch for request in wanted])
             for request in wanted:
-                batch.add_rows(request.batch)
+                request.batch.clear()
+                self._stages.return_row(request.batch)
             tasks = list(batch.tasks)
             try:
                 self._stages.answer(batch, self._backend)

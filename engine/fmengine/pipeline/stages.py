@@ -124,11 +124,19 @@ class Stages:
 
     def run_alone(self, task: Task, backend: Backend) -> None:
         """Give one task its result."""
-        try:
-            batch = self._spare.pop()
-        except IndexError:
-            batch = Batch(self.spec, 1)
+        batch = self.borrow_row()
         self.run([task], batch, backend)
+        self.return_row(batch)
+
+    def borrow_row(self) -> Batch:
+        """Lend an empty batch of one row; one that is not returned is no loss."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return Batch(self.spec, 1)
+
+    def return_row(self, batch: Batch) -> None:
+        """Take back an empty batch of one row."""
         self._spare.append(batch)
 
     def prepare(self, tasks: Sequence[Task], batch: Batch) -> None:
