@@ -5,13 +5,14 @@ import time
 from contextlib import closing
 from itertools import chain, count, islice
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fmengine import ClosedError, Failure, Kind, ModelSpec, Prediction
 from fmengine.pipeline.batch import MAX_IMAGE_BYTES, Batch, Task
-from fmengine.pipeline.executor import CHUNK, WINDOW, InlineExecutor, ThreadExecutor
+from fmengine.pipeline.executor import CHUNK, HELD_BYTES, WINDOW, InlineExecutor, ThreadExecutor
 from fmengine.system import cores
 
 pytestmark = pytest.mark.timeout(60)
@@ -300,6 +301,42 @@ def test_a_containers_quota_counts(monkeypatch, tmp_path, quota, most):
     assert cores.usable_cores() == most
 
 
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("feed", ["auto", "caller"])
+def test_what_takes_much_memory_counts_for_several(body, feed):
+    given = answered = most = 0
+
+    def photographs():
+        nonlocal given, most
+        for _ in range(40):
+            given += 1
+            most = max(most, given - answered)
+            yield 1
+
+    class Heavy(Stages):
+        def admit(self, source, channels):
+            return Task(source, np.zeros(3 * HELD_BYTES, np.uint8))
+
+    executor = make(body, size=16, in_flight=16)
+    executor._stages = Heavy()
+    for _ in results_of(executor, photographs(), feed):
+        answered += 1
+    assert answered == 40
+    assert most <= 5  # each counts for four, and the last is weighed once it was read
+
+
+def test_no_picture_counts_for_more_than_may_be_in_flight():
+    class Heavy(Stages):
+        def admit(self, source, channels):
+            return Task(source, np.zeros(99 * HELD_BYTES, np.uint8))
+
+    for body in BODIES:
+        for kind in (list, iter):
+            executor = make(body, size=2, in_flight=3)
+            executor._stages = Heavy()
+            assert len(list(results_of(executor, kind([1] * 9)))) == 9
+
+
 # The batch
 
 
@@ -325,8 +362,6 @@ def test_a_row_of_a_batch_shares_its_memory():
 
 
 def test_images_that_wait_for_a_gpu_fill_a_batch_by_their_size():
-    import numpy as np
-
     batch = Batch(SPEC, 64)
     while batch.room:
         batch.add_image(Task("", None), np.zeros((1000, 8000), np.uint8))

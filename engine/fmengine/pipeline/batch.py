@@ -22,13 +22,15 @@ class Task:
 
     Attributes:
         source: what was given, for the result.
-        content: what there is of it: a path, encoded bytes, or an image. Nobody else changes it.
+        content: what there is of it, until it has a row: a path, encoded bytes, or an image, which nobody changes.
         result: None until it is known; an error that is no picture's is raised by whoever takes the result.
+        weight: how many pictures it counts for among those in flight.
     """
 
     source: Source
     content: Content
     result: Result | BaseException | None = None
+    weight: int = 1
 
 
 class Batch:

@@ -3,7 +3,8 @@
 The contract, whatever the body:
 
 - Results come in the order of the sources, and an error of the sources after the results before it.
-- Memory is bounded: so many pictures are in flight at most, read and not answered yet.
+- Memory is bounded: so many pictures are in flight at most, read and not answered yet; one that takes much memory
+  counts for several.
 - A source is taken over before the next one is asked for: what becomes of it afterwards changes nothing.
 - No result waits for a source that does not come. Lists and tuples are read ahead in the caller's thread. Any
   other iterator is advanced by one daemon thread, the feeder; with `feed="caller"` by the caller's own thread, and
@@ -23,6 +24,8 @@ from collections.abc import Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Literal, get_args
 
+import numpy as np
+
 from ..backend.protocol import Backend
 from ..errors import ClosedError, FmengineError
 from ..types import Channels, Result, Source
@@ -34,6 +37,7 @@ FEEDS: tuple[Feed, ...] = get_args(Feed)
 
 WINDOW = 2  # batches a thread that are in flight at most, unless told otherwise
 CHUNK = 16  # pictures that a thread takes at once: of fewer, not many are of one size
+HELD_BYTES = 512 * 1024  # of a source in memory: as many more count as another picture in flight
 LAST_WAIT = 5.0  # seconds that the interpreter's end waits for batches that are being answered
 
 _running: "weakref.WeakSet[Executor]" = weakref.WeakSet()
@@ -56,6 +60,7 @@ class Executor(ABC):
         self._waiting: SimpleQueue[Task | None] = SimpleQueue()  # for whoever computes; None: no more come
         self._changed = threading.Event()  # results are known, or the feeder ended
         self._room = threading.Semaphore(max_in_flight)  # what the feeder may still read
+        self._taken = 0  # pictures in flight that the results taken last counted for
         self._feeder: threading.Thread | None = None
         self._reading = False  # the feeder is in the caller's `next()`
         self._ended = self._stopped = False
@@ -89,7 +94,7 @@ class Executor(ABC):
         if self._process != os.getpid():
             return
         self._stopped = True
-        self._room.release()
+        self._room.release(self._max_in_flight)
         self._waiting.put(None)
         self._changed.set()
         self._join(timeout)
@@ -110,7 +115,7 @@ class Executor(ABC):
         """Wait for the threads that compute."""
 
     def _map_from_caller(self, sources: Iterator[Source], channels: Channels) -> Iterator[list[Result]]:
-        admit, pending, waiting = self._stages.admit, self._pending, self._waiting
+        pending, waiting, in_flight = self._pending, self._waiting, 0
         while True:
             try:
                 source = next(sources)
@@ -119,11 +124,13 @@ class Executor(ABC):
             except Exception as error:
                 self._error = error
                 break
-            task = Task(source, source) if type(source) is str else admit(source, channels)
+            task = Task(source, source) if type(source) is str else self._admit(source, channels)
+            in_flight += task.weight
             pending.append(task)
             waiting.put(task)
-            if pending[0].result is not None or len(pending) >= self._max_in_flight:
+            while pending and (pending[0].result is not None or in_flight >= self._max_in_flight):
                 yield self._take_results()
+                in_flight -= self._taken
         while pending:
             yield self._take_results()
 
@@ -132,8 +139,9 @@ class Executor(ABC):
         self._feeder = threading.Thread(target=self._feed, args=arguments, name="fmengine-feeder", daemon=True)
         self._feeder.start()
         while results := self._take_results():
+            taken = self._taken
             yield results
-            self._room.release(len(results))
+            self._room.release(taken)
 
     def _feed(self, sources: Iterator[Source], channels: Channels) -> None:
         """Read sources as long as there is room for more: what the feeder's thread does."""
@@ -142,7 +150,9 @@ class Executor(ABC):
                 self._reading = True
                 source = next(sources)
                 self._reading = False
-                task = self._stages.admit(source, channels)
+                task = self._admit(source, channels)
+                for _ in range(task.weight - 1):
+                    self._room.acquire()
                 self._pending.append(task)
                 self._waiting.put(task)
             self._error = ClosedError()
@@ -154,6 +164,14 @@ class Executor(ABC):
             self._reading, self._ended = False, True
             self._waiting.put(None)
             self._changed.set()
+
+    def _admit(self, source: Source, channels: Channels) -> Task:
+        """Take a source over, and weigh what it holds in memory: photographs must not fill it."""
+        task = self._stages.admit(source, channels)
+        content = task.content
+        size = content.nbytes if isinstance(content, np.ndarray) else len(content) if type(content) is bytes else 0
+        task.weight = min(1 + size // HELD_BYTES, self._max_in_flight)
+        return task
 
     def _can_take(self) -> bool:
         """Return whether the first result is known, or none is left."""
@@ -176,13 +194,14 @@ class Executor(ABC):
                 raise ClosedError
             self._wait()
         results: list[Result] = []
+        self._taken = 0
         while pending and (result := pending[0].result) is not None:
             if isinstance(result, BaseException):
                 if results:  # they come first
                     break
                 raise result
             results.append(result)
-            pending.popleft()
+            self._taken += pending.popleft().weight
         return results
 
 

@@ -163,6 +163,7 @@ class Stages:
                     content = self._decode(content, self.spec.color, self.limits, self._min_side)
                 image = cast(DecodedImage, content)
                 if max(image.shape[:2]) > MAX_SIDE_OF_GROUP:
+                    task.content = None  # which frees a photograph once its row is written
                     self._preprocess_one(task, image, batch)
                 else:
                     group.append(task)
