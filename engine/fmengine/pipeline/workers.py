@@ -48,11 +48,11 @@ from ..types import Color, Encoded, Fit, InputBatch, NetworkInput
 
 log = logging.getLogger(__name__)
 
-Task = Callable[..., bytes]  # of a path or encoded bytes, and the settings
+Work = Callable[..., bytes]  # of a path or encoded bytes, and the settings
 
 START_SECONDS = 60.0  # that a worker may take to import what it needs, on a busy machine
 GRACE_SECONDS = 2.0  # after which a worker whose engine is gone ends itself
-MAX_ANSWER = 64 * 1024 * 1024  # bytes; far above any, and below what a broken worker could ask for
+MAX_ANSWER = 64 * 1024 * 1024  # bytes; far above any, and below what a broken worker could claim
 
 _HEAD = struct.Struct("<cQ")  # what a message is, and its bytes
 _READY, _PATH, _DATA, _DONE, _FAILED = b"R", b"P", b"D", b"O", b"F"
@@ -67,7 +67,7 @@ class _DiedError(Exception):
 
 
 class Workers:
-    """Processes that all do one task, as many as threads ask at once. Thread-safe.
+    """Processes that all do one task, as many as threads need at once. Thread-safe.
 
     Args:
         task: `module:function` of ours; called with a path or encoded bytes, and the settings.
@@ -89,14 +89,14 @@ class Workers:
             SourceError: what the task raised, or `timeout`, `crashed` or `out_of_memory`.
             UnavailableError: if no worker can be started.
         """
-        request = _request(source)
+        request = _make_request(source)
         with self._slots:
             try:
                 worker = self._idle.pop()
             except IndexError:
                 worker = self._start()
             try:
-                answer = self._ask_twice(worker, request)
+                answer = self._request_with_retry(worker, request)
             except _DiedError as death:
                 raise SourceError(death.kind, str(death)) from death
         if isinstance(answer, SourceError):
@@ -124,19 +124,19 @@ class Workers:
         self._all.add(worker)
         return worker
 
-    def _ask_twice(self, worker: "_Worker", request: tuple[bytes, bytes]) -> bytes | SourceError:
-        """Ask a worker, and a fresh one where the first had seen other pictures and died."""
+    def _request_with_retry(self, worker: "_Worker", request: tuple[bytes, bytes]) -> bytes | SourceError:
+        """Send a request to a worker, and to a fresh one where the first had answered others and died."""
         if worker.answered:
             try:
-                return self._ask(worker, request)
+                return self._request(worker, request)
             except _DiedError as death:
                 log.info("a worker ended (%s); the picture is tried once more in a fresh one", death)
             worker = self._start()
-        return self._ask(worker, request)
+        return self._request(worker, request)
 
-    def _ask(self, worker: "_Worker", request: tuple[bytes, bytes]) -> bytes | SourceError:
+    def _request(self, worker: "_Worker", request: tuple[bytes, bytes]) -> bytes | SourceError:
         try:
-            answer = worker.ask(*request)
+            answer = worker.request(*request)
         except BaseException:  # such as Ctrl-C, which leaves an answer under way that nobody waits for
             worker.end()
             raise
@@ -153,7 +153,7 @@ class InputWorkers:
         self._shape = spec.input.shape
         settings = {name: getattr(spec, name) for name in ("height", "width", "color", "fit")}
         settings |= dataclasses.asdict(limits) | {"min_side": min_side}
-        self._workers = Workers(f"{__name__}:network_input", settings, isolation, count)
+        self._workers = Workers(f"{__name__}:make_input", settings, isolation, count)
         self.close = self._workers.close
 
     def prepare(self, source: Encoded) -> Prepared:
@@ -193,7 +193,7 @@ class _Worker:
             self._socket.close()
             raise UnavailableError(f"cannot start a worker process to decode in: {error}") from error
         try:
-            _receive(self._socket, time.monotonic() + START_SECONDS, most=0)
+            _receive(self._socket, time.monotonic() + START_SECONDS, max_bytes=0)
         except OSError as error:
             self.end()
             raise UnavailableError(
@@ -201,13 +201,13 @@ class _Worker:
                 f"does `{sys.executable} -c 'import fmengine'` work?"
             ) from error
 
-    def ask(self, what: bytes, content: bytes) -> bytes | SourceError:
+    def request(self, what: bytes, content: bytes) -> bytes | SourceError:
         """Send a request and wait for its answer, or the error that the task raised. Raises _DiedError."""
         until = time.monotonic() + self._seconds
         try:
             self._socket.settimeout(self._seconds)
             _send(self._socket, what, content)
-            answer = _understood(*_receive(self._socket, until, MAX_ANSWER))
+            answer = _parse_answer(*_receive(self._socket, until, MAX_ANSWER))
         except TimeoutError as error:
             raise _DiedError(Kind.TIMEOUT, f"not decoded within {self._seconds:g} seconds") from error
         except OSError as error:  # it closed its end
@@ -242,7 +242,7 @@ class _Worker:
         return Kind.CRASHED, f"its decoder ended the process{'' if code is None else f' with exit code {code}'}"
 
 
-def _request(source: Encoded) -> tuple[bytes, bytes]:
+def _make_request(source: Encoded) -> tuple[bytes, bytes]:
     if not isinstance(source, str | os.PathLike):
         return _DATA, get_bytes(source)
     path = get_path(source)
@@ -252,8 +252,8 @@ def _request(source: Encoded) -> tuple[bytes, bytes]:
         raise make_read_error(error) from error
 
 
-def _understood(what: bytes, content: bytes) -> bytes | SourceError:
-    """An answer, which a decoder that was taken over may have made up. Raises _DiedError if it makes no sense."""
+def _parse_answer(what: bytes, content: bytes) -> bytes | SourceError:
+    """Read an answer, which a decoder that was taken over may have made up; _DiedError if it makes no sense."""
     try:
         if what == _DONE:
             return content
@@ -270,21 +270,23 @@ def _send(to: socket.socket, what: bytes, content: bytes) -> None:
     to.sendall(content)
 
 
-def _receive(come_from: socket.socket, until: float | None = None, most: int | None = None) -> tuple[bytes, bytes]:
-    """A message of at most so many bytes. Raises TimeoutError, or ConnectionError where there is none."""
-    what, size = _HEAD.unpack(_exactly(come_from, _HEAD.size, until))
-    if most is not None and size > most:
+def _receive(
+    connection: socket.socket, until: float | None = None, max_bytes: int | None = None
+) -> tuple[bytes, bytes]:
+    """Receive a message of so many bytes or fewer; TimeoutError, or ConnectionError where there is none."""
+    what, size = _HEAD.unpack(_receive_exactly(connection, _HEAD.size, until))
+    if max_bytes is not None and size > max_bytes:
         raise ConnectionError(f"an answer of {size} bytes")
-    return what, _exactly(come_from, size, until)
+    return what, _receive_exactly(connection, size, until)
 
 
-def _exactly(come_from: socket.socket, size: int, until: float | None) -> bytes:
+def _receive_exactly(connection: socket.socket, size: int, until: float | None) -> bytes:
     data = bytearray(size)
     view = memoryview(data)
     while view:
         if until is not None:
-            come_from.settimeout(max(1e-3, until - time.monotonic()))
-        got = come_from.recv_into(view)
+            connection.settimeout(max(1e-3, until - time.monotonic()))
+        got = connection.recv_into(view)
         if not got:
             raise ConnectionError("closed")
         view = view[got:]
@@ -294,7 +296,7 @@ def _exactly(come_from: socket.socket, size: int, until: float | None) -> bytes:
 # In the worker.
 
 
-def network_input(
+def make_input(
     source: Encoded,
     *,
     height: int,
@@ -305,7 +307,7 @@ def network_input(
     max_pixels: int,
     min_side: int,
 ) -> bytes:
-    """The task of an engine: the network's input, uint8 `[C, height, width]`, and one byte, whether it is flat."""
+    """Make the network's input, uint8 `[C, height, width]`, and one byte, whether it is flat: an engine's task."""
     spec = InputSpec(height, width, color, fit)
     image = decode(source, color, Limits(max_bytes, max_pixels), min_side=min_side)
     made = preprocess(image, spec)
@@ -316,7 +318,7 @@ def network_input(
 def serve(descriptor: int, task: str, settings: dict[str, Any], seconds: float, memory: int) -> None:
     """Do a task for every request, until the other end is closed."""
     module, name = task.split(":")
-    do: Task = getattr(import_module(module), name)
+    do: Work = getattr(import_module(module), name)
     raise_pillow_limit(settings["max_pixels"])
     _confine(memory)
     with socket.socket(fileno=descriptor) as pipe:
@@ -330,7 +332,7 @@ def serve(descriptor: int, task: str, settings: dict[str, Any], seconds: float, 
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answer(do: Task, source: Encoded, settings: dict[str, Any]) -> tuple[bytes, bytes]:
+def _answer(do: Work, source: Encoded, settings: dict[str, Any]) -> tuple[bytes, bytes]:
     try:
         return _DONE, do(source, **settings)
     except Exception as error:
