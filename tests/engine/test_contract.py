@@ -49,6 +49,7 @@ import os, signal, sys, threading, time
 from itertools import count
 import numpy as np
 from fmengine import Engine, FmengineError, Isolation
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 frame = np.random.default_rng(1).integers(0, 256, (48, 48), np.uint8)
 """
 

@@ -468,6 +468,7 @@ def test_an_interruption_says_how_to_go_on(drawn_faces: Path, tmp_path: Path) ->
         [*map(str, command), "--epochs", "10000"],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         assert process.stderr is not None
         line = next(line for line in process.stderr if line.startswith("epoch 1/"))
