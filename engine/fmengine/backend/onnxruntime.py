@@ -1,17 +1,17 @@
 """ONNX Runtime on the CPU: the embedded default, on any machine."""
 
-import threading
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ClosedError, ModelError, UnavailableError, format_install_command
+from ..errors import ModelError, UnavailableError, format_install_command
 from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
-from ..system import fork
 from ..system.cores import usable_cores
+from ..system.fork import PerProcess
 from ..system.telemetry import import_onnxruntime
 from ..types import Outputs
 from .protocol import describe_threads
@@ -34,28 +34,18 @@ class OnnxRuntimeBackend:
             raise UnavailableError(
                 f"ONNX Runtime cannot be imported ({error}); install it with: {format_install_command('cpu')}"
             ) from error
-        self._model = model
         self._streams = options.streams or 1
         self._threads = max(1, (options.threads or usable_cores()) // self._streams)
-        self._closed = False
-        self._lock = threading.Lock()
-        self._session: Any = self._make_session()
-        check_signature(model, self._session)
-        fork.register(self)
+        self._session = PerProcess(partial(_make_session, self._library, model, self._threads))
 
     @classmethod
     def open(cls, model: ModelFile, options: BackendOptions) -> Self:
         return cls(model, options)
 
     def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        session = self._session or self._reopen()
+        session = self._session.value or self._session.remake()
         logits, probabilities = session.run(["logits", "probabilities"], {"images": images})
         return Outputs(logits, probabilities)
-
-    def reset_after_fork(self) -> None:
-        """Leave the session to the parent, whose threads compute for it; `run` makes a new one."""
-        fork.leak(self._session)
-        self._session, self._lock = None, threading.Lock()
 
     def describe(self) -> dict[str, str]:
         return {
@@ -66,29 +56,23 @@ class OnnxRuntimeBackend:
         }
 
     def close(self) -> None:
-        self._closed, self._session = True, None
+        self._session.close()
 
-    def _make_session(self) -> Any:
-        settings = self._library.SessionOptions()
-        settings.intra_op_num_threads = self._threads
-        settings.log_severity_level = FATAL
-        try:
-            # From the bytes that were checked, so that the file cannot change in between, and external
-            # data (weights in other files) cannot be reached.
-            session = self._library.InferenceSession(self._model.data, settings, providers=[PROVIDER])
-        except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            raise ModelError(f"ONNX Runtime refuses {self._model.path}: {error}") from error
-        if (active := session.get_providers()) != [PROVIDER]:
-            raise UnavailableError(f"ONNX Runtime runs on {active} instead of {PROVIDER}")
-        return session
 
-    def _reopen(self) -> Any:
-        """Make the session of a forked child, once for all its threads."""
-        with self._lock:
-            if self._closed:
-                raise ClosedError
-            self._session = self._session or self._make_session()
-            return self._session
+def _make_session(library: Any, model: ModelFile, threads: int) -> Any:
+    settings = library.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = FATAL
+    try:
+        # From the bytes that were checked, so that the file cannot change in between, and external
+        # data (weights in other files) cannot be reached.
+        session = library.InferenceSession(model.data, settings, providers=[PROVIDER])
+    except Exception as error:  # ONNX Runtime's exceptions have no public base class
+        raise ModelError(f"ONNX Runtime refuses {model.path}: {error}") from error
+    if (active := session.get_providers()) != [PROVIDER]:
+        raise UnavailableError(f"ONNX Runtime runs on {active} instead of {PROVIDER}")
+    check_signature(model, session)
+    return session
 
 
 def check_signature(model: ModelFile, session: "onnxruntime.InferenceSession") -> None:  # type: ignore[name-defined]  # noqa: F821

@@ -5,9 +5,12 @@
 
 import ctypes
 import os
+import threading
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
+
+from ..errors import ClosedError
 
 
 class Resettable(Protocol):
@@ -17,6 +20,8 @@ class Resettable(Protocol):
         """Drop what belongs to the parent. Called in the child's only thread, before anything else runs there."""
         ...
 
+
+T = TypeVar("T")
 
 _objects: "weakref.WeakSet[Resettable]" = weakref.WeakSet()
 _functions: list[Callable[[], None]] = []
@@ -35,6 +40,38 @@ def call_in_child(function: Callable[[], None]) -> None:
 def leak(resource: object) -> None:
     """Keep an object from being destroyed: destructors may wait for threads that a forked child does not have."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(resource))
+
+
+class PerProcess(Generic[T]):
+    """A library's object with threads of its own, such as a session, which a forked child makes anew.
+
+    Attributes:
+        value: None in a forked child before `remake`, and after `close`.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._closed = False
+        self._lock = threading.Lock()
+        self.value: T | None = make()
+        register(self)
+
+    def remake(self) -> T:
+        """Return the value, made now if there is none. Raises ClosedError after `close`."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError
+            if self.value is None:
+                self.value = self._make()
+            return self.value
+
+    def close(self) -> None:
+        """Let go of the value."""
+        self._closed, self.value = True, None
+
+    def reset_after_fork(self) -> None:
+        leak(self.value)
+        self.value, self._lock = None, threading.Lock()
 
 
 def _reset_all() -> None:
