@@ -173,18 +173,14 @@ class Executor(ABC):
         task.weight = min(1 + size // HELD_BYTES, self._max_in_flight)
         return task
 
-    def _can_take(self) -> bool:
-        """Return whether the first result is known, or none is left."""
-        ended = self._ended  # first: nothing is pending after it that was not before
-        return self._pending[0].result is not None if self._pending else ended
-
     def _take_results(self) -> list[Result]:
         """Take the first result, once it is known, and those behind it that are known by then.
 
         None are left where the list is empty.
         """
         pending = self._pending
-        while not self._can_take():
+        ended = self._ended  # before `pending` is looked at: once ended, nothing more becomes pending
+        while pending[0].result is None if pending else not ended:
             if self._process != os.getpid():
                 raise FmengineError(
                     f"these results were begun by process {self._process} and are read after a fork by "
@@ -193,6 +189,7 @@ class Executor(ABC):
             if self._stopped:
                 raise ClosedError
             self._wait()
+            ended = self._ended
         results: list[Result] = []
         self._taken = 0
         while pending and (result := pending[0].result) is not None:
@@ -245,7 +242,9 @@ class ThreadExecutor(Executor):
 
     def _wait(self) -> None:
         self._changed.clear()
-        if not (self._can_take() or self._stopped):  # what came before `clear` sets the event no second time
+        ended = self._ended
+        known = self._pending[0].result is not None if self._pending else ended
+        if not (known or self._stopped):  # what came before `clear` sets the event no second time
             self._changed.wait()
 
     def _join(self, timeout: float | None) -> None:
