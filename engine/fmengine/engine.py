@@ -5,9 +5,10 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from PIL import Image
@@ -19,16 +20,22 @@ from .image.arrays import check_channels
 from .image.faults import as_source_error
 from .image.source import is_encoded, is_file_like, is_on_device, with_source
 from .model.file import ModelFile
-from .model.spec import ModelSpec
 from .options import BackendOptions, EngineOptions, Isolation, Limits
 from .pipeline.coalesce import Coalescer
-from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
+from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ProcessExecutor, ThreadExecutor
 from .pipeline.stages import Observe, Stages, make_error
+from .pipeline.worker_count import choose_worker_count
 from .system import fork
 from .system.cores import usable_cores
 from .types import Channels, Failure, NetworkInput, Prediction, Result, Source
 
+if TYPE_CHECKING:
+    from .pipeline.workers import Workers
+
 SCALED = 2  # sides of the network's input that a JPEG keeps at least where it is decoded smaller
+
+LONG_JOB = 2000  # paths or encoded pictures, where worker processes are started at once
+START_AFTER = 1000  # pictures that threads answer before they are, where nobody knows how many come
 
 OpenAgain = Callable[[int], Backend]  # for so many batches at once
 
@@ -58,13 +65,27 @@ class Engine:
         recommended = options.unsure_below == "recommended"
         self.unsure_below = spec.unsure_below if recommended else float(options.unsure_below)
         self._options, self._device = options, device
-        self._threads = options.workers or (usable_cores() if device else options.threads or usable_cores())
-        self._stages = _make_stages(backend, spec, options, self.unsure_below, self._threads)
+        self._lock = threading.Lock()
+        self._threads = usable_cores() if device else options.threads or usable_cores()
+        self._worker_count = choose_worker_count(
+            options.workers, self._threads, isolated=options.isolate is not None
+        )
+        self._workers: Workers | None = None
+        min_side = SCALED * max(spec.height, spec.width) if options.scaled_jpeg else 0
+        self._set_up = partial(_set_up_workers, backend, model, options, min_side)
+        must_delegate = self._get_workers() if options.isolate is not None else None
+        self._stages = Stages(
+            spec,
+            options.limits,
+            backend,
+            min_side=min_side,
+            unsure_below=self.unsure_below,
+            workers=must_delegate,
+        )
         self._open_again = open_again
         self._backend_of_many: Backend | None = None
         self._coalescer: Coalescer | None = None
         self._executors: weakref.WeakSet[Executor] = weakref.WeakSet()
-        self._lock = threading.Lock()
         self._closed = False
         fork.register(self)
 
@@ -77,7 +98,7 @@ class Engine:
         device: int = 0,
         max_batch: int = 64,
         threads: int = 0,
-        workers: int = 0,
+        workers: int | Literal["auto", "threads"] = "auto",
         limits: Limits | None = None,
         isolate: Isolation | None = None,
         unsure_below: float | Literal["recommended"] = 0.0,
@@ -96,7 +117,9 @@ class Engine:
             max_batch: the largest batch of pictures that the network is given at once.
             threads: that compute on a CPU, a single picture together, the batches of `predict_many` one each;
                 0 for all cores.
-            workers: threads of `predict_many`; 0 for as many as compute, or, beside a GPU, one a core.
+            workers: processes that answer for the paths and encoded pictures of `predict_many`, on a GPU that
+                decode them: a number, `auto` for one a core where a job turns out long and this machine can, or
+                `threads` for none.
             limits: what a picture may cost before it is refused.
             isolate: read and decode paths and encoded pictures in worker processes with limits of their own, so
                 that a decoder that crashes, hangs or takes all memory costs one picture. Arrays and PIL images
@@ -293,8 +316,8 @@ class Engine:
         for executor in list(self._executors):
             executor.close()
         self.backend.close()
-        if self._stages.workers is not None:
-            self._stages.workers.close()
+        if self._workers is not None:
+            self._workers.close()
         if self._backend_of_many is not None:
             self._backend_of_many.close()
 
@@ -336,14 +359,18 @@ class Engine:
 
     def _make_executor(self, sources: Iterable[Source], batch_size: int, in_flight: int | None) -> Executor:
         """Choose the body that suits a job."""
-        threads = self._threads + (self._device.streams if self._device else 0)
+        workers = self._choose_workers(sources)
+        threads = (
+            self._threads + (self._device.streams if self._device else 0) if workers is None else workers.count
+        )
         if isinstance(sources, list | tuple):
             threads = min(threads, len(sources))
         executor: Executor
-        if threads <= 1:  # of one picture: all threads of the network work on it together
+        if threads <= 1 and (workers is None or workers is self._stages.workers):
+            # Of one picture: all threads of the network work on it together.
             size = in_flight or batch_size
             executor = InlineExecutor(self._stages, self.backend, batch_size=batch_size, max_in_flight=size)
-        else:
+        elif workers is None:
             executor = ThreadExecutor(
                 self._stages,
                 self._open_for_many(),
@@ -351,8 +378,39 @@ class Engine:
                 batch_size=batch_size,
                 max_in_flight=in_flight or WINDOW * batch_size * threads,
             )
+        else:
+            known = len(sources) if isinstance(sources, list | tuple) else 0
+            asked = self._options.workers != "auto"
+            executor = ProcessExecutor(
+                self._stages,
+                self._open_for_many(),
+                threads=threads,
+                batch_size=batch_size,
+                max_in_flight=in_flight or 2 * WINDOW * batch_size * threads,
+                workers=workers,
+                start_after=0 if asked or known >= LONG_JOB else START_AFTER,
+            )
         self._executors.add(executor)
         return executor
+
+    def _choose_workers(self, sources: Iterable[Source]) -> "Workers | None":
+        """Return the workers for a job; None for one that is short, or has nothing to decode."""
+        if self._worker_count.number == 0 or self._options.jpeg == "gpu":
+            return None
+        if isinstance(sources, list | tuple):
+            # What the first is they all are, nearly always: threads do what workers cannot.
+            if not sources or not is_encoded(sources[0]):
+                return None
+            if len(sources) < LONG_JOB and self._options.workers == "auto" and self._stages.workers is None:
+                return None
+        return self._get_workers()
+
+    def _get_workers(self) -> "Workers":
+        """Set the workers up, which start when they are first needed."""
+        with self._lock:
+            if self._workers is None:
+                self._workers = self._set_up(self._worker_count.number)
+            return self._workers
 
     def _open_for_many(self) -> Backend:
         """Open the backend that runs several batches at once, each on its share of the cores."""
@@ -384,17 +442,19 @@ class Engine:
             raise ClosedError
 
 
-def _make_stages(
-    backend: Backend, spec: ModelSpec, options: EngineOptions, unsure_below: float, count: int
-) -> Stages:
-    """Set up the stages, with `count` worker processes where decoding is isolated."""
-    min_side = SCALED * max(spec.height, spec.width) if options.scaled_jpeg else 0
-    workers = None
-    if options.isolate is not None:
-        from .pipeline.workers import InputWorkers  # what starts processes takes time to import, and needs Linux
+def _set_up_workers(
+    backend: Backend, model: ModelFile, options: EngineOptions, min_side: int, count: int
+) -> "Workers":
+    from .pipeline import workers  # what starts processes takes time to import, and needs Linux
 
-        workers = InputWorkers(spec, options.limits, options.isolate, min_side=min_side, count=count)
-    return Stages(spec, options.limits, backend, min_side=min_side, unsure_below=unsure_below, workers=workers)
+    limits, isolation = options.limits, options.isolate
+    if isinstance(backend, DeviceBackend):
+        setup = workers.set_up_images(model.spec, limits, isolation, min_side=min_side)
+    else:
+        setup = workers.set_up_answers(
+            backend.name, model, limits, isolation, min_side=min_side, max_batch=options.max_batch
+        )
+    return workers.Workers(setup, count)
 
 
 def _check_many(sources: object) -> None:

@@ -88,7 +88,7 @@ class EngineOptions:
     device: int = 0
     max_batch: int = 64
     threads: int = 0
-    workers: int = 0
+    workers: int | Literal["auto", "threads"] = "auto"
     limits: Limits = Limits()
     isolate: Isolation | None = None
     unsure_below: float | Literal["recommended"] = 0.0
@@ -98,11 +98,13 @@ class EngineOptions:
     scaled_jpeg: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_batch < 1 or self.threads < 0 or self.workers < 0:
-            raise ValueError(
-                f"max_batch {self.max_batch}, threads {self.threads}, workers {self.workers}: expected 1, 0, 0 or "
-                "more"
-            )
+        if self.max_batch < 1 or self.threads < 0:
+            raise ValueError(f"max_batch {self.max_batch}, threads {self.threads}: expected 1, 0 or more")
+        number = isinstance(self.workers, int) and self.workers >= 1
+        if not number and self.workers not in ("auto", "threads"):
+            raise ValueError(f"workers {self.workers!r}; expected a number from 1, 'auto' or 'threads'")
+        if self.workers == "threads" and self.isolate is not None:
+            raise ValueError("workers 'threads' leaves no process to decode in; isolate needs 'auto', or a number")
         if self.queue_delay < 0 or self.queue_size < 1:
             raise ValueError(
                 f"queue_delay {self.queue_delay}, queue_size {self.queue_size}: expected 0, 1 or more"

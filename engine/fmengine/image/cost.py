@@ -36,7 +36,7 @@ ARITHMETIC = 240  # scans of Huffman codes that take as long as one of arithmeti
 CELL = 2400  # bytes that OpenJPEG holds for a code-block or precinct of four components
 CHEAP = MIN_SCAN_BYTES * SCANS / ARITHMETIC  # bytes of a JPEG that no header makes dear, for each pixel of a limit
 LARGE = 128_000_000  # bytes: what takes as much to decode is decoded one at a time
-_large = threading.Lock()
+_large: AbstractContextManager[object] = threading.Lock()
 _small = nullcontext()
 
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
@@ -174,6 +174,12 @@ def _renew_lock() -> None:
 
 
 fork.call_in_child(_renew_lock)
+
+
+def use_lock(lock: AbstractContextManager[object]) -> None:
+    """Decode large pictures under another lock from here on, such as one that several processes share."""
+    global _large
+    _large = lock
 
 
 def wait_for_memory(size: float) -> AbstractContextManager[object]:

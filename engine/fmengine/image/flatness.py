@@ -4,24 +4,16 @@ A network answers for them too, and often with confidence; `Prediction.reason` i
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..model.spec import InputSpec
-from ..types import InputBatch, NetworkInput
+from ..types import InputBatch
 from .geometry import Size, compute_pad_box
 
 # Levels of standard deviation, of each channel: JPEG's noise on one colour has less, every face has more.
 FLAT = 2.0
-
-
-class Prepared(NamedTuple):
-    """One picture's input for the network, uint8 `[C, H, W]`, and whether it is flat."""
-
-    image: NetworkInput
-    flat: bool
 
 
 def is_flat(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

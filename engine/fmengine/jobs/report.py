@@ -5,28 +5,30 @@ import html
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import asdict
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from importlib import resources
 from itertools import islice
 from pathlib import Path
 from string import Template
 
+import numpy as np
 from PIL import Image
 
-from ..errors import OutputError
-from ..image.decode import decode
-from ..image.faults import as_source_error
+from ..errors import OutputError, SourceError
+from ..image.decode import try_decode
 from ..model.spec import ModelSpec
 from ..options import Isolation, Limits
 from ..system.cores import usable_cores
 from ..system.files import open_atomic
-from ..types import Encoded
+from ..types import DecodedImage
 from ..wording import pluralise
 from .rows import Row, Tally, decode_path, escape_path
 
 THUMBNAIL = 192  # pixels of the longer side: twice its size on the page, sharp on a phone's screen
 CHUNK = 256  # pictures; bounds memory
+Shrink = Callable[[str], DecodedImage | SourceError]
+
 ASIDE = "aside"  # the style of answers that are none of the model's labels
 
 
@@ -75,34 +77,42 @@ def _add_thumbnails(rows: Iterable[Row], limits: Limits, isolate: Isolation | No
     """Yield each row with its thumbnail, in order; a failure has none. Threads make a chunk at a time."""
     iterator, threads = iter(rows), usable_cores()
     with ExitStack() as stack:
-        make: Callable[[Encoded], bytes] = lambda source: make_thumbnail(source, **asdict(limits))  # noqa: E731
+        shrink: Shrink = partial(try_decode, color="rgb", make=make_thumbnail, limits=limits)
         if isolate is not None:
-            from ..pipeline.workers import Workers  # here: it takes time to import
-
-            workers = Workers(f"{__name__}:make_thumbnail", asdict(limits), isolate, threads)
-            make = stack.enter_context(closing(workers)).run
+            shrink = stack.enter_context(_open_workers(limits, isolate, threads))
 
         def make_or_skip(row: Row) -> bytes:
             if row["error"]:
                 return b""
-            try:
-                return make(decode_path(row))
-            except Exception as error:  # the file changed since it was labelled, or there is no memory for it now
-                as_source_error(error)
-                return b""
+            image = shrink(decode_path(row))
+            # It may have changed since it was labelled, or there is no memory for it now.
+            return b"" if isinstance(image, SourceError) else _encode(image)
 
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         while chunk := list(islice(iterator, CHUNK)):
             yield from zip(chunk, pool.map(make_or_skip, chunk), strict=True)
 
 
-def make_thumbnail(source: Encoded, **limits: int) -> bytes:
-    """Make a small JPEG of a picture. Raises SourceError as `decode` does."""
-    image = Image.fromarray(decode(source, "rgb", Limits(**limits)))
-    scale = THUMBNAIL / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+@contextmanager
+def _open_workers(limits: Limits, isolate: Isolation, count: int) -> Iterator[Shrink]:
+    """Give a function that makes a thumbnail in a worker process."""
+    from ..pipeline import workers  # here: it takes time to import, and needs Linux
+
+    setup = workers.set_up_shrinking("rgb", limits, isolate, make=f"{__name__}:make_thumbnail", arguments={})
+    with closing(workers.Workers(setup, count)) as processes:
+        yield processes.decode
+
+
+def make_thumbnail(image: DecodedImage) -> DecodedImage:
+    """Make a small image, uint8 `[H, W, 3]`, of another."""
+    scale = THUMBNAIL / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return DecodedImage(np.asarray(Image.fromarray(image).convert("RGB").resize(size, Image.Resampling.BICUBIC)))
+
+
+def _encode(image: DecodedImage) -> bytes:
     buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=82)
+    Image.fromarray(image).save(buffer, "JPEG", quality=82)
     return buffer.getvalue()
 
 

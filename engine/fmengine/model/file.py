@@ -44,6 +44,11 @@ def load_model_file(path: str | Path) -> ModelFile:
         ) from error
     if path.parent == get_shipped_folder() and hashlib.sha256(data).hexdigest() != _read_shipped_digest(path.name):
         raise ModelError(f"{path} is not the file that fmengine ships: its sha256 differs; install fmengine again")
+    return check_model_file(path, data)
+
+
+def check_model_file(path: Path, data: bytes) -> ModelFile:
+    """Check the bytes of a model file. Raises ModelError as `load_model_file` does."""
     return ModelFile(path, data, _verify(path, data))
 
 

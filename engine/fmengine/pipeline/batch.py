@@ -70,6 +70,13 @@ class Batch:
         self.images: list[DecodedImage | DeviceImage] = []
         self.image_bytes = 0
 
+    @classmethod
+    def of_images(cls) -> "Batch":
+        """Make a batch for images alone, such as those that workers decode."""
+        one = object.__new__(cls)
+        one.capacity, one.tasks, one.images, one.image_bytes = 0, [], [], 0
+        return one
+
     @staticmethod
     def size_of(spec: ModelSpec, capacity: int) -> int:
         """Compute the bytes of memory that a batch takes."""

@@ -6,7 +6,7 @@ Whatever any library raises on the way becomes the `Failure` of that picture her
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
@@ -22,7 +22,6 @@ from ..image.source import (
     describe_source,
     get_bytes,
     get_path,
-    is_encoded,
     is_file_like,
     is_on_device,
     read_file_like,
@@ -33,9 +32,9 @@ from ..system.files import read_file
 from ..types import (
     UNSURE,
     Channels,
+    Color,
     DecodedImage,
     DeviceImage,
-    Encoded,
     Failure,
     NetworkInput,
     Prediction,
@@ -45,7 +44,7 @@ from ..types import (
 from .batch import Batch, Content, Task
 
 if TYPE_CHECKING:
-    from .workers import InputWorkers
+    from .workers import Workers
 
 Stage = Literal["read", "decode", "preprocess", "infer", "post"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -57,7 +56,48 @@ MAX_SIDE_OF_GROUP = 256  # rows and columns of images that are preprocessed toge
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Stages:
+class DecodeStages:
+    """The first two stages, read and decode. Thread-safe.
+
+    Args:
+        limits: of what a picture may cost.
+        color: `gray` or `rgb`, the model's.
+        min_side: rows and columns that a JPEG keeps at least where it is decoded smaller; 0 decodes it whole.
+    """
+
+    def __init__(self, limits: Limits, color: Color, *, min_side: int = 0) -> None:
+        self.limits, self._color, self._min_side = limits, color, min_side
+        self.observe(None)
+
+    def observe(self, observer: Observe | None) -> None:
+        """Call `observer(stage, begin, end)` after each stage, in whichever thread ran it; None stops it."""
+        self.observer = observer
+        self._read = self._observed("read", read_file)
+        self._decode = self._observed("decode", decode_bytes)
+
+    def decode(self, content: str | bytes) -> DecodedImage:
+        """Read a path, and decode it or encoded bytes; raises whatever is raised on the way."""
+        if isinstance(content, str):
+            content = self._read(content, self.limits.max_bytes)
+        return self._decode(content, self._color, self.limits, self._min_side)
+
+    def decode_each(
+        self, tasks: Iterable[Task], make: Callable[[DecodedImage], DecodedImage]
+    ) -> Iterator[tuple[Task, DecodedImage]]:
+        """Yield what is made of each task's image; one that fails gets its `Failure`."""
+        for task in tasks:
+            try:
+                image = make(self.decode(cast("str | bytes", task.content)))
+            except Exception as error:
+                task.result = make_failure(error, task.source)
+                continue
+            yield task, image
+
+    def _observed(self, stage: Stage, function: F) -> F:
+        return function if self.observer is None else _observed(self.observer, stage, function)
+
+
+class Stages(DecodeStages):
     """The stages of one model on one backend. Thread-safe."""
 
     def __init__(
@@ -68,7 +108,7 @@ class Stages:
         *,
         min_side: int = 0,
         unsure_below: float = 0.0,
-        workers: "InputWorkers | None" = None,
+        workers: "Workers | None" = None,
     ) -> None:
         """Set the stages up.
 
@@ -76,28 +116,21 @@ class Stages:
             spec: of the model.
             limits: of what a picture may cost.
             backend: that runs the network.
-            min_side: rows and columns that a JPEG keeps at least where it is decoded smaller; 0 decodes it whole.
+            min_side: as of `DecodeStages`.
             unsure_below: confidence under which the label is `unsure`.
-            workers: processes that read, decode and preprocess paths and encoded pictures.
+            workers: processes that must read and decode paths and encoded pictures; None where threads may.
         """
-        self.spec, self.limits, self.workers = spec, limits, workers
+        self.spec, self.workers = spec, workers
         # Asked once: whether an object follows a protocol takes longer to see than a small face to preprocess.
         self.device = backend if isinstance(backend, DeviceBackend) else None
-        self._min_side, self._unsure_below = min_side, unsure_below
+        self._unsure_below = unsure_below
         self._spare: list[Batch] = []  # of one row: to lay one out takes longer than to read a small file
-        self.observe(None)
+        super().__init__(limits, spec.color, min_side=min_side)
 
     def observe(self, observer: Observe | None) -> None:
-        """Call `observer(stage, begin, end)` after each stage, in whichever thread ran it; None stops it."""
-
-        def observed(stage: Stage, function: F) -> F:
-            return function if observer is None else _observed(observer, stage, function)
-
-        self._observer = observer
-        self._read = observed("read", read_file)
-        self._decode = observed("decode", decode_bytes)
-        self._decode_source = observed("decode", decode)
-        self._preprocess = observed("preprocess", preprocess_rows)
+        super().observe(observer)
+        self._decode_source = self._observed("decode", decode)
+        self._preprocess = self._observed("preprocess", preprocess_rows)
 
     def admit(self, source: Source, channels: Channels = "rgb", *, copy: bool = True) -> Task:
         """Take a source over: what its owner does to it afterwards changes nothing.
@@ -139,11 +172,16 @@ class Stages:
         """Take back an empty batch of one row."""
         self._spare.append(batch)
 
-    def prepare(self, tasks: Sequence[Task], batch: Batch) -> None:
+    def prepare(self, tasks: Iterable[Task], batch: Batch) -> None:
         """Read, decode and preprocess: each task takes a row of the batch, or gets its `Failure`.
 
         Small images are preprocessed together; a group of photographs would fill the memory.
         """
+        if self.workers is not None:
+            tasks = list(tasks)
+            if delegated := [task for task in tasks if is_delegable(task)]:
+                self.workers.prepare(delegated, batch, self.observer)
+                tasks = [task for task in tasks if not is_delegable(task)]
         group: list[Task] = []
         images: list[DecodedImage] = []
         for task in tasks:
@@ -151,17 +189,10 @@ class Stages:
                 continue
             content = task.content
             try:
-                if self.workers is not None and is_encoded(content):
-                    self._prepare_isolated(self.workers, task, content, batch)
-                    continue
                 if self.device is not None:
                     self._prepare_for_device(self.device, task, batch)
                     continue
-                if type(content) is str:
-                    content = self._read(content, self.limits.max_bytes)
-                if type(content) is bytes:
-                    content = self._decode(content, self.spec.color, self.limits, self._min_side)
-                image = cast(DecodedImage, content)
+                image = self._get_image(content)
                 if max(image.shape[:2]) > MAX_SIDE_OF_GROUP:
                     task.content = None  # which frees a photograph once its row is written
                     self._preprocess_one(task, image, batch)
@@ -180,53 +211,57 @@ class Stages:
             self._preprocess_one_by_one(group, images, batch)
 
     def answer(self, batch: Batch, backend: Backend) -> None:
-        """Run the network on a batch, give its tasks their results, and free it.
+        """Run the network on a batch, give its tasks their results, and free it; raises as `infer` does."""
+        self.infer(batch, backend)
+        self.post(batch)
+
+    def infer(self, batch: Batch, backend: Backend) -> None:
+        """Run the network on a batch: its rows have their probabilities, or their tasks a `Failure`.
 
         Where the network fails for one of them, it is run on each alone.
 
         Raises:
-            FmengineError: for an error that is no picture's, such as of a GPU that failed.
+            FmengineError: for an error that is no picture's, such as of a GPU that failed; the batch is free then.
         """
-        count, observer, clock = len(batch.tasks), self._observer, time.perf_counter
+        count = len(batch.tasks)
         if not count:
             return
-        begin = clock()
+        begin = time.perf_counter()
         try:
             if self.device is None:
                 batch.probabilities[:count] = backend.run(batch.inputs[:count]).probabilities
             else:
                 _, batch.probabilities[:count], batch.flat[:count] = self.device.run_pictures(batch.images)
         except Exception as error:
-            self._answer_one_by_one(batch, backend, error)
+            self._infer_one_by_one(batch, backend, error)
             return
-        end = clock()
-        if observer is not None:
-            observer("infer", begin, end)
+        if self.observer is not None:
+            self.observer("infer", begin, time.perf_counter())
+        if not math.isfinite(batch.probabilities[:count].sum()):
+            self._refuse_not_finite(batch)
+
+    def post(self, batch: Batch) -> None:
+        """Give the tasks of a batch the results that its probabilities say, and free it."""
+        count, begin = len(batch.tasks), time.perf_counter()
         labels, threshold = self.spec.labels, self._unsure_below or self.spec.unsure_below
         rows = batch.probabilities[:count].tolist(), batch.flat[:count].tolist()
         for task, row, flat in zip(batch.tasks, *rows, strict=True):
-            probabilities = dict(zip(labels, row, strict=True))
-            if not math.isfinite(sum(row)):
-                task.result = _make_not_finite(task.source, probabilities)
+            if task.result is not None:
                 continue
             confidence = max(row)
             reason = Reason.FLAT if flat else Reason.UNSURE if confidence < threshold else None
             label = UNSURE if reason and self._unsure_below else labels[row.index(confidence)]
-            task.result = Prediction(label, confidence, probabilities, task.source, reason)
-        batch.tasks, batch.images, batch.image_bytes = [], [], 0
-        if observer is not None:
-            observer("post", end, clock())
+            task.result = Prediction(label, confidence, dict(zip(labels, row, strict=True)), task.source, reason)
+        batch.clear()
+        if count and self.observer is not None:
+            self.observer("post", begin, time.perf_counter())
 
     def preprocess(self, source: Source, channels: Channels) -> NetworkInput:
         """Make one picture's input for the network, on the CPU; raises whatever is raised on the way."""
         content = self._get_content(source, channels, copy=False)
-        if self.workers is not None and is_encoded(content):
-            return self.workers.prepare(content).image
-        if isinstance(content, str):
-            content = self._read(content, self.limits.max_bytes)
-        if isinstance(content, bytes):
-            content = self._decode(content, self.spec.color, self.limits, self._min_side)
-        return preprocess(cast(DecodedImage, content), self.spec.input)
+        if self.workers is not None and isinstance(content, str | bytes):
+            return self._preprocess_in_worker(self.workers, content)
+        return preprocess(self._get_image(content), self.spec.input)
 
     def _get_content(self, source: Source, channels: Channels, copy: bool) -> Content:
         """Return what the next stages take of a source."""
@@ -245,15 +280,18 @@ class Stages:
         # Of an image it is new memory already; an array of another library may be given as it is.
         return DecodedImage(image.copy()) if copy and not isinstance(source, Image.Image) else image
 
-    def _prepare_isolated(self, workers: "InputWorkers", task: Task, content: Encoded, batch: Batch) -> None:
-        """Have a worker process read, decode and preprocess a picture."""
-        made = workers.prepare(content)
+    def _get_image(self, content: Content) -> DecodedImage:
+        """Return a picture's image, read and decoded unless it is one."""
+        return self.decode(content) if isinstance(content, str | bytes) else cast(DecodedImage, content)
+
+    def _preprocess_in_worker(self, workers: "Workers", content: str | bytes) -> NetworkInput:
+        task, batch = Task(content, content), Batch(self.spec, 1)
+        workers.prepare([task], batch, self.observer)
+        if isinstance(task.result, Failure):
+            raise SourceError(task.result.kind, task.result.message)
         if self.device is not None:
-            batch.add_image(task, _as_image(made.image))
-            return
-        row = len(batch.tasks)
-        batch.inputs[row], batch.flat[row] = made.image, made.flat
-        batch.tasks.append(task)
+            return preprocess(cast(DecodedImage, batch.images[0]), self.spec.input)
+        return NetworkInput(batch.inputs[0])
 
     def _prepare_for_device(self, device: DeviceBackend, task: Task, batch: Batch) -> None:
         """Read and decode a picture, which the backend is to preprocess: a photograph is made small here."""
@@ -265,10 +303,10 @@ class Stages:
             if is_plain_jpeg(content, self.limits) and not may_be_turned(content):
                 image = device.decode_jpeg(content)
             if image is None:
-                image = self._decode(content, self.spec.color, self.limits, self._min_side)
+                image = self.decode(content)
             content = image
         if isinstance(content, np.ndarray) and content.nbytes > MAX_HELD:
-            content = _as_image(preprocess(content, self.spec.input))
+            content = as_image(preprocess(content, self.spec.input))
         batch.add_image(task, cast("DecodedImage | DeviceImage", content))
 
     def _preprocess_one(self, task: Task, image: DecodedImage, batch: Batch) -> None:
@@ -284,18 +322,24 @@ class Stages:
             except Exception as error:
                 task.result = make_failure(error, task.source)
 
-    def _answer_one_by_one(self, batch: Batch, backend: Backend, error: Exception) -> None:
+    def _infer_one_by_one(self, batch: Batch, backend: Backend, error: Exception) -> None:
         """Find out whose error it is; raise it where it is no picture's."""
         try:
-            if isinstance(error, FmengineError) and not isinstance(error, SourceError):
-                raise error
             if len(batch.tasks) == 1:
                 batch.tasks[0].result = make_failure(error, batch.tasks[0].source)
                 return
+            if isinstance(error, FmengineError) and not isinstance(error, SourceError):
+                raise error
             for row in range(len(batch.tasks)):
-                self.answer(batch.select(row), backend)
-        finally:
+                self.infer(batch.select(row), backend)
+        except BaseException:
             batch.clear()
+            raise
+
+    def _refuse_not_finite(self, batch: Batch) -> None:
+        for task, row in zip(batch.tasks, batch.probabilities.tolist(), strict=False):
+            if not math.isfinite(sum(row)):
+                task.result = _make_not_finite(task.source, dict(zip(self.spec.labels, row, strict=True)))
 
 
 def make_failure(error: Exception, source: Source) -> Failure:
@@ -326,7 +370,12 @@ def _make_not_finite(source: Source, probabilities: dict[str, float]) -> Failure
     )
 
 
-def _as_image(made: NetworkInput) -> DecodedImage:
+def is_delegable(task: Task) -> bool:
+    """Return whether a worker process can do what is left to do for a task: its content is a path, or encoded."""
+    return task.result is None and type(task.content) in (str, bytes)
+
+
+def as_image(made: NetworkInput) -> DecodedImage:
     """Turn an input `[C, H, W]` into an image `[H, W, C]`, of which a GPU makes the same bits."""
     return DecodedImage(np.ascontiguousarray(made.transpose(1, 2, 0)))
 

@@ -1,351 +1,645 @@
-"""Decoding in worker processes: a decoder that crashes, hangs or takes all memory costs one picture.
+"""Worker processes: a decoder that crashes, hangs or answers nonsense costs one picture, and every core works.
 
-No thread can end a decoder written in C that hangs, and its crash is the crash of the whole process. A worker is
-a process of its own with a limit on memory, which the kernel holds it to, and on the seconds of a picture. One
-that dies is replaced. A picture is blamed only for what it does to a worker that answered for no other before it:
-else it is tried once more in a fresh one, for what broke the worker may have been an earlier picture.
+No thread can end a decoder written in C that hangs, its crash is the crash of the whole process, and Python runs
+in one thread at a time. Where a worker dies, its chunk is done again, one picture at a time. A picture is blamed
+only for what it does to a worker that answered for no other before: what broke the worker may have been an earlier
+one.
 
-What goes through the pipe are lengths and bytes, and nothing is unpickled, so that a decoder that was taken over
-can give wrong pixels to the engine, and no code. It is no sandbox all the same: a worker has the user's rights.
-
-Not `multiprocessing`, nor what stands on it: it pickles, forks beside threads, or runs the caller's main module
-again.
+What a worker answers is not trusted: numbers are checked, nothing is unpickled, and it can write to its own arena
+only, whose size is sealed.
 """
 
-import dataclasses
-import json
+import fcntl
 import logging
-import math
+import mmap
 import os
-import resource
 import signal
 import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable
-from contextlib import suppress
-from importlib import import_module
-from typing import Any
+from collections import deque
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from ..errors import Kind, SourceError, UnavailableError
-from ..image.decode import decode
-from ..image.faults import as_source_error
-from ..image.flatness import Prepared, is_flat_input
-from ..image.pillow import raise_pillow_limit
-from ..image.preprocess import preprocess
-from ..image.source import get_bytes, get_path
-from ..model.spec import InputSpec, ModelSpec
+from ..errors import ClosedError, Kind, SourceError, UnavailableError
+from ..model.file import ModelFile
+from ..model.spec import ModelSpec
 from ..options import Isolation, Limits
 from ..system import fork
-from ..system.files import make_read_error
-from ..types import Color, Encoded, Fit, InputBatch, NetworkInput
+from ..types import DecodedImage, Failure
+from .arena import NO_PICTURE, SLOTS, Arena, Layout, Slot
+from .batch import Batch, Task
+from .death import WorkerDiedError
+from .forkserver import START_SECONDS, ForkServer
+from .messages import Answer, AnswerReader, NonsenseError, Request, send
+from .stages import Observe
 
 log = logging.getLogger(__name__)
 
-Work = Callable[..., bytes]  # of a path or encoded bytes, and the settings
+CAPACITY = 64  # pictures a chunk, unless the network's batch is smaller
+PIXEL_BYTES = 16 * 1024 * 1024  # of decoded images a chunk
+HANG_SECONDS = 30.0  # that a picture may take without `Isolation`: six times what `Limits` lets any take
+TURNS = 20  # times that, in which a picture may wait until large ones before it are decoded
+MIN_WAIT, MAX_WAIT = 0.01, 1.0  # seconds between looks at a worker's pulse
+KILLS = 3  # by SIGKILL, which others may send, until it is the picture's doing
+SMALL = 64 * 1024  # bytes of a request that a socket takes while its worker is at work on another
+BROKEN = frozenset({Kind.CORRUPT, Kind.TRUNCATED, Kind.INTERNAL})  # that may have broken the decoder's memory
 
-START_SECONDS = 60.0  # that a worker may take to import what it needs, on a busy machine
-GRACE_SECONDS = 2.0  # after which a worker whose engine is gone ends itself
-MAX_ANSWER = 64 * 1024 * 1024  # bytes; far above any, and below what a broken worker could claim
 
-_HEAD = struct.Struct("<cQ")  # what a message is, and its bytes
-_READY, _PATH, _DATA, _DONE, _FAILED = b"R", b"P", b"D", b"O", b"F"
+class Setup(NamedTuple):
+    """What workers do.
+
+    Attributes:
+        service: `module:Class` of a `worker.ChunkService`.
+        settings: its keyword arguments, as JSON, but for those that all have.
+        layout: of a worker's arena.
+        limits: of what a picture may cost.
+        isolation: limits of the process; None for none.
+        min_side: rows and columns that a JPEG keeps at least where it is decoded smaller.
+        model: bytes of a model file; empty for none.
+    """
+
+    service: str
+    settings: dict[str, Any]
+    layout: Layout
+    limits: Limits
+    isolation: Isolation | None
+    min_side: int = 0
+    model: bytes = b""
+
+    @property
+    def seconds(self) -> float:
+        """Return how long a picture may take."""
+        return self.isolation.seconds if self.isolation else HANG_SECONDS
 
 
-class _DiedError(Exception):
-    """A worker ended, or had to be ended, before it answered."""
+def set_up_answers(
+    backend: str, model: ModelFile, limits: Limits, isolation: Isolation | None, *, min_side: int, max_batch: int
+) -> Setup:
+    """Set up workers that read, decode, preprocess, and run the network on one core each."""
+    layout = Layout(min(CAPACITY, max_batch), model.spec)
+    settings = {"backend": backend, "model": str(model.path)}
+    return Setup(f"{__package__}.worker:AnswerService", settings, layout, limits, isolation, min_side, model.data)
 
-    def __init__(self, kind: Kind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+
+def set_up_images(spec: ModelSpec, limits: Limits, isolation: Isolation | None, *, min_side: int) -> Setup:
+    """Set up workers that read and decode, for a GPU that does the rest."""
+    shape = {"height": spec.height, "width": spec.width, "color": spec.color, "fit": spec.fit}
+    make = f"{__package__}.worker:make_holdable"
+    return set_up_shrinking(spec.color, limits, isolation, make=make, arguments={"spec": shape}, min_side=min_side)
+
+
+def set_up_shrinking(
+    color: str,
+    limits: Limits,
+    isolation: Isolation | None,
+    *,
+    make: str,
+    arguments: dict[str, Any],
+    min_side: int = 0,
+) -> Setup:
+    """Set up workers that read and decode, and make each image smaller by a function `module:function` of ours."""
+    settings = {"color": color, "pixel_bytes": PIXEL_BYTES, "make": make, "arguments": arguments}
+    layout = Layout(CAPACITY, pixel_bytes=PIXEL_BYTES)
+    return Setup(f"{__package__}.worker:ImageService", settings, layout, limits, isolation, min_side)
+
+
+class Owner(Protocol):
+    """Whoever has workers at work. `stopped`: what they do is of no use any more."""
+
+    @property
+    def stopped(self) -> bool: ...
 
 
 class Workers:
-    """Processes that all do one task, as many as threads need at once. Thread-safe.
+    """The workers of one engine. Thread-safe.
 
     Args:
-        task: `module:function` of ours; called with a path or encoded bytes, and the settings.
-        settings: the task's keyword arguments, as JSON; those of `Limits` are among them.
-        isolation: a worker's limits.
+        setup: what they do.
         count: workers at most.
     """
 
-    def __init__(self, task: str, settings: dict[str, Any], isolation: Isolation, count: int) -> None:
-        self._arguments = (task, settings, isolation)
-        self._count = count
+    _server: ForkServer | None
+    _starter: threading.Thread | None
+
+    def __init__(self, setup: Setup, count: int) -> None:
+        self.setup, self.count = setup, count
         self._begin()
         fork.register(self)
 
-    def run(self, source: Encoded) -> bytes:
-        """Do the task.
+    @property
+    def capacity(self) -> int:
+        """Return how many pictures a worker is given at most."""
+        return self.setup.layout.capacity
 
-        Raises:
-            SourceError: what the task raised, or `timeout`, `crashed` or `out_of_memory`.
-            UnavailableError: if no worker can be started.
-        """
-        request = _make_request(source)
-        with self._slots:
-            try:
-                worker = self._idle.pop()
-            except IndexError:
-                worker = self._start()
-            try:
-                answer = self._request_with_retry(worker, request)
-            except _DiedError as death:
-                raise SourceError(death.kind, str(death)) from death
-        if isinstance(answer, SourceError):
-            raise answer
-        return answer
+    def start(self) -> None:
+        """Start all of them, in a thread of its own; nothing happens where they are started, or being so."""
+        with self._lock:
+            if self._starter is not None or self._closed:
+                return
+            self._starter = threading.Thread(target=self._start_all, name="fmengine-start", daemon=True)
+            self._starter.start()
 
-    def close(self) -> None:
-        """End the workers that are idle; those at work end when they are done."""
-        while self._idle:
-            self._idle.pop().end()
+    def list_processes(self) -> list[int]:
+        """List the process IDs of the workers, and of the server that forks them, which comes first."""
+        with self._lock:
+            server = [self._server.process.pid] if self._server else []
+            return server + [worker.pid for worker in self._all]
 
-    def reset_after_fork(self) -> None:
-        """Leave the workers to the parent: two processes that read one socket get each other's pictures."""
-        for worker in self._all:
-            worker.let_go()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._slots = threading.BoundedSemaphore(self._count)
-        self._idle: list[_Worker] = []  # last in, first out: a worker that is not needed stays asleep
-        self._all: weakref.WeakSet[_Worker] = weakref.WeakSet()
-
-    def _start(self) -> "_Worker":
-        worker = _Worker(*self._arguments)
-        self._all.add(worker)
+    def take(self, owner: "Owner | None" = None) -> "Worker | None":
+        """Take an idle worker, if there is one."""
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            return None
+        worker.owner = owner
         return worker
 
-    def _request_with_retry(self, worker: "_Worker", request: tuple[bytes, bytes]) -> bytes | SourceError:
-        """Send a request to a worker, and to a fresh one where the first had answered others and died."""
-        if worker.answered:
+    def wait_for_one(self, owner: "Owner | None" = None) -> "Worker":
+        """Take a worker: an idle one, a new one, or the first that is given back.
+
+        Raises:
+            UnavailableError: if none can be started.
+            ClosedError: if the owner is stopped meanwhile, or all workers are.
+        """
+        with self._returned:
+            while (worker := self.take(owner)) is None:
+                self._check_wanted(owner)
+                if len(self._all) + self._starting < self.count:
+                    self._starting += 1
+                    break
+                self._returned.wait(MAX_WAIT)
+        return worker or self._start_one(owner)
+
+    def give_back(self, worker: "Worker") -> None:
+        """Give an idle worker back. One that is not wanted any more is ended."""
+        worker.owner = None
+        if worker.outstanding or worker.tainted or worker.ended or self._closed:
+            self.end(worker)
+            return
+        with self._returned:
+            self._idle.append(worker)
+            self._returned.notify()
+
+    def end(self, worker: "Worker") -> list[list[Task]]:
+        """End a worker, and return the chunks that it had; another worker may take its place."""
+        chunks = [tasks for _, _, tasks in worker.outstanding]
+        worker.outstanding.clear()
+        worker.end()
+        with self._returned:
+            self._all.discard(worker)
+            self._returned.notify()
+        return chunks
+
+    def kill_those_of(self, owner: "Owner") -> None:
+        """Kill the workers that an owner has, whose threads are told that they died."""
+        with self._lock:
+            workers = [worker for worker in self._all if worker.owner is owner]
+        for worker in workers:
+            worker.kill()
+
+    def prepare(self, tasks: Sequence[Task], batch: Batch, observer: Observe | None) -> None:
+        """Have paths and encoded pictures read, decoded, and preprocessed unless a GPU does that.
+
+        Each takes a row of the batch, or gets its `Failure`.
+
+        Raises:
+            UnavailableError: if no worker can be started.
+        """
+        rest = list(tasks)
+        while rest:
+            chunk, rest = rest[: self.capacity], rest[self.capacity :]
+            worker = self.wait_for_one()
             try:
-                return self._request(worker, request)
-            except _DiedError as death:
-                log.info("a worker ended (%s); the picture is tried once more in a fresh one", death)
-            worker = self._start()
-        return self._request(worker, request)
+                worker.submit(chunk, network=False, observe=observer is not None)
+                rest += worker.collect(batch, observer, copy=True)
+            except WorkerDiedError as death:
+                self.end(worker)
+                self.redo(chunk, worker, death, batch, observer)
+            except BaseException:  # such as Ctrl-C, which leaves an answer under way that nobody waits for
+                self.end(worker)
+                raise
+            else:
+                self.give_back(worker)
 
-    def _request(self, worker: "_Worker", request: tuple[bytes, bytes]) -> bytes | SourceError:
-        try:
-            answer = worker.request(*request)
-        except BaseException:  # such as Ctrl-C, which leaves an answer under way that nobody waits for
-            worker.end()
-            raise
-        self._idle.append(worker)
-        return answer
+    def decode(self, content: str | bytes) -> DecodedImage | SourceError:
+        """Have one picture decoded, by workers that give images, and return its image or its error."""
+        task, batch = Task(content, content), Batch.of_images()
+        self.prepare([task], batch, None)
+        if isinstance(task.result, Failure):
+            return SourceError(task.result.kind, task.result.message)
+        return cast(DecodedImage, batch.images[0])
 
-
-class InputWorkers:
-    """Workers that make the network's input; see `Workers`."""
-
-    def __init__(
-        self, spec: ModelSpec, limits: Limits, isolation: Isolation, *, min_side: int, count: int
+    def redo(
+        self, tasks: list[Task], worker: "Worker", death: WorkerDiedError, batch: Batch, observer: Observe | None
     ) -> None:
-        self._shape = spec.input.shape
-        settings = {name: getattr(spec, name) for name in ("height", "width", "color", "fit")}
-        settings |= dataclasses.asdict(limits) | {"min_side": min_side}
-        self._workers = Workers(f"{__name__}:make_input", settings, isolation, count)
-        self.close = self._workers.close
+        """Do a chunk again, one picture at a time.
 
-    def prepare(self, source: Encoded) -> Prepared:
-        """Decode and preprocess a picture. Raises as `Workers.run` does."""
-        data = self._workers.run(source)
-        if len(data) != math.prod(self._shape) + 1:
-            raise SourceError(Kind.CRASHED, f"its decoder gave {len(data)} bytes; expected {self._shape} and one")
-        pixels = np.frombuffer(data, np.uint8, len(data) - 1).reshape(self._shape)
-        return Prepared(NetworkInput(pixels), data[-1] != 0)
+        Args:
+            tasks: of the chunk.
+            worker: that died of it, and is ended.
+            death: of the worker.
+            batch: that the pictures take a row of, unless they get their `Failure`.
+            observer: of the stages.
 
+        Raises:
+            UnavailableError: if no worker can be started.
+            ClosedError: if its owner is stopped meanwhile.
+        """
+        log.info("a worker ended (%s); its %d pictures are done again", death, len(tasks))
+        order = list(tasks)
+        if death.suspect is not None:  # first, in a worker that answered for no other
+            order.insert(0, order.pop(death.suspect))
+        fresh: Worker | None = None
+        for task in order:
+            fresh = fresh or self._start_fresh(worker.owner)
+            fresh = self._do_alone(fresh, task, batch, observer, worker.network)
+        if fresh is not None:
+            self.give_back(fresh)
 
-class _Worker:
-    """One process and our end of its socket. `answered`: requests so far."""
+    def close(self) -> None:
+        """End all of them. What they were at is not answered."""
+        with self._returned:
+            self._closed = True
+            workers, server = list(self._all), self._server
+            self._all.clear()
+            self._idle.clear()
+            self._server = None
+            self._returned.notify_all()
+        if server is not None:
+            server.close()
+        for worker in workers:
+            worker.let_go()
 
-    def __init__(self, task: str, settings: dict[str, Any], isolation: Isolation) -> None:
-        self.answered = 0
-        self._seconds = isolation.seconds
-        self._socket, theirs = socket.socketpair()
-        # Modules come from where the engine's came from, and `-P` keeps the current folder out until that is set.
-        # Applications put anything into `sys.path`, such as a `pathlib.Path`: Python passes over all but text.
-        path = [entry for entry in sys.path if isinstance(entry, str)]
-        setup = json.dumps([path, theirs.fileno(), task, settings, isolation.seconds, isolation.memory])
-        program = "import json, sys; setup = json.loads(sys.argv[1]); sys.path[:] = setup[0]; "
-        program += f"from {__name__} import serve; serve(*setup[1:])"
+    def reset_after_fork(self) -> None:
+        """Leave the workers to the parent: two processes that read one socket get each other's answers."""
+        if self._server is not None:
+            self._server.let_go()
+        for worker in self._all:
+            worker.let_go()
+        closed = self._closed
+        self._begin()
+        self._closed = closed
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()
+        self._returned = threading.Condition(self._lock)  # a worker is idle, or there is room for another
+        self._idle: list[Worker] = []  # last in, first out: a worker that is not needed stays asleep
+        self._all: set[Worker] = set()
+        self._starting = 0
+        self._server = None
+        self._server_lock = threading.Lock()
+        self._starter = None
+        self._closed = False
+
+    def _check_wanted(self, owner: "Owner | None") -> None:
+        if self._closed or (owner is not None and owner.stopped):
+            raise ClosedError
+
+    def _start_all(self) -> None:
         try:
+            while True:
+                with self._lock:
+                    if self._closed or len(self._all) + self._starting >= self.count:
+                        return
+                    self._starting += 1
+                self.give_back(self._start_one())
+        except ClosedError:
+            pass
+        except UnavailableError as error:
+            ready = len(self._all)
+            log.warning("%d of %d worker processes run, threads do the rest: %s", ready, self.count, error)
+
+    def _start_fresh(self, owner: "Owner | None") -> "Worker":
+        with self._lock:
+            self._check_wanted(owner)
+            self._starting += 1
+        return self._start_one(owner)
+
+    def _start_one(self, owner: "Owner | None" = None) -> "Worker":
+        """Start a worker that `_starting` counts already."""
+        worker = None
+        try:
+            worker = Worker(self._get_server(), self.setup)
+            worker.owner = owner
+            return worker
+        finally:
+            with self._lock:
+                self._starting -= 1
+                if worker is not None:
+                    self._all.add(worker)
+
+    def _get_server(self) -> ForkServer:
+        """Return the fork server; start one where there is none, or it died."""
+        with self._server_lock:
+            server = self._server
+            if server is not None and server.process.poll() is None:
+                return server
+            if server is not None:
+                server.close()
+            server = _start_server(self.setup)
+            with self._lock:
+                self._server = server
+                if self._closed:
+                    server.close()
+                    raise ClosedError
+            return server
+
+    def _do_alone(
+        self, worker: "Worker", task: Task, batch: Batch, observer: Observe | None, network: bool
+    ) -> "Worker | None":
+        """Do one task, and return the worker that can do the next."""
+        kills, owner = 0, worker.owner
+        while True:
+            fresh = not worker.answered
+            try:
+                worker.submit([task], network=network, observe=observer is not None)
+                worker.collect(batch, observer, copy=True)
+            except WorkerDiedError as death:
+                self.end(worker)
+                kills += death.killed
+                if fresh and (not death.killed or kills >= KILLS):
+                    task.result = Failure(death.kind, str(death), task.source)
+                    return None
+                worker = self._start_fresh(owner)
+            except BaseException:
+                self.end(worker)
+                raise
+            else:
+                if not worker.tainted:
+                    return worker
+                self.end(worker)
+                return None
+
+
+class Worker:
+    """One process, our end of its socket, and its arena. Used by one thread at a time.
+
+    Attributes:
+        pid: its process ID.
+        answered: pictures that it answered for.
+        outstanding: generation, slot and tasks of the chunks that it was given and did not answer yet.
+        network: whether it was asked to run the network on them.
+        tainted: whether it is to be given no more.
+        ended: whether it was ended.
+        owner: whoever has it now.
+    """
+
+    def __init__(self, server: ForkServer, setup: Setup) -> None:
+        self.owner: Owner | None = None
+        self.answered, self.network, self.tainted = 0, False, False
+        self._ending, self.ended = threading.Lock(), False
+        self._code: int | None = None
+        self.outstanding: deque[tuple[int, int, list[Task]]] = deque()
+        self._generation = 0
+        self._server, self._setup = server, setup
+        with closing(_File(_make_memory(setup.layout.size))) as file:
+            self._arena = Arena(setup.layout, mmap.mmap(file.descriptor, setup.layout.size))
+            self._socket, theirs = socket.socketpair()
             with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", program, setup],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # decoders in C complain there of what is answered with a row
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # Ctrl-C is for the engine, which ends its workers
-                    env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                )
-        except OSError as error:
-            self._socket.close()
-            raise UnavailableError(f"cannot start a worker process to decode in: {error}") from error
+                try:
+                    self.pid = server.fork(theirs.fileno(), file.descriptor)
+                except UnavailableError:
+                    self._socket.close()
+                    raise
+        self._reader = AnswerReader(self._socket)
+        self._socket.settimeout(START_SECONDS)
         try:
-            _receive(self._socket, time.monotonic() + START_SECONDS, max_bytes=0)
-        except OSError as error:
-            self.end()
-            raise UnavailableError(
-                f"a worker process to decode in ended with {self._process.returncode} before it was ready; "
-                f"does `{sys.executable} -c 'import fmengine'` work?"
-            ) from error
+            self._reader.read()
+        except (OSError, NonsenseError) as error:
+            code = self.end()
+            raise UnavailableError(f"a worker process ended with {code} before it was ready") from error
+        self._wait = min(MAX_WAIT, max(MIN_WAIT, setup.seconds / 8))
 
-    def request(self, what: bytes, content: bytes) -> bytes | SourceError:
-        """Send a request and wait for its answer, or the error that the task raised. Raises _DiedError."""
-        until = time.monotonic() + self._seconds
+    def submit(self, tasks: list[Task], *, network: bool, observe: bool) -> None:
+        """Give it a chunk. Raises WorkerDiedError."""
+        used = {slot for _, slot, _ in self.outstanding}
+        slot = next(number for number in range(SLOTS) if number not in used)
+        self._generation += 1
+        self.network = network
+        if not self.outstanding:
+            self._begin_watch()
+        self.outstanding.append((self._generation, slot, tasks))
+        contents = [task.content for task in tasks]
+        folder = _get_folder()
+        parts = Request(self._generation, slot, network, observe, folder, contents).pack()  # type: ignore[arg-type]
         try:
-            self._socket.settimeout(self._seconds)
-            _send(self._socket, what, content)
-            answer = _parse_answer(*_receive(self._socket, until, MAX_ANSWER))
+            self._socket.settimeout(self._setup.seconds)
+            send(self._socket, parts)
         except TimeoutError as error:
-            raise _DiedError(Kind.TIMEOUT, f"not decoded within {self._seconds:g} seconds") from error
+            raise self._make_timeout() from error
         except OSError as error:  # it closed its end
-            raise _DiedError(*self._cause()) from error
-        if isinstance(answer, SourceError) and answer.kind is Kind.OUT_OF_MEMORY:
-            # It lives, but what it could not free would count against the next picture.
-            raise _DiedError(answer.kind, answer.message)
-        self.answered += 1
-        return answer
+            raise self._find_cause() from error
 
-    def end(self) -> None:
-        """Kill it. One that sleeps in the kernel, on a drive that does not answer, is not waited for."""
+    def collect(self, batch: Batch, observer: Observe | None, *, copy: bool = False) -> list[Task]:
+        """Wait for the first chunk's answer. Its pictures take rows of the batch, or get their `Failure`.
+
+        Args:
+            batch: that has room for them.
+            observer: is told what the worker observed.
+            copy: copy images out of the arena; otherwise they are there until its next use of the slot.
+
+        Returns:
+            Pictures that there was no room for: to be submitted again.
+
+        Raises:
+            WorkerDiedError: if it ends, hangs, or answers nonsense.
+            UnavailableError: if it cannot answer, for a reason that is no picture's.
+        """
+        generation, number, tasks = self.outstanding[0]
+        answer = self._read()
+        if answer.error:
+            raise UnavailableError(f"a worker process cannot answer: {answer.error}")
+        try:
+            if (answer.generation, answer.slot, answer.pictures) != (generation, number, len(tasks)):
+                raise NonsenseError(f"an answer to another request: {answer}")
+            self._check_room(answer)
+            failed = [index for index, _, _ in answer.failures]
+            slot = self._arena.slots[number]
+            rows = _read_rows(slot, len(tasks), [*failed, *answer.unplaced])
+            self._fill(batch, slot, [tasks[row] for row in rows], copy)
+        except NonsenseError as error:
+            raise WorkerDiedError(
+                Kind.CRASHED, f"its decoder gave an answer that makes no sense: {error}"
+            ) from error
+        for index, kind, message in answer.failures:
+            tasks[index].result = Failure(kind, message, tasks[index].source)
+            self.tainted |= self._setup.isolation is not None and kind in BROKEN
+        if observer is not None:
+            for stage, begin, end in answer.observed:
+                observer(stage, begin, end)
+        self.answered += len(tasks)
+        self.outstanding.popleft()
+        self._begin_watch()
+        return [tasks[index] for index in answer.unplaced]
+
+    def end(self) -> int | None:
+        """Kill it, and return its exit code, if that is known."""
         self._socket.close()
-        self._process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
+        with self._ending:
+            if not self.ended:
+                self.ended, self._code = True, self._server.reap(self.pid)
+            return self._code
+
+    def kill(self) -> None:
+        """Kill it from another thread than the one that uses it, which is told that it died."""
+        with self._ending:
+            if not self.ended:  # else its process ID may be another's
+                with suppress(OSError):
+                    os.kill(self.pid, signal.SIGKILL)
 
     def let_go(self) -> None:
-        """Close this process's copy of our end: the worker goes on for the process that started it."""
+        """Close this process's copy of our end: it goes on for the process that started it."""
         self._socket.close()
 
-    def _cause(self) -> tuple[Kind, str]:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
-        code = self._process.returncode
+    def _read(self) -> Answer:
+        self._socket.settimeout(self._wait)
+        while True:
+            try:
+                return self._reader.read()
+            except TimeoutError:
+                if self._hangs():
+                    raise self._make_timeout() from None
+            except NonsenseError as error:
+                raise _make_nonsense(error) from error
+            except OSError as error:  # it closed its end
+                raise self._find_cause() from error
+
+    def _begin_watch(self) -> None:
+        self._pulse, self._since = int(self._arena.pulse[0]), time.monotonic()
+
+    def _hangs(self) -> bool:
+        """Return whether a picture takes longer than it may; it may wait for its turn some time more."""
+        pulse, _, waits = map(int, self._arena.pulse)
+        if pulse != self._pulse:
+            self._begin_watch()
+        return time.monotonic() - self._since > self._setup.seconds * (TURNS if waits else 1)
+
+    def _get_suspect(self) -> int | None:
+        index = int(self._arena.pulse[1])
+        return index if self.outstanding and index < len(self.outstanding[0][2]) and index != NO_PICTURE else None
+
+    def _make_timeout(self) -> WorkerDiedError:
+        message = f"not decoded within {self._setup.seconds:g} seconds"
+        return WorkerDiedError(Kind.TIMEOUT, message, suspect=self._get_suspect())
+
+    def _find_cause(self) -> WorkerDiedError:
+        code, suspect = self.end(), self._get_suspect()
         if code == -signal.SIGALRM:
-            return Kind.TIMEOUT, f"not decoded within {self._seconds:g} seconds"
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-            return Kind.CRASHED, f"its decoder died of {name}{hint}"
-        return Kind.CRASHED, f"its decoder ended the process{'' if code is None else f' with exit code {code}'}"
+            return self._make_timeout()
+        if code is None or code == -signal.SIGKILL:
+            message = "its decoder died of SIGKILL, as the system does when memory runs out"
+            return WorkerDiedError(Kind.CRASHED, message, suspect=suspect, killed=True)
+        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended the process with exit code {code}"
+        return WorkerDiedError(Kind.CRASHED, f"its decoder {how}", suspect=suspect)
+
+    def _check_room(self, answer: Answer) -> None:
+        """What a decoder that had no room could not free would count against the next picture."""
+        for index, kind, message in answer.failures:
+            if kind is Kind.OUT_OF_MEMORY:
+                raise WorkerDiedError(
+                    kind, message, suspect=index if index < len(self.outstanding[0][2]) else None
+                )
+
+    def _fill(self, batch: Batch, slot: Slot, tasks: list[Task], copy: bool) -> None:
+        """Append what a slot holds to a batch: copied first, then checked, for the worker could change it."""
+        count, begin = len(tasks), len(batch.tasks)
+        if slot.batch is None:
+            images = [_get_image(slot, shape) for shape in slot.shapes[:count].tolist()]
+            for task, image in zip(tasks, images, strict=True):
+                batch.add_image(task, DecodedImage(image.copy()) if copy else image)
+            return
+        rows = slice(begin, begin + count)
+        batch.flat[rows] = slot.batch.flat[:count]
+        if self.network:
+            batch.probabilities[rows] = slot.batch.probabilities[:count]
+            copied = batch.probabilities[rows]
+            if not ((copied >= 0) & (copied <= 1)).all():  # nor is any of them not a number
+                raise NonsenseError(f"a probability of {copied.flat[np.argmin((copied >= 0) & (copied <= 1))]}")
+        else:
+            batch.inputs[rows] = slot.batch.inputs[:count]
+        batch.tasks += tasks
 
 
-def _make_request(source: Encoded) -> tuple[bytes, bytes]:
-    if not isinstance(source, str | os.PathLike):
-        return _DATA, get_bytes(source)
-    path = get_path(source)
+def _make_nonsense(error: NonsenseError) -> WorkerDiedError:
+    return WorkerDiedError(Kind.CRASHED, f"its decoder gave an answer that makes no sense: {error}")
+
+
+def _read_rows(slot: Slot, pictures: int, without: list[int]) -> list[int]:
+    """Read which picture is in which row; every one of them must be in a row, or be without."""
+    count = pictures - len(without)
+    rows: list[int] = slot.rows[: max(0, count)].tolist()
+    if sorted([*rows, *without]) != list(range(pictures)):
+        raise NonsenseError("not every picture has a row")
+    return rows
+
+
+def _get_image(slot: Slot, shape: list[int]) -> DecodedImage:
+    at, height, width, channels = shape
+    size = height * width * (channels or 1)
+    if not (at >= 0 and height > 0 and width > 0 and channels in (0, 1, 3) and at + size <= len(slot.pixels)):
+        raise NonsenseError(f"an image of {shape}")
+    pixels = slot.pixels[at : at + size]
+    return DecodedImage(pixels.reshape(height, width, channels) if channels else pixels.reshape(height, width))
+
+
+def _start_server(setup: Setup) -> ForkServer:
+    isolation = setup.isolation
+    common = {
+        "limits": asdict(setup.limits),
+        "min_side": setup.min_side,
+        "capacity": setup.layout.capacity,
+        "seconds": isolation.seconds if isolation else 0.0,
+        "memory": isolation.memory if isolation else 0,
+    }
+    turn, model = _File(_make_memory(1)), _File(_make_memory(max(1, len(setup.model)), setup.model))
+    with closing(turn), closing(model):
+        server = ForkServer(setup.service, setup.settings | common, [turn.descriptor, model.descriptor])
     try:
-        return _PATH, os.fsencode(os.path.abspath(path))  # the engine's current folder may not be the worker's
-    except (OSError, ValueError) as error:
-        raise make_read_error(error) from error
+        server.wait()
+    except UnavailableError:
+        server.close()
+        raise
+    return server
 
 
-def _parse_answer(what: bytes, content: bytes) -> bytes | SourceError:
-    """Read an answer, which a decoder that was taken over may have made up; _DiedError if it makes no sense."""
+def _make_memory(size: int, content: bytes = b"") -> int:
+    """Make shared memory that nobody can resize, and return its descriptor.
+
+    Raises:
+        UnavailableError: if the system has no room for it, which a write to it would be killed for later.
+    """
     try:
-        if what == _DONE:
-            return content
-        if what == _FAILED:
-            kind, message = json.loads(content)
-            return SourceError(Kind(kind), message)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise _DiedError(Kind.CRASHED, f"its decoder gave an answer that makes no sense: {error}") from error
-    raise _DiedError(Kind.CRASHED, f"its decoder gave an answer that makes no sense: {what!r}")
-
-
-def _send(to: socket.socket, what: bytes, content: bytes) -> None:
-    to.sendall(_HEAD.pack(what, len(content)))
-    to.sendall(content)
-
-
-def _receive(
-    connection: socket.socket, until: float | None = None, max_bytes: int | None = None
-) -> tuple[bytes, bytes]:
-    """Receive a message of so many bytes or fewer; TimeoutError, or ConnectionError where there is none."""
-    what, size = _HEAD.unpack(_receive_exactly(connection, _HEAD.size, until))
-    if max_bytes is not None and size > max_bytes:
-        raise ConnectionError(f"an answer of {size} bytes")
-    return what, _receive_exactly(connection, size, until)
-
-
-def _receive_exactly(connection: socket.socket, size: int, until: float | None) -> bytes:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        if until is not None:
-            connection.settimeout(max(1e-3, until - time.monotonic()))
-        got = connection.recv_into(view)
-        if not got:
-            raise ConnectionError("closed")
-        view = view[got:]
-    return bytes(data)
-
-
-# In the worker.
-
-
-def make_input(
-    source: Encoded,
-    *,
-    height: int,
-    width: int,
-    color: Color,
-    fit: Fit,
-    max_bytes: int,
-    max_pixels: int,
-    min_side: int,
-) -> bytes:
-    """Make the network's input, uint8 `[C, height, width]`, and one byte, whether it is flat: an engine's task."""
-    spec = InputSpec(height, width, color, fit)
-    image = decode(source, color, Limits(max_bytes, max_pixels), min_side=min_side)
-    made = preprocess(image, spec)
-    (flat,) = is_flat_input(InputBatch(made[np.newaxis]), [(image.shape[1], image.shape[0])], spec)
-    return made.tobytes() + bytes([int(flat)])
-
-
-def serve(descriptor: int, task: str, settings: dict[str, Any], seconds: float, memory: int) -> None:
-    """Do a task for every request, until the other end is closed."""
-    module, name = task.split(":")
-    do: Work = getattr(import_module(module), name)
-    raise_pillow_limit(settings["max_pixels"])
-    _confine(memory)
-    with socket.socket(fileno=descriptor) as pipe:
-        _send(pipe, _READY, b"")
-        with suppress(ConnectionError):
-            while True:
-                what, content = _receive(pipe)
-                # By then the engine has ended this process, or it is gone. The kernel ends it even in a loop in C.
-                signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_SECONDS)
-                _send(pipe, *_answer(do, os.fsdecode(content) if what == _PATH else content, settings))
-                signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _answer(do: Work, source: Encoded, settings: dict[str, Any]) -> tuple[bytes, bytes]:
+        descriptor = os.memfd_create("fmengine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise UnavailableError(f"cannot make memory to share with worker processes: {error}") from error
     try:
-        return _DONE, do(source, **settings)
-    except Exception as error:
-        failure = as_source_error(error)
-        return _FAILED, json.dumps([failure.kind, failure.message]).encode()
+        os.ftruncate(descriptor, size)
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError as error:
+        os.close(descriptor)
+        raise UnavailableError(f"no room for memory to share with worker processes: {error}") from error
+    return descriptor
 
 
-def _confine(memory: int) -> None:
-    """Limits that the kernel holds this process to, from here on."""
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # pictures in a core file would outlive the run
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # a decoder has nothing to write
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # where memory runs out all the same, not the engine is to be killed
+class _File(NamedTuple):
+    """An open descriptor, which `closing` closes."""
+
+    descriptor: int
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def _get_folder() -> bytes:
+    """Return the current folder; one that was removed holds no file."""
+    try:
+        return os.getcwdb()
+    except OSError:
+        return b"/proc/self/fd/none"  # which there never is

@@ -1,0 +1,222 @@
+"""The fork server: a process that imports what workers need, once, and is forked for each of them.
+
+It has one thread, so that a fork copies no lock that another thread holds, and none of the engine's memory. A
+worker is there in some milliseconds, and shares the pages of the libraries with all others. It ends when the other
+end of its socket is closed, however the engine ended, and the kernel ends its workers with it.
+
+Not `multiprocessing`'s fork server, which runs the caller's main module again, and pickles.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn, Protocol
+
+from ..errors import UnavailableError
+from ..system.imports import load_object
+
+START_SECONDS = 60.0  # that it may take to import what workers need, on a busy machine
+REAP_SECONDS = 1.0  # that a killed process is waited for: one on a drive that does not answer sleeps in the kernel
+MAX_BYTES = 1 << 20  # of a message
+
+PR_SET_PDEATHSIG = 1  # of prctl, from linux/prctl.h
+
+
+class Service(Protocol):
+    """What workers do. It is made in the fork server, and served in each worker."""
+
+    def serve(self, connection: socket.socket, memory: int) -> None:
+        """Answer requests until the connection is closed. `memory` is the descriptor of the worker's arena."""
+        ...
+
+
+class ForkServer:
+    """The engine's end of a fork server. Thread-safe.
+
+    Args:
+        service: `module:Class` of a `Service` of ours.
+        settings: its keyword arguments, as JSON.
+        files: descriptors that it is given besides, as `files`; they stay the caller's.
+
+    Raises:
+        UnavailableError: if it cannot be started.
+    """
+
+    def __init__(self, service: str, settings: dict[str, Any], files: list[int]) -> None:
+        self._lock = threading.Lock()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Modules come from where the engine's came from, and `-P` keeps the current folder out until that is set.
+        # Applications put anything into `sys.path`, such as a `pathlib.Path`: Python passes over all but text.
+        path = [entry for entry in sys.path if isinstance(entry, str)]
+        program = "import json, sys; path, control = json.loads(sys.argv[1]); sys.path[:] = path; "
+        program += f"from {__name__} import run_server; run_server(control)"
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", program, json.dumps([path, theirs.fileno()])],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,  # decoders in C complain there of what is answered with a row
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the engine, which ends its workers
+                    env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                )
+            self._control.settimeout(START_SECONDS)
+            socket.send_fds(self._control, [json.dumps([service, settings]).encode()], files)
+        except OSError as error:
+            self._control.close()
+            raise UnavailableError(f"cannot start worker processes: {error}") from error
+
+    def wait(self) -> None:
+        """Wait until it can fork. Raises UnavailableError if it ends before."""
+        with self._lock:
+            self._receive()
+
+    def fork(self, connection: int, memory: int) -> int:
+        """Start a worker with its end of a connection and its arena, and return its process ID.
+
+        Raises:
+            UnavailableError: if the system has no room for another process, or the server is gone.
+        """
+        with self._lock:
+            try:
+                socket.send_fds(self._control, [b"[]"], [connection, memory])
+            except OSError as error:
+                raise UnavailableError(f"the server of worker processes is gone: {error}") from error
+            return int(self._receive())
+
+    def reap(self, pid: int) -> int | None:
+        """Kill a worker, and return its exit code as of `subprocess`; None where it is not known."""
+        with self._lock:
+            try:
+                self._control.send(json.dumps([pid]).encode())
+                code = self._receive()
+            except (OSError, UnavailableError):
+                return None
+        return None if code is None else int(code)
+
+    def close(self) -> None:
+        """End it, and all its workers."""
+        self._control.close()
+        self.process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(REAP_SECONDS)
+
+    def let_go(self) -> None:
+        """Close this process's copy of our end: it goes on for the process that started it."""
+        self._control.close()
+
+    def _receive(self) -> Any:
+        """Receive a reply, which is a result or an error's text."""
+        try:
+            data = self._control.recv(MAX_BYTES)
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"the server of worker processes did not answer for {START_SECONDS:g} seconds"
+            ) from error
+        except OSError:  # reset, where it did not read all that was sent
+            data = b""
+        if not data:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(REAP_SECONDS)
+            raise UnavailableError(
+                f"the server of worker processes ended with {self.process.returncode}; "
+                f"does `{sys.executable} -c 'import fmengine'` work?"
+            )
+        result, problem = json.loads(data)
+        if problem:
+            raise UnavailableError(problem)
+        return result
+
+
+# In the server.
+
+
+def run_server(control: int) -> NoReturn:
+    """Serve the engine at the other end of a socket, until it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=control) as connection:
+        request, files, _, _ = socket.recv_fds(connection, MAX_BYTES, 8)
+        try:
+            target, settings = json.loads(request)
+            service = load_object(target)(files=files, **settings)
+            bind = partial(_die_with, os.getpid(), ctypes.CDLL(None))
+        except Exception as error:
+            _reply(connection, error=f"worker processes cannot be set up: {type(error).__name__}: {error}")
+            os._exit(1)
+        _reply(connection)
+        _serve_engine(connection, service, bind)
+    os._exit(0)  # nothing of the libraries' is to run, and no exit handler of ours
+
+
+def _serve_engine(connection: socket.socket, service: Service, bind: Callable[[], None]) -> None:
+    while True:
+        try:
+            request, files, _, _ = socket.recv_fds(connection, MAX_BYTES, 2)
+        except OSError:
+            return
+        if not request:
+            return
+        words = json.loads(request)
+        if words:
+            _reply(connection, _reap(words[0]))
+            continue
+        try:
+            pid = os.fork()
+        except OSError as error:
+            _reply(connection, error=f"cannot start another worker process: {error}")
+        else:
+            if pid == 0:
+                _run_worker(connection, service, files, bind)
+            _reply(connection, pid)
+        for file in files:
+            os.close(file)
+
+
+def _run_worker(control: socket.socket, service: Service, files: list[int], bind: Callable[[], None]) -> NoReturn:
+    code = 1
+    try:
+        bind()
+        control.close()
+        with socket.socket(fileno=files[0]) as connection:
+            service.serve(connection, files[1])
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _die_with(parent: int, libc: ctypes.CDLL) -> None:
+    """Have the kernel kill this process when the fork server ends, whatever it is doing then."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os._exit(1)
+
+
+def _reap(pid: int) -> int | None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + REAP_SECONDS
+    while True:
+        try:
+            found, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.001)
+
+
+def _reply(connection: socket.socket, result: int | None = None, error: str = "") -> None:
+    with suppress(OSError):
+        connection.send(json.dumps([result, error]).encode())
