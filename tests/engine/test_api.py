@@ -1,8 +1,12 @@
 """What `import fmengine` gives: names, results as data, files as sources, errors that name their source."""
 
 import asyncio
+import copy
+import dataclasses
+import inspect
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +53,26 @@ def test_a_prediction_is_data(portrait: Path) -> None:
     assert isinstance(missing, Failure)
     assert missing.to_dict() == {"kind": "not_found", "message": "no such file"}
     assert len({missing, missing}) == 1
+
+
+def test_a_prediction_is_a_frozen_dataclass() -> None:
+    """Also where its class makes instances in its own way."""
+    one = Prediction("happy", 0.75, {"happy": 0.75, "sad": 0.25}, "a.png")
+    given = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+    assert one == Prediction(**given) == dataclasses.replace(one, source="b.png")
+    assert dataclasses.asdict(dataclasses.replace(one, reason=Reason.FLAT)) == given | {"reason": Reason.FLAT}
+    assert repr(one) == (
+        "Prediction(label='happy', confidence=0.75, probabilities={'happy': 0.75, 'sad': 0.25}, reason=None)"
+    )
+    for same in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert (same, same.source, hash(same)) == (one, "a.png", hash(one))
+    assert list(inspect.signature(Prediction).parameters) == list(given)
+    for name in (*given, "other"):
+        with pytest.raises((AttributeError, TypeError)):  # a dataclass with slots raises either
+            setattr(one, name, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del one.label
+    assert not hasattr(one, "__dict__")
 
 
 def test_an_engine_says_what_it_is() -> None:

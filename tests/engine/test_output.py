@@ -131,10 +131,45 @@ probability = st.floats(0, 1).map(lambda value: round(value, 6))
 @example(name="0", message="\ud800", confidence=0.0, reason=None, failed=True)
 def test_any_row_is_one_line_and_comes_back(encoding, name, message, confidence, reason, failed):
     row = failure(name, message) if failed else answer(name, confidence, reason)
-    line = encoding.encode(row)
+    line = encoding.encode([row])
     assert line.count("\n") == 1
     assert line.endswith("\n")
     assert encoding.decode(line.encode().decode()) == row
+
+
+probabilities_given = st.floats(0, 1, width=32)  # what a network answers
+
+
+@given(p=probabilities_given)
+@example(p=1 / 128)  # halfway between two numbers of six digits, as
+@example(p=3 / 128)
+@example(p=2.0**-149)
+def test_rows_hold_six_digits(p):
+    row = to_row("a", Prediction("happy", p, {"happy": p}, "a"))
+    assert (row["confidence"], row["probabilities"]) == (round(p, 6), {"happy": round(p, 6)})
+
+
+@given(
+    name=file_names,
+    label=anything,
+    probabilities=st.dictionaries(anything, probabilities_given, min_size=1, max_size=3),
+    reason=reasons,
+)
+@example(name="a", label="\ud800", probabilities={"\ud800": 1.0, '"\\%{': 0.0}, reason=Reason.FLAT)
+def test_jsonl_is_what_json_writes(name, label, probabilities, reason):
+    highest = max(probabilities.values())
+    rows = [
+        to_row(name, Prediction(label, highest, probabilities, name, reason)),
+        to_row(name, Failure(Kind.CORRUPT, label, name)),
+        answer("a.png"),
+    ]
+    assert Jsonl().encode(rows) == "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("encoding", [Jsonl(), Csv(LABELS)], ids=FORMATS)
+def test_rows_are_encoded_together_as_they_are_alone(encoding):
+    assert encoding.encode(ROWS) == "".join(encoding.encode([row]) for row in ROWS)
+    assert encoding.encode([]) == ""
 
 
 # Going on after an interruption.

@@ -4,6 +4,8 @@ import io
 import os
 import socket
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePath
 
 import pytest
@@ -14,7 +16,7 @@ from fmengine.errors import FmengineError, Kind
 from fmengine.jobs import sources
 from fmengine.jobs.path_list import PathReader
 from fmengine.jobs.rows import decode_path, escape_path, to_row, to_text
-from fmengine.jobs.sources import expand, skip_finished, tidy, walk
+from fmengine.jobs.sources import exclude, expand, skip_finished, tidy, walk
 from fmengine.types import Failure, Prediction
 
 
@@ -96,6 +98,16 @@ def test_forbidden_folder_is_a_row(tmp_path):
     make(tmp_path, "a", "b/c")
     (tmp_path / "b").chmod(0)
     assert walked(tmp_path) == ["a", "b"]
+
+
+def test_only_the_files_of_a_run_itself_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path, "faces/x.jsonl", "faces/ax.jsonl", "faces/below/x.jsonl", "faces/x.jsonl.png")
+    (tmp_path / "link").symlink_to("faces")
+    given = [*walk("faces"), "link/x.jsonl", f"{tmp_path}/link/../faces/x.jsonl", "x.jsonl", "a\0/bx.jsonl"]
+    kept = ["faces/ax.jsonl", "faces/below/x.jsonl", "faces/x.jsonl.png", "x.jsonl", "a\0/bx.jsonl"]
+    assert list(exclude(given, [Path("faces/x.jsonl"), Path("faces/x.jsonl.state.json")])) == kept
+    assert list(exclude(given, [])) == given
 
 
 # Files, globs and lists.
@@ -346,9 +358,45 @@ def test_a_large_folder_is_listed_whole_and_in_order(tmp_path, monkeypatch, at_o
     (tmp_path / "3below").mkdir()
     for number in range(3):
         (tmp_path / "3below" / f"{number}.png").touch()
-    found = [os.path.relpath(path, tmp_path) for path in walk(str(tmp_path))]
+    listings = count_listings(monkeypatch)
     expected = [*names[:4], b"3below/0.png", b"3below/1.png", b"3below/2.png", *names[4:]]
-    assert found == [os.fsdecode(name) for name in expected]
+    assert walked(tmp_path) == [os.fsdecode(name) for name in expected]
+    assert listings[str(tmp_path)] == 9 // at_once + 1
+
+
+def count_listings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count how often each folder is listed from now on."""
+    listings: Counter[str] = Counter()
+    scandir = os.scandir
+
+    def count(folder: str) -> Iterator[os.DirEntry[str]]:
+        listings[folder] += 1
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", count)
+    return listings
+
+
+def test_a_folder_of_a_whole_data_set_is_listed_once(monkeypatch):
+    class Entry:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def is_file(self, follow_symlinks: bool) -> bool:
+            return True
+
+        def is_dir(self, follow_symlinks: bool) -> bool:
+            return False
+
+    names = [f"{number:05}.png" for number in range(40_000)]
+    folders = iter(["faces"])
+
+    def list_once(folder: str) -> AbstractContextManager[Iterator[Entry]]:
+        assert folder == next(folders, None)
+        return nullcontext(map(Entry, reversed(names)))
+
+    monkeypatch.setattr(os, "scandir", list_once)
+    assert list(walk("faces")) == [f"faces/{name}" for name in names]
 
 
 def test_a_large_folder_that_goes_away_midway_is_a_row(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ class Journal:
     def write(self, rows: Sequence[Row]) -> None:
         """Append rows, all of them whole or none."""
         try:
-            self._append(map(self._format.encode, rows))
+            self._append(self._format.encode(rows))
             self._rows += len(rows)
             if time.monotonic() - self._synced_at > SYNC_SECONDS:
                 self._sync()
@@ -142,7 +142,7 @@ class Journal:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         self._sync()  # first, so that no row is without a state
         if self._format.header:
-            self._append([self._format.header])
+            self._append(self._format.header)
             self._sync()
 
     def _resume(self, retry_failed: bool) -> None:
@@ -157,13 +157,13 @@ class Journal:
         os.ftruncate(self._file, self._size)
         os.lseek(self._file, self._size, os.SEEK_SET)
         if not self._size:
-            self._append([self._format.header])
+            self._append(self._format.header)
         if retried:
             self._sync()
 
-    def _append(self, lines: Iterable[str]) -> None:
+    def _append(self, text: str) -> None:
         # Half a surrogate pair, which a model's label may hold, becomes the escape that JSON has for it.
-        data = memoryview("".join(lines).encode(errors="backslashreplace"))
+        data = memoryview(text.encode(errors="backslashreplace"))
         try:
             written = 0
             while written < len(data):

@@ -25,19 +25,33 @@ KEYS = frozenset({"path", "label", "confidence", "probabilities", "reason", "err
 
 def to_row(path: str, result: Prediction | Failure) -> Row:
     """Make the row of one picture."""
-    row = encode_path(path)
+    shown = escape_path(path)
     if isinstance(result, Prediction):
-        return row | {
+        # A float32 from 0 to 1 gives exactly `round(p, 6)`, in a third of the time: no bit of the product is lost.
+        probabilities = {}
+        for label, p in result.probabilities.items():
+            probabilities[label] = round(p * 1e6) / 1e6
+        row = {
+            "path": shown,
             "label": result.label,
-            "confidence": round(result.confidence, 6),
-            "probabilities": {label: round(p, 6) for label, p in result.probabilities.items()},
+            "confidence": round(result.confidence * 1e6) / 1e6,
+            "probabilities": probabilities,
             "reason": result.reason,
             "error": None,
         }
-    # A decoder's message may quote half a surrogate pair, which no UTF-8 file can hold.
-    message = result.message.encode(errors="backslashreplace").decode()
-    error = {"kind": result.kind.value, "message": message}
-    return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
+    else:
+        # A decoder's message may quote half a surrogate pair, which no UTF-8 file can hold.
+        message = result.message.encode(errors="backslashreplace").decode()
+        error = {"kind": result.kind.value, "message": message}
+        row = {
+            "path": shown,
+            "label": None,
+            "confidence": None,
+            "probabilities": None,
+            "reason": None,
+            "error": error,
+        }
+    return row if shown == path else encode_path(path) | row
 
 
 def to_rows(results: Iterable[Result]) -> list[Row]:
@@ -48,7 +62,7 @@ def to_rows(results: Iterable[Result]) -> list[Row]:
 def encode_path(path: str) -> Row:
     """Make the part of a row that holds its picture's path."""
     shown = escape_path(path)
-    return {"path": shown} | ({"path_encoding": "percent"} if shown != path else {})
+    return {"path": shown} if shown == path else {"path": shown, "path_encoding": "percent"}
 
 
 def decode_path(row: Row) -> str:

@@ -4,7 +4,6 @@ Names stay as they are given, without redundant parts: `./faces//a.png` becomes 
 """
 
 import glob
-import heapq
 import itertools
 import os
 import re
@@ -18,7 +17,7 @@ from ..errors import FmengineError
 from .path_list import PathReader
 
 STDIN = "-"
-ENTRIES_AT_ONCE = 16_384  # of a folder: bounds the memory to some 3 MB
+ENTRIES_AT_ONCE = 65_536  # of a folder: bounds the memory to some 25 MB
 FOLDER, FILE, LINK = "folder", "file", "link"
 # What pathlib would leave out of a path, which takes three times as long.
 UNTIDY = re.compile(r"//|(?:^|/)\.(?:/|\Z)|./\Z", re.DOTALL)
@@ -65,42 +64,59 @@ def walk(folder: str) -> Iterator[str]:
     while stack:
         path, entries = stack[-1]
         try:
-            name, kind = next(entries, ("", ""))
+            for below, kind in entries:  # from where a folder among them interrupted it
+                if kind == FOLDER:
+                    stack.append((below, _list_entries(below)))
+                    break
+                if kind == FILE or _is_file_or_nothing(below):
+                    yield below
+            else:
+                stack.pop()
         except OSError:
-            yield path
-            name, kind = "", ""
-        below = name if path == os.curdir else os.path.join(path, name)
-        if not name:
             stack.pop()
-        elif kind == FOLDER:
-            stack.append((below, _list_entries(below)))
-        elif kind == FILE or _is_file_or_nothing(below):
-            yield below
+            yield path
 
 
 def _list_entries(folder: str) -> Iterator[tuple[str, str]]:
-    """Yield the name and kind of each folder, file and link in a folder, in the order of the names' bytes.
+    """Yield the path and kind of each folder, file and link in a folder, in the order of the names' bytes.
 
-    A large folder is listed once for each part of `ENTRIES_AT_ONCE`.
+    A folder of more than `ENTRIES_AT_ONCE` is listed once for each part of so many.
     """
-    after = b""
+    prefix = "" if folder == os.curdir else os.path.join(folder, "")
+    part = _list_part(folder)
     while True:
-        with os.scandir(folder) as listing:
-            named = ((os.fsencode(entry.name), _get_kind(entry)) for entry in listing)
-            part = heapq.nsmallest(ENTRIES_AT_ONCE, (pair for pair in named if pair[0] > after and pair[1]))
-        for name, kind in part:
-            yield os.fsdecode(name), kind
+        for name, kind in part.items():
+            yield prefix + name, kind
         if len(part) < ENTRIES_AT_ONCE:
             return
-        after = part[-1][0]
+        part = _list_part(folder, after=os.fsencode(name))
+
+
+def _list_part(folder: str, after: bytes = b"") -> dict[str, str]:
+    """Return the names and kinds of a folder's first entries behind a name, in the order of their bytes."""
+    kinds: dict[str, str] = {}
+    with os.scandir(folder) as listing:
+        for entry in listing:
+            if (kind := _get_kind(entry)) and (not after or os.fsencode(entry.name) > after):
+                kinds[entry.name] = kind
+                if len(kinds) == 2 * ENTRIES_AT_ONCE:
+                    kinds = _keep_first(kinds)
+    return _keep_first(kinds)
+
+
+def _keep_first(kinds: dict[str, str]) -> dict[str, str]:
+    """Sort entries by the bytes of their names, and keep the first `ENTRIES_AT_ONCE`."""
+    # The text of ASCII has the order of its bytes, and is sorted in half the time.
+    names = sorted(kinds, key=None if all(map(str.isascii, kinds)) else os.fsencode)
+    return {name: kinds[name] for name in names[:ENTRIES_AT_ONCE]}
 
 
 def _get_kind(entry: os.DirEntry[str]) -> str:
     """Return the kind of an entry without a further system call; empty for pipes, sockets and devices."""
-    if entry.is_dir(follow_symlinks=False):
-        return FOLDER
     if entry.is_file(follow_symlinks=False):
         return FILE
+    if entry.is_dir(follow_symlinks=False):
+        return FOLDER
     return LINK if entry.is_symlink() else ""
 
 
@@ -135,7 +151,12 @@ def _open_stdin() -> BinaryIO:
 def exclude(paths: Iterable[str], own: list[Path]) -> Iterator[str]:
     """Leave out the files that a run writes itself, which may lie in a folder of pictures."""
     names, resolved = {path.name for path in own}, {_resolve_folder(path) for path in own}
-    return (path for path in paths if os.path.basename(path) not in names or _resolve_folder(path) not in resolved)
+    ends = tuple(names)  # compared first, in a quarter of the time: nearly every path has another end
+    return (
+        path
+        for path in paths
+        if not path.endswith(ends) or os.path.basename(path) not in names or _resolve_folder(path) not in resolved
+    )
 
 
 def skip_finished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]:
