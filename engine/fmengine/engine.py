@@ -22,7 +22,7 @@ from .image.source import is_encoded, is_file_like, is_on_device, with_source
 from .model.file import ModelFile
 from .options import BackendOptions, EngineOptions, Isolation, Limits
 from .pipeline.coalesce import Coalescer
-from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ProcessExecutor, ThreadExecutor
+from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
 from .pipeline.stages import Observe, Stages, make_error
 from .pipeline.worker_count import choose_worker_count
 from .system import fork
@@ -257,10 +257,10 @@ class Engine:
         in_flight: int | None = None,
         channels: Channels = "rgb",
         feed: Feed = "auto",
-    ) -> Iterator[list[Result]]:
-        """As `predict_many`, in lists of those answers that are known: to store many at once costs less.
+    ) -> Iterator[Sequence[Result]]:
+        """As `predict_many`, in sequences of those answers that are known: to store many at once costs less.
 
-        A list never waits for more answers than its first.
+        A sequence never waits for more answers than its first.
         """
         check_channels(channels)
         size = self.max_batch if batch_size is None else batch_size
@@ -274,6 +274,15 @@ class Engine:
         self._check_open()
         executor = self._make_executor(sources, min(size, in_flight or size), in_flight)
         return executor.map(sources, channels, feed)
+
+    def start_workers(self) -> None:
+        """Start the worker processes now, in the background, and not first when a job turns out long.
+
+        Nothing happens where threads do their work; `doctor` says why.
+        """
+        self._check_open()
+        if self._worker_count.number and self._options.jpeg == "cpu":
+            self._get_workers().start()
 
     def preprocess(self, source: Source, *, channels: Channels = "rgb") -> NetworkInput:
         """Decode and preprocess one picture to the network's input, uint8 `[C, H, W]`.
@@ -379,6 +388,8 @@ class Engine:
                 max_in_flight=in_flight or WINDOW * batch_size * threads,
             )
         else:
+            from .pipeline.process_executor import ProcessExecutor  # needs Linux
+
             known = len(sources) if isinstance(sources, list | tuple) else 0
             asked = self._options.workers != "auto"
             executor = ProcessExecutor(

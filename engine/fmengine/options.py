@@ -7,6 +7,7 @@ from typing import Literal
 MIN_ROW = (
     16  # pixels that a row costs a decoder, however short it is: a million rows of one pixel are no small picture
 )
+MAX_WORKERS = 1024  # processes of an engine: more than any machine has cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,11 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.threads < 0:
             raise ValueError(f"max_batch {self.max_batch}, threads {self.threads}: expected 1, 0 or more")
-        number = isinstance(self.workers, int) and self.workers >= 1
+        number = isinstance(self.workers, int) and 1 <= self.workers <= MAX_WORKERS
         if not number and self.workers not in ("auto", "threads"):
-            raise ValueError(f"workers {self.workers!r}; expected a number from 1, 'auto' or 'threads'")
+            raise ValueError(
+                f"workers {self.workers!r}; expected a number from 1 to {MAX_WORKERS}, 'auto' or 'threads'"
+            )
         if self.workers == "threads" and self.isolate is not None:
             raise ValueError("workers 'threads' leaves no process to decode in; isolate needs 'auto', or a number")
         if self.queue_delay < 0 or self.queue_size < 1:

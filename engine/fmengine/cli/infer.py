@@ -22,7 +22,7 @@ from ..pipeline.executor import Feed
 from ..system.files import check_target, get_temporary_path
 from ..system.lock import get_lock_path, hold
 from .console import inform, logger
-from .parameters import Size, parse_threshold
+from .parameters import Size, parse_threshold, parse_workers
 from .run import answer_pictures, draw_bar, summarise, write_rows
 from .streams import silence_decoders
 
@@ -81,6 +81,14 @@ SOME_FAILED = 3
     "--threads", type=click.IntRange(0), default=0, help="Of the network on a CPU.  [default: all cores]"
 )
 @click.option(
+    "--workers",
+    callback=parse_workers,
+    default="auto",
+    show_default=True,
+    metavar="NUMBER|auto|threads",
+    help="Processes that decode, and on a CPU answer; `auto` starts one a core where a job is long.",
+)
+@click.option(
     "--in-flight", type=click.IntRange(1), help="Pictures in flight at most.  [default: some batches a thread]"
 )
 @click.option(
@@ -115,6 +123,7 @@ def infer(
     device: int,
     batch_size: int,
     threads: int,
+    workers: int | Literal["auto", "threads"],
     in_flight: int | None,
     max_pixels: int,
     max_bytes: int,
@@ -133,6 +142,8 @@ def infer(
     limits = Limits(max_bytes, max_pixels)
     raise_pillow_limit(max_pixels)
     isolation = _make_isolation(isolate, max_seconds, max_memory)
+    if isolation is not None and workers == "threads":
+        raise click.UsageError("--isolate decodes in worker processes: leave --workers threads out")
     if isolation is not None and jpeg == "gpu":
         raise click.UsageError("--isolate decodes in worker processes on the CPU: leave --jpeg gpu out")
     with ExitStack() as stack:
@@ -147,6 +158,7 @@ def infer(
             device=device,
             max_batch=batch_size,
             threads=threads,
+            workers=workers,
             limits=limits,
             isolate=isolation,
             unsure_below=unsure_below,

@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Literal
 
 import click
 
+from ..options import MAX_WORKERS
+
 
 def parse_threshold(context: click.Context, option: click.Parameter, value: str) -> float | Literal["recommended"]:
     """Parse a confidence from 0 to 1, or the word `recommended`."""
@@ -17,6 +19,18 @@ def parse_threshold(context: click.Context, option: click.Parameter, value: str)
     if not 0 <= confidence <= 1:
         raise click.BadParameter(f"{value!r}; expected a confidence from 0 to 1, or `recommended`")
     return confidence
+
+
+def parse_workers(context: click.Context, option: click.Parameter, value: str) -> int | Literal["auto", "threads"]:
+    """Parse a number of worker processes, or the word `auto` or `threads`."""
+    if value == "auto":
+        return "auto"
+    if value == "threads":
+        return "threads"
+    number = int(value) if value.isdecimal() and len(value) < 10 else 0
+    if not 1 <= number <= MAX_WORKERS:
+        raise click.BadParameter(f"{value!r}; expected a number from 1 to {MAX_WORKERS}, `auto` or `threads`")
+    return number
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click

@@ -1,21 +1,21 @@
 """Run `fmengine infer`: answer the pictures, write and count their rows, and show how far it is."""
 
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from itertools import chain, islice
 
-from ..engine import Engine
+from ..engine import LONG_JOB, Engine
 from ..jobs.journal import Journal
 from ..jobs.rows import Row, Tally, to_rows, to_text
+from ..pipeline.chunk import find_failures
 from ..pipeline.executor import Feed
-from ..types import Failure
 from .console import Progress, inform, logger, print_data, to_json
 
 
 def answer_pictures(
     engine: Engine, paths: Iterable[str], in_flight: int | None, feed: Feed
-) -> Generator[list[Row], None, None]:
+) -> Generator[Sequence[Row], None, None]:
     """Yield the rows of pictures in order, some at a time, and log the failures.
 
     Args:
@@ -26,18 +26,20 @@ def answer_pictures(
     """
     if feed == "caller":
         rest = iter(paths)
-        first = list(islice(rest, 2))
-        # A list of one picture is answered by all threads together.
-        paths = first if len(first) < 2 else chain(first, rest)
+        first = list(islice(rest, LONG_JOB))
+        if len(first) < LONG_JOB:
+            paths = first  # by whose length the engine sees that the job is short
+        else:
+            engine.start_workers()
+            paths = chain(first, rest)
     for results in engine.predict_chunks(paths, in_flight=in_flight, feed=feed):
-        for failure in results:
-            if isinstance(failure, Failure):
-                logger.info(failure.message, extra={"fields": {"path": failure.source, "kind": failure.kind}})
+        for failure in find_failures(results):
+            logger.info(failure.message, extra={"fields": {"path": failure.source, "kind": failure.kind}})
         yield to_rows(results)
 
 
 def write_rows(
-    chunks: Generator[list[Row], None, None], file: Journal | None, bar: Progress, *, as_json: bool, keep: bool
+    chunks: Generator[Sequence[Row], None, None], file: Journal | None, bar: Progress, *, as_json: bool, keep: bool
 ) -> tuple[Tally, list[Row]]:
     """Write rows to the file, or else to stdout, as they arrive.
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from ..errors import OutputError
-from .rows import KEYS, Row, decode_path, encode_path, escape_text
+from .rows import KEYS, AnswerRows, Row, decode_path, encode_path, escape_text
 
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet executes a cell that begins with one of these
 ESCAPED = (*FORMULA, "'")
@@ -38,6 +38,8 @@ class Jsonl:
     _encoder = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` would make one for every row
 
     def encode(self, rows: Iterable[Row]) -> str:
+        if isinstance(rows, AnswerRows):
+            return _encode_columns(rows, self._encoder)
         # Nearly every row is an answer of six keys.
         return "".join(
             [
@@ -51,6 +53,26 @@ class Jsonl:
         if not isinstance(row, dict) or not row.keys() >= KEYS or not isinstance(row["path"], str):
             raise ValueError("not a result row")
         return row
+
+
+def _encode_columns(rows: AnswerRows, encoder: json.JSONEncoder) -> str:
+    """Encode rows that are held in columns, to the same bytes."""
+    answers = rows.answers
+    names = ", ".join(encode_basestring(name).replace("%", "%%") + ": %s" for name in answers.names)
+    line = '{"path": %s, "label": %s, "confidence": %s, "probabilities": {' + names
+    line += '}, "reason": %s, "error": null}\n'
+    words = {word: encode_basestring(word) for word in {*answers.labels, *filter(None, answers.reasons)}}
+    lines = []
+    columns = zip(answers.sources, answers.labels, answers.reasons, rows.probabilities, strict=True)
+    for path, label, reason, probabilities in columns:
+        texts = list(map(write_float, probabilities))
+        confidence = texts[probabilities.index(max(probabilities))]
+        lines.append(
+            line % (encode_basestring(path), words[label], confidence, *texts, words[reason] if reason else "null")
+        )
+    for index, row in rows.others.items():
+        lines[index] = encoder.encode(row) + "\n"
+    return "".join(lines)
 
 
 def _encode_answer(row: Row) -> str:

@@ -8,11 +8,12 @@ characters, is percent-encoded and the row holds `"path_encoding": "percent"`, s
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from ..pipeline.chunk import Answers
 from ..types import Failure, Prediction, Result
 from ..wording import pluralise
 
@@ -54,8 +55,48 @@ def to_row(path: str, result: Prediction | Failure) -> Row:
     return row if shown == path else encode_path(path) | row
 
 
-def to_rows(results: Iterable[Result]) -> list[Row]:
+class AnswerRows(Sequence[Row]):
+    """The rows of `Answers`, in columns; each row is made when it is looked at.
+
+    Attributes:
+        answers: that they are made of.
+        probabilities: rounded, one list a picture.
+        others: by index, the rows that the columns do not hold: of failures, and of paths that must be encoded.
+    """
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers = answers
+        # As in `to_row`.
+        self.probabilities = [[round(p * 1e6) / 1e6 for p in row] for row in answers.probabilities]
+        self.others = {
+            index: to_row(answers.sources[index], failure) for index, failure in answers.failures.items()
+        }
+        if not "".join(answers.sources).isprintable():
+            for index, path in enumerate(answers.sources):
+                if escape_path(path) != path:
+                    self.others[index] = to_row(path, answers[index])
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        return list(self)[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        for index, result in enumerate(self.answers):
+            yield self.others.get(index) or to_row(self.answers.sources[index], result)
+
+
+def to_rows(results: Sequence[Result]) -> Sequence[Row]:
     """Make the rows of results whose sources are paths."""
+    if isinstance(results, Answers):
+        return AnswerRows(results)
     return [to_row(str(result.source), result) for result in results]
 
 
@@ -119,6 +160,10 @@ class Tally:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Count some more rows."""
+        if isinstance(rows, AnswerRows) and not rows.others:
+            self.labels.update(rows.answers.labels)
+            self.reasons.update(filter(None, rows.answers.reasons))
+            return
         for row in rows:
             if row["error"]:
                 self.failed += 1

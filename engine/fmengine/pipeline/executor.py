@@ -1,4 +1,4 @@
-"""Many pictures, answered in order: in the caller's thread, by several threads, or by worker processes.
+"""Many pictures, answered in order: in the caller's thread, or by several threads; see also `process_executor.py`.
 
 The contract, whatever the body:
 
@@ -15,31 +15,24 @@ The contract, whatever the body:
 """
 
 import atexit
-import logging
 import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from ..backend.protocol import Backend
-from ..errors import ClosedError, FmengineError, UnavailableError
+from ..errors import ClosedError, FmengineError
 from ..types import Channels, Result, Source
-from .arena import SLOTS
 from .batch import Batch, Task
-from .death import WorkerDiedError
-from .stages import Stages, is_delegable
-
-if TYPE_CHECKING:
-    from .workers import Worker, Workers
-
-log = logging.getLogger(__name__)
+from .chunk import Chunk
+from .stages import Stages
 
 Feed = Literal["auto", "caller"]
 FEEDS: tuple[Feed, ...] = get_args(Feed)
@@ -65,8 +58,8 @@ class Executor(ABC):
     def __init__(self, stages: Stages, backend: Backend, *, batch_size: int, max_in_flight: int) -> None:
         self._stages, self._backend = stages, backend
         self._batch_size, self._max_in_flight = batch_size, max_in_flight
-        self._pending: deque[Task] = deque()  # in order, until their results are taken
-        self._waiting: SimpleQueue[Task | None] = SimpleQueue()  # for whoever computes; None: no more come
+        self._pending: deque[Task | Chunk] = deque()  # in order, until their results are taken
+        self._waiting: SimpleQueue[Task | Chunk | None] = SimpleQueue()  # for whoever computes; None: no more come
         self._changed = threading.Event()  # results are known, or the feeder ended
         self._room = threading.Semaphore(max_in_flight)  # what the feeder may still read
         self._taken = 0  # pictures in flight that the results taken last counted for
@@ -76,7 +69,9 @@ class Executor(ABC):
         self._error: BaseException | None = None  # that ended the sources
         self._process = os.getpid()
 
-    def map(self, sources: Iterable[Source], channels: Channels, feed: Feed = "auto") -> Iterator[list[Result]]:
+    def map(
+        self, sources: Iterable[Source], channels: Channels, feed: Feed = "auto"
+    ) -> Iterator[Sequence[Result]]:
         """Yield the results in order and as soon as they are known, in lists of those that are.
 
         Raises:
@@ -123,27 +118,32 @@ class Executor(ABC):
     def _join(self, timeout: float | None) -> None:
         """Wait for the threads that compute."""
 
-    def _map_from_caller(self, sources: Iterator[Source], channels: Channels) -> Iterator[list[Result]]:
-        pending, waiting, in_flight = self._pending, self._waiting, 0
-        while True:
-            try:
-                source = next(sources)
-            except StopIteration:
-                break
-            except Exception as error:
-                self._error = error
-                break
-            task = Task(source, source) if type(source) is str else self._admit(source, channels)
-            in_flight += task.weight
-            pending.append(task)
-            waiting.put(task)
+    def _map_from_caller(self, sources: Iterator[Source], channels: Channels) -> Iterator[Sequence[Result]]:
+        pending, in_flight = self._pending, 0
+        while not self._ended:
+            for unit in self._read(sources, channels, self._max_in_flight - in_flight):
+                in_flight += unit.weight
+                pending.append(unit)
+                self._waiting.put(unit)
             while pending and (pending[0].result is not None or in_flight >= self._max_in_flight):
                 yield self._take_results()
                 in_flight -= self._taken
         while pending:
             yield self._take_results()
 
-    def _map_from_feeder(self, sources: Iterator[Source], channels: Channels) -> Iterator[list[Result]]:
+    def _read(self, sources: Iterator[Source], channels: Channels, room: int) -> "Sequence[Task | Chunk]":
+        """Read some sources, as many as there is room for at most; `_ended` says whether that was all."""
+        try:
+            source = next(sources)
+        except StopIteration:
+            self._ended = True
+        except Exception as error:
+            self._error, self._ended = error, True
+        else:
+            return (Task(source, source) if type(source) is str else self._admit(source, channels),)
+        return ()
+
+    def _map_from_feeder(self, sources: Iterator[Source], channels: Channels) -> Iterator[Sequence[Result]]:
         arguments = sources, channels
         self._feeder = threading.Thread(target=self._feed, args=arguments, name="fmengine-feeder", daemon=True)
         self._feeder.start()
@@ -182,7 +182,7 @@ class Executor(ABC):
         task.weight = min(1 + size // HELD_BYTES, self._max_in_flight)
         return task
 
-    def _take_results(self) -> list[Result]:
+    def _take_results(self) -> Sequence[Result]:
         """Take the first result, once it is known, and those behind it that are known by then.
 
         None are left where the list is empty.
@@ -206,6 +206,11 @@ class Executor(ABC):
                 if results:  # they come first
                     break
                 raise result
+            if isinstance(result, Sequence):  # of a chunk
+                if results:
+                    break
+                self._taken = pending.popleft().weight
+                return result
             results.append(result)
             self._taken += pending.popleft().weight
         return results
@@ -220,9 +225,9 @@ class InlineExecutor(Executor):
     def _wait(self) -> None:
         tasks: list[Task] = []
         task = self._waiting.get()
-        while task is not None:
+        while isinstance(task, Task):
             tasks.append(task)
-            task = _next(self._waiting) if len(tasks) < self._batch_size else None
+            task = take_waiting(self._waiting) if len(tasks) < self._batch_size else None
         self._stages.run(tasks, self._batch, self._backend)
 
     def _join(self, timeout: float | None) -> None:
@@ -263,220 +268,48 @@ class ThreadExecutor(Executor):
 
     def _work(self) -> None:
         batch = Batch(self._stages.spec, self._batch_size)
-        while (task := self._waiting.get()) is not None and not self._stopped:
+        while isinstance(task := self._waiting.get(), Task) and not self._stopped:
             self._compute(task, batch)
         self._waiting.put(None)  # for the next thread
 
     def _compute(self, first: Task, batch: Batch) -> None:
         """Compute a batch: a first task, and what waits behind it. One that is not full waits for nothing else."""
-        task: Task | None = first
+        task: Task | Chunk | None = first
         taken: list[Task] = []
         try:
-            while task is not None and not self._stopped:
+            while isinstance(task, Task) and not self._stopped:
                 chunk = self._take_chunk(task, min(CHUNK, batch.room))
                 taken += chunk
                 self._stages.prepare(chunk, batch)
-                task = _next(self._waiting) if batch.room else None
+                task = take_waiting(self._waiting) if batch.room else None
+            if isinstance(task, Chunk):
+                self._waiting.put(task)
             self._stages.answer(batch, self._backend)
         except BaseException as error:  # for whoever takes the results
-            _set_error(taken, error)
+            set_error(taken, error)
         batch.clear()
         self._changed.set()
 
     def _take_chunk(self, first: Task, room: int) -> list[Task]:
         """Take a thread's share of what waits, so that all threads end together."""
-        chunk: list[Task | None] = [first]
+        chunk: list[Task] = [first]
         share = min(room, self._waiting.qsize() // len(self._threads))
         with suppress(Empty):
             for _ in range(share - 1):
-                chunk.append(self._waiting.get_nowait())
-        if None in chunk:
-            chunk = chunk[: chunk.index(None)]
-            self._waiting.put(None)  # for whoever waits for it
-        return cast(list[Task], chunk)
+                unit = self._waiting.get_nowait()
+                if not isinstance(unit, Task):
+                    self._waiting.put(unit)  # for whoever waits for it
+                    break
+                chunk.append(unit)
+        return chunk
 
 
-class ProcessExecutor(ThreadExecutor):
-    """Has paths and encoded pictures answered by worker processes, each of which a thread here speaks for.
-
-    Until workers are ready the threads compute, and so they do for what is decoded already, as arrays are.
-    """
-
-    def __init__(
-        self,
-        stages: Stages,
-        backend: Backend,
-        *,
-        threads: int,
-        batch_size: int,
-        max_in_flight: int,
-        workers: "Workers",
-        start_after: int,
-    ) -> None:
-        """Set it up.
-
-        Args:
-            stages: as of `Executor`; where they have workers themselves, threads must not decode.
-            backend: as of `Executor`.
-            threads: as many as there are workers at most.
-            batch_size: as of `Executor`.
-            max_in_flight: as of `Executor`.
-            workers: that answer.
-            start_after: pictures that threads answer before workers are started.
-        """
-        super().__init__(stages, backend, threads=threads, batch_size=batch_size, max_in_flight=max_in_flight)
-        self._workers = workers
-        self._chunk = min(batch_size, workers.capacity)
-        self._must_delegate = stages.workers is not None
-        self._start_after = start_after
-
-    @property
-    def stopped(self) -> bool:
-        """Return whether what its workers do is of no use any more."""
-        return self._stopped
-
-    def _start(self) -> None:
-        self._start_workers()
-        super()._start()
-
-    def _start_workers(self) -> None:
-        if self._start_after <= 0:
-            self._workers.start()
-
-    def _join(self, timeout: float | None) -> None:
-        self._workers.kill_those_of(self)  # whatever their decoders do
-        super()._join(timeout)
-
-    def _work(self) -> None:
-        batch = Batch(self._stages.spec, self._batch_size)
-        worker: Worker | None = None
-        while not self._stopped:
-            outstanding = worker is not None and len(worker.outstanding) > 0
-            task = _next(self._waiting) if outstanding else self._waiting.get()
-            if task is None and not outstanding:
-                break
-            chunk: list[Task] = []
-            try:
-                if task is not None and is_delegable(task):
-                    chunk = [task]
-                    worker = worker or self._take_worker()
-                if task is not None and worker is not None and chunk:
-                    chunk = self._take_chunk(task, self._chunk)
-                    worker = self._delegate(worker, chunk, batch)
-                elif task is not None:
-                    self._compute(task, batch)
-                    self._start_after -= self._batch_size
-                    self._start_workers()
-                if worker is not None and (task is None or len(worker.outstanding) == SLOTS):
-                    worker = self._collect(worker, batch)
-            except BaseException as error:  # for whoever takes the results
-                _set_error(chunk, error)
-                self._drop(worker, error)
-                worker = None
-            batch.clear()
-            self._changed.set()
-            if worker is not None and not worker.outstanding and not self._waiting.qsize():
-                self._workers.give_back(worker)  # others may have work for it
-                worker = None
-        self._drop(worker, ClosedError())
-        self._waiting.put(None)  # for the next thread
-
-    def _take_worker(self) -> "Worker | None":
-        """Take a worker; None where none is ready and threads may compute."""
-        return self._workers.wait_for_one(self) if self._must_delegate else self._workers.take(self)
-
-    def _delegate(self, worker: "Worker", chunk: list[Task], batch: Batch) -> "Worker | None":
-        """Give a worker those tasks of a chunk that it can do, and compute the others."""
-        if not all(map(is_delegable, chunk)):
-            self._stages.run([task for task in chunk if not is_delegable(task)], batch, self._backend)
-            chunk = [task for task in chunk if is_delegable(task)]
-        return self._give(worker, chunk, batch) if chunk else worker
-
-    def _give(self, worker: "Worker | None", tasks: list[Task], batch: Batch) -> "Worker | None":
-        """Give tasks to a worker, and return the worker that has them, or another that did them again."""
-        worker = worker or self._take_worker()
-        if worker is None:
-            self._stages.run(tasks, batch, self._backend)
-            return None
-        try:
-            worker.submit(tasks, network=self._stages.device is None, observe=self._stages.observer is not None)
-        except WorkerDiedError as death:
-            return self._recover(worker, death, batch)
-        return worker
-
-    def _collect(self, worker: "Worker", batch: Batch) -> "Worker | None":
-        """Take a worker's first answer, and return the worker that has what else there is to do."""
-        try:
-            again = worker.collect(batch, self._stages.observer)
-        except WorkerDiedError as death:
-            return self._recover(worker, death, batch)
-        except UnavailableError as error:
-            self._compute_instead(self._workers.end(worker), batch, error)
-            return None
-        self._settle(batch)
-        after: Worker | None = worker
-        if again:
-            after = self._give(after, again, batch)
-        return self._replace(worker, batch) if worker.tainted else after
-
-    def _replace(self, worker: "Worker", batch: Batch) -> "Worker | None":
-        """Give what a worker was to do to another."""
-        after: Worker | None = None
-        for tasks in self._workers.end(worker):
-            after = self._give(after, tasks, batch)
-        return after
-
-    def _recover(self, worker: "Worker", death: WorkerDiedError, batch: Batch) -> "Worker | None":
-        """Do again what a worker had when it died, and return the worker that has what else there is to do."""
-        chunks = self._workers.end(worker)
-        try:
-            self._workers.redo(chunks[0], worker, death, batch, self._stages.observer)
-        except UnavailableError as error:
-            self._settle(batch)
-            self._compute_instead(chunks, batch, error)
-            return None
-        except BaseException as error:
-            for tasks in chunks:
-                _set_error(tasks, error)
-            raise
-        self._settle(batch)
-        after: Worker | None = None
-        for tasks in chunks[1:]:
-            after = self._give(after, tasks, batch)
-        return after
-
-    def _compute_instead(self, chunks: list[list[Task]], batch: Batch, error: UnavailableError) -> None:
-        """Compute what no worker can be had for, where threads may."""
-        tasks = [task for chunk in chunks for task in chunk if task.result is None]
-        if self._must_delegate:
-            _set_error(tasks, error)
-            return
-        log.warning("threads do what a worker process was to: %s", error)
-        for begin in range(0, len(tasks), self._chunk):
-            self._stages.run(tasks[begin : begin + self._chunk], batch, self._backend)
-
-    def _settle(self, batch: Batch) -> None:
-        """Give the tasks of a batch that workers filled their results."""
-        if self._stages.device is None:
-            self._stages.post(batch)
-        else:
-            self._stages.answer(batch, self._backend)
-        self._changed.set()
-
-    def _drop(self, worker: "Worker | None", error: BaseException) -> None:
-        """Give a worker back, or end it if it is at work on what nobody wants any more."""
-        if worker is not None:
-            for tasks in self._workers.end(worker) if worker.outstanding else ():
-                _set_error(tasks, error)
-            self._workers.give_back(worker)
-
-
-def _set_error(tasks: Iterable[Task], error: BaseException) -> None:
+def set_error(tasks: Iterable[Task], error: BaseException) -> None:
     for task in tasks:
         task.result = task.result or error
 
 
-def _next(waiting: "SimpleQueue[Task | None]") -> Task | None:
+def take_waiting(waiting: "SimpleQueue[Task | Chunk | None]") -> Task | Chunk | None:
     """Take what waits, if anything does."""
     try:
         task = waiting.get_nowait()

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 import numpy as np
 from PIL import Image
@@ -42,9 +42,7 @@ from ..types import (
     Source,
 )
 from .batch import Batch, Content, Task
-
-if TYPE_CHECKING:
-    from .workers import Workers
+from .chunk import Answers
 
 Stage = Literal["read", "decode", "preprocess", "infer", "post"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -54,6 +52,14 @@ MAX_HELD = 8 * 1024 * 1024  # bytes of a decoded image that waits for a GPU
 MAX_SIDE_OF_GROUP = 256  # rows and columns of images that are preprocessed together
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Preparer(Protocol):
+    """Processes that read, decode and preprocess; see `workers.Workers`."""
+
+    def prepare(self, tasks: Sequence[Task], batch: Batch, observer: Observe | None) -> None:
+        """Each of the tasks takes a row of the batch, or gets its `Failure`."""
+        ...
 
 
 class DecodeStages:
@@ -108,7 +114,7 @@ class Stages(DecodeStages):
         *,
         min_side: int = 0,
         unsure_below: float = 0.0,
-        workers: "Workers | None" = None,
+        workers: "Preparer | None" = None,
     ) -> None:
         """Set the stages up.
 
@@ -243,18 +249,38 @@ class Stages(DecodeStages):
     def post(self, batch: Batch) -> None:
         """Give the tasks of a batch the results that its probabilities say, and free it."""
         count, begin = len(batch.tasks), time.perf_counter()
-        labels, threshold = self.spec.labels, self._unsure_below or self.spec.unsure_below
-        rows = batch.probabilities[:count].tolist(), batch.flat[:count].tolist()
-        for task, row, flat in zip(batch.tasks, *rows, strict=True):
-            if task.result is not None:
-                continue
-            confidence = max(row)
-            reason = Reason.FLAT if flat else Reason.UNSURE if confidence < threshold else None
-            label = UNSURE if reason and self._unsure_below else labels[row.index(confidence)]
-            task.result = Prediction(label, confidence, dict(zip(labels, row, strict=True)), task.source, reason)
+        rows, names = batch.probabilities[:count].tolist(), self.spec.labels
+        labels, reasons = self._decide(rows, batch.flat[:count].tolist())
+        for task, row, label, reason in zip(batch.tasks, rows, labels, reasons, strict=True):
+            if task.result is None:
+                task.result = Prediction(label, max(row), dict(zip(names, row, strict=True)), task.source, reason)
         batch.clear()
         if count and self.observer is not None:
             self.observer("post", begin, time.perf_counter())
+
+    def post_columns(self, answers: Answers) -> None:
+        """Say what the probabilities of answers mean."""
+        begin = time.perf_counter()
+        answers.labels, answers.reasons = self._decide(answers.probabilities, answers.flat)
+        if self.observer is not None:
+            self.observer("post", begin, time.perf_counter())
+
+    def _decide(
+        self, rows: Sequence[Sequence[float]], flat: Sequence[bool]
+    ) -> tuple[list[str], list[Reason | None]]:
+        """Say what probabilities mean: a label for each row, and a reason not to trust it."""
+        names, threshold = self.spec.labels, self._unsure_below or self.spec.unsure_below
+        labels: list[str] = []
+        reasons: list[Reason | None] = []
+        for row in rows:
+            confidence = max(row)
+            labels.append(names[row.index(confidence)])
+            reasons.append(Reason.UNSURE if confidence < threshold else None)
+        if True in flat:
+            reasons = [Reason.FLAT if is_flat else reason for is_flat, reason in zip(flat, reasons, strict=True)]
+        if self._unsure_below:
+            labels = [UNSURE if reason else label for label, reason in zip(labels, reasons, strict=True)]
+        return labels, reasons
 
     def preprocess(self, source: Source, channels: Channels) -> NetworkInput:
         """Make one picture's input for the network, on the CPU; raises whatever is raised on the way."""
@@ -284,7 +310,7 @@ class Stages(DecodeStages):
         """Return a picture's image, read and decoded unless it is one."""
         return self.decode(content) if isinstance(content, str | bytes) else cast(DecodedImage, content)
 
-    def _preprocess_in_worker(self, workers: "Workers", content: str | bytes) -> NetworkInput:
+    def _preprocess_in_worker(self, workers: "Preparer", content: str | bytes) -> NetworkInput:
         task, batch = Task(content, content), Batch(self.spec, 1)
         workers.prepare([task], batch, self.observer)
         if isinstance(task.result, Failure):

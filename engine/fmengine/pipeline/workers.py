@@ -24,6 +24,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ClosedError, Kind, SourceError, UnavailableError
 from ..model.file import ModelFile
@@ -31,8 +32,9 @@ from ..model.spec import ModelSpec
 from ..options import Isolation, Limits
 from ..system import fork
 from ..types import DecodedImage, Failure
-from .arena import NO_PICTURE, SLOTS, Arena, Layout, Slot
+from .arena import SLOTS, Arena, Layout, Slot
 from .batch import Batch, Task
+from .chunk import Answers, Chunk
 from .death import WorkerDiedError
 from .forkserver import START_SECONDS, ForkServer
 from .messages import Answer, AnswerReader, NonsenseError, Request, send
@@ -185,9 +187,9 @@ class Workers:
             self._idle.append(worker)
             self._returned.notify()
 
-    def end(self, worker: "Worker") -> list[list[Task]]:
+    def end(self, worker: "Worker") -> list[Chunk]:
         """End a worker, and return the chunks that it had; another worker may take its place."""
-        chunks = [tasks for _, _, tasks in worker.outstanding]
+        chunks = [chunk for _, _, chunk in worker.outstanding]
         worker.outstanding.clear()
         worker.end()
         with self._returned:
@@ -212,11 +214,11 @@ class Workers:
         """
         rest = list(tasks)
         while rest:
-            chunk, rest = rest[: self.capacity], rest[self.capacity :]
+            chunk, rest = Chunk.of(rest[: self.capacity]), rest[self.capacity :]
             worker = self.wait_for_one()
             try:
                 worker.submit(chunk, network=False, observe=observer is not None)
-                rest += worker.collect(batch, observer, copy=True)
+                rest += worker.collect(observer, copy=True).fill(batch, chunk.expand())
             except WorkerDiedError as death:
                 self.end(worker)
                 self.redo(chunk, worker, death, batch, observer)
@@ -235,12 +237,12 @@ class Workers:
         return cast(DecodedImage, batch.images[0])
 
     def redo(
-        self, tasks: list[Task], worker: "Worker", death: WorkerDiedError, batch: Batch, observer: Observe | None
+        self, chunk: Chunk, worker: "Worker", death: WorkerDiedError, batch: Batch, observer: Observe | None
     ) -> None:
         """Do a chunk again, one picture at a time.
 
         Args:
-            tasks: of the chunk.
+            chunk: that it was at.
             worker: that died of it, and is ended.
             death: of the worker.
             batch: that the pictures take a row of, unless they get their `Failure`.
@@ -250,8 +252,8 @@ class Workers:
             UnavailableError: if no worker can be started.
             ClosedError: if its owner is stopped meanwhile.
         """
-        log.info("a worker ended (%s); its %d pictures are done again", death, len(tasks))
-        order = list(tasks)
+        order = list(chunk.expand())
+        log.info("a worker ended (%s); its %d pictures are done again", death, len(order))
         if death.suspect is not None:  # first, in a worker that answered for no other
             order.insert(0, order.pop(death.suspect))
         fresh: Worker | None = None
@@ -357,8 +359,8 @@ class Workers:
         while True:
             fresh = not worker.answered
             try:
-                worker.submit([task], network=network, observe=observer is not None)
-                worker.collect(batch, observer, copy=True)
+                worker.submit(Chunk.of([task]), network=network, observe=observer is not None)
+                worker.collect(observer, copy=True).fill(batch, [task])
             except WorkerDiedError as death:
                 self.end(worker)
                 kills += death.killed
@@ -382,7 +384,7 @@ class Worker:
     Attributes:
         pid: its process ID.
         answered: pictures that it answered for.
-        outstanding: generation, slot and tasks of the chunks that it was given and did not answer yet.
+        outstanding: generation and slot of the chunks, and the chunks, that it was given and did not answer yet.
         network: whether it was asked to run the network on them.
         tainted: whether it is to be given no more.
         ended: whether it was ended.
@@ -394,7 +396,7 @@ class Worker:
         self.answered, self.network, self.tainted = 0, False, False
         self._ending, self.ended = threading.Lock(), False
         self._code: int | None = None
-        self.outstanding: deque[tuple[int, int, list[Task]]] = deque()
+        self.outstanding: deque[tuple[int, int, Chunk]] = deque()
         self._generation = 0
         self._server, self._setup = server, setup
         with closing(_File(_make_memory(setup.layout.size))) as file:
@@ -415,7 +417,7 @@ class Worker:
             raise UnavailableError(f"a worker process ended with {code} before it was ready") from error
         self._wait = min(MAX_WAIT, max(MIN_WAIT, setup.seconds / 8))
 
-    def submit(self, tasks: list[Task], *, network: bool, observe: bool) -> None:
+    def submit(self, chunk: Chunk, *, network: bool, observe: bool) -> None:
         """Give it a chunk. Raises WorkerDiedError."""
         used = {slot for _, slot, _ in self.outstanding}
         slot = next(number for number in range(SLOTS) if number not in used)
@@ -423,10 +425,9 @@ class Worker:
         self.network = network
         if not self.outstanding:
             self._begin_watch()
-        self.outstanding.append((self._generation, slot, tasks))
-        contents = [task.content for task in tasks]
-        folder = _get_folder()
-        parts = Request(self._generation, slot, network, observe, folder, contents).pack()  # type: ignore[arg-type]
+        self.outstanding.append((self._generation, slot, chunk))
+        contents = cast("Sequence[str | bytes]", chunk.contents)
+        parts = Request(self._generation, slot, network, observe, _get_folder(), contents).pack()
         try:
             self._socket.settimeout(self._setup.seconds)
             send(self._socket, parts)
@@ -435,47 +436,39 @@ class Worker:
         except OSError as error:  # it closed its end
             raise self._find_cause() from error
 
-    def collect(self, batch: Batch, observer: Observe | None, *, copy: bool = False) -> list[Task]:
-        """Wait for the first chunk's answer. Its pictures take rows of the batch, or get their `Failure`.
+    def collect(self, observer: Observe | None, *, copy: bool = False) -> "Reply":
+        """Wait for the first chunk's answer, and check it.
 
         Args:
-            batch: that has room for them.
             observer: is told what the worker observed.
             copy: copy images out of the arena; otherwise they are there until its next use of the slot.
-
-        Returns:
-            Pictures that there was no room for: to be submitted again.
 
         Raises:
             WorkerDiedError: if it ends, hangs, or answers nonsense.
             UnavailableError: if it cannot answer, for a reason that is no picture's.
         """
-        generation, number, tasks = self.outstanding[0]
+        generation, number, chunk = self.outstanding[0]
         answer = self._read()
         if answer.error:
             raise UnavailableError(f"a worker process cannot answer: {answer.error}")
         try:
-            if (answer.generation, answer.slot, answer.pictures) != (generation, number, len(tasks)):
+            if (answer.generation, answer.slot, answer.pictures) != (generation, number, chunk.weight):
                 raise NonsenseError(f"an answer to another request: {answer}")
-            self._check_room(answer)
-            failed = [index for index, _, _ in answer.failures]
-            slot = self._arena.slots[number]
-            rows = _read_rows(slot, len(tasks), [*failed, *answer.unplaced])
-            self._fill(batch, slot, [tasks[row] for row in rows], copy)
+            reply = _read_reply(answer, self._arena.slots[number], self.network, copy)
         except NonsenseError as error:
-            raise WorkerDiedError(
-                Kind.CRASHED, f"its decoder gave an answer that makes no sense: {error}"
-            ) from error
+            raise _make_nonsense(error) from error
         for index, kind, message in answer.failures:
-            tasks[index].result = Failure(kind, message, tasks[index].source)
+            # What a decoder that had no room could not free would count against the next picture.
+            if kind is Kind.OUT_OF_MEMORY:
+                raise WorkerDiedError(kind, message, suspect=index)
             self.tainted |= self._setup.isolation is not None and kind in BROKEN
         if observer is not None:
             for stage, begin, end in answer.observed:
                 observer(stage, begin, end)
-        self.answered += len(tasks)
+        self.answered += chunk.weight
         self.outstanding.popleft()
         self._begin_watch()
-        return [tasks[index] for index in answer.unplaced]
+        return reply
 
     def end(self) -> int | None:
         """Kill it, and return its exit code, if that is known."""
@@ -521,7 +514,7 @@ class Worker:
 
     def _get_suspect(self) -> int | None:
         index = int(self._arena.pulse[1])
-        return index if self.outstanding and index < len(self.outstanding[0][2]) and index != NO_PICTURE else None
+        return index if self.outstanding and index < self.outstanding[0][2].weight else None
 
     def _make_timeout(self) -> WorkerDiedError:
         message = f"not decoded within {self._setup.seconds:g} seconds"
@@ -537,43 +530,86 @@ class Worker:
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended the process with exit code {code}"
         return WorkerDiedError(Kind.CRASHED, f"its decoder {how}", suspect=suspect)
 
-    def _check_room(self, answer: Answer) -> None:
-        """What a decoder that had no room could not free would count against the next picture."""
-        for index, kind, message in answer.failures:
-            if kind is Kind.OUT_OF_MEMORY:
-                raise WorkerDiedError(
-                    kind, message, suspect=index if index < len(self.outstanding[0][2]) else None
-                )
 
-    def _fill(self, batch: Batch, slot: Slot, tasks: list[Task], copy: bool) -> None:
-        """Append what a slot holds to a batch: copied first, then checked, for the worker could change it."""
-        count, begin = len(tasks), len(batch.tasks)
-        if slot.batch is None:
-            images = [_get_image(slot, shape) for shape in slot.shapes[:count].tolist()]
-            for task, image in zip(tasks, images, strict=True):
-                batch.add_image(task, DecodedImage(image.copy()) if copy else image)
-            return
-        rows = slice(begin, begin + count)
-        batch.flat[rows] = slot.batch.flat[:count]
-        if self.network:
-            batch.probabilities[rows] = slot.batch.probabilities[:count]
-            copied = batch.probabilities[rows]
-            if not ((copied >= 0) & (copied <= 1)).all():  # nor is any of them not a number
-                raise NonsenseError(f"a probability of {copied.flat[np.argmin((copied >= 0) & (copied <= 1))]}")
-        else:
-            batch.inputs[rows] = slot.batch.inputs[:count]
-        batch.tasks += tasks
+class Reply(NamedTuple):
+    """What a worker made of a chunk, copied and checked.
+
+    Attributes:
+        rows: which picture of the chunk is in which row of what follows.
+        failures: index, kind and message of those that have none.
+        unplaced: indices of those that there was no room for.
+        flat: whether each shows nothing.
+        probabilities: a tuple for each row; none where the network did not run.
+        inputs: of the network, uint8; None where it ran.
+        images: decoded ones, where a GPU is to do the rest.
+    """
+
+    rows: Sequence[int]
+    failures: list[tuple[int, Kind, str]]
+    unplaced: list[int]
+    flat: Sequence[bool] = ()
+    probabilities: Sequence[tuple[float, ...]] = ()
+    inputs: npt.NDArray[np.uint8] | None = None
+    images: Sequence[DecodedImage] = ()
+
+    def fill(self, batch: Batch, tasks: list[Task]) -> list[Task]:
+        """Append rows to a batch, give tasks without one their `Failure`, and return those to ask for again."""
+        for index, kind, message in self.failures:
+            tasks[index].result = Failure(kind, message, tasks[index].source)
+        placed = [tasks[row] for row in self.rows]
+        if self.images:
+            for task, image in zip(placed, self.images, strict=True):
+                batch.add_image(task, image)
+        elif placed:
+            rows = slice(len(batch.tasks), len(batch.tasks) + len(placed))
+            batch.flat[rows] = self.flat
+            if self.inputs is None:
+                batch.probabilities[rows] = self.probabilities
+            else:
+                batch.inputs[rows] = self.inputs
+            batch.tasks += placed
+        return [tasks[index] for index in self.unplaced]
+
+    def make_answers(self, paths: list[str], names: tuple[str, ...]) -> Answers:
+        """Make the results of paths, without an object for each."""
+        failures = {index: Failure(kind, text, paths[index]) for index, kind, text in self.failures}
+        if self.rows == range(len(paths)):
+            return Answers(names, paths, self.probabilities, self.flat, failures)
+        probabilities, flat = [(0.0,) * len(names)] * len(paths), [False] * len(paths)
+        for row, values, is_flat in zip(self.rows, self.probabilities, self.flat, strict=True):
+            probabilities[row], flat[row] = values, is_flat
+        return Answers(names, paths, probabilities, flat, failures)
+
+
+def _read_reply(answer: Answer, slot: Slot, network: bool, copy: bool) -> Reply:
+    """Read what a slot holds: copied first, then checked, for the worker could change it between."""
+    rows = _read_rows(slot, answer)
+    reply, count = Reply(rows, answer.failures, answer.unplaced), len(rows)
+    if slot.batch is None:
+        images = [_get_image(slot, shape) for shape in slot.shapes[:count].tolist()]
+        return reply._replace(images=[DecodedImage(image.copy()) for image in images] if copy else images)
+    flat = slot.batch.flat[:count].tolist()
+    if not network:
+        return reply._replace(flat=flat, inputs=slot.batch.inputs[:count].copy())
+    values: list[tuple[float, ...]] = list(map(tuple, slot.batch.probabilities[:count].tolist()))
+    for row in values:
+        if not 0 <= min(row) <= max(row) <= 1.0 <= 1.01 * sum(row) <= 1.03:
+            raise NonsenseError(f"probabilities {row}")
+    return reply._replace(flat=flat, probabilities=values)
 
 
 def _make_nonsense(error: NonsenseError) -> WorkerDiedError:
     return WorkerDiedError(Kind.CRASHED, f"its decoder gave an answer that makes no sense: {error}")
 
 
-def _read_rows(slot: Slot, pictures: int, without: list[int]) -> list[int]:
+def _read_rows(slot: Slot, answer: Answer) -> Sequence[int]:
     """Read which picture is in which row; every one of them must be in a row, or be without."""
-    count = pictures - len(without)
-    rows: list[int] = slot.rows[: max(0, count)].tolist()
-    if sorted([*rows, *without]) != list(range(pictures)):
+    without = [*(index for index, _, _ in answer.failures), *answer.unplaced]
+    pictures = range(answer.pictures)
+    rows: list[int] = slot.rows[: max(0, answer.pictures - len(without))].tolist()
+    if rows == list(pictures) and not without:
+        return pictures
+    if sorted([*rows, *without]) != list(pictures):
         raise NonsenseError("not every picture has a row")
     return rows
 
