@@ -369,13 +369,11 @@ class Engine:
     def _make_executor(self, sources: Iterable[Source], batch_size: int, in_flight: int | None) -> Executor:
         """Choose the body that suits a job."""
         workers = self._choose_workers(sources)
-        threads = (
-            self._threads + (self._device.streams if self._device else 0) if workers is None else workers.count
-        )
-        if isinstance(sources, list | tuple):
-            threads = min(threads, len(sources))
+        threads = self._threads + (self._device.streams if self._device else 0)
+        pictures = len(sources) if isinstance(sources, list | tuple) else None
+        threads = threads if pictures is None else min(threads, pictures)
         executor: Executor
-        if threads <= 1 and (workers is None or workers is self._stages.workers):
+        if pictures in (0, 1) or (threads <= 1 and workers is None):
             # Of one picture: all threads of the network work on it together.
             size = in_flight or batch_size
             executor = InlineExecutor(self._stages, self.backend, batch_size=batch_size, max_in_flight=size)
@@ -390,16 +388,15 @@ class Engine:
         else:
             from .pipeline.process_executor import ProcessExecutor  # needs Linux
 
-            known = len(sources) if isinstance(sources, list | tuple) else 0
             asked = self._options.workers != "auto"
             executor = ProcessExecutor(
                 self._stages,
                 self._open_for_many(),
                 threads=threads,
                 batch_size=batch_size,
-                max_in_flight=in_flight or 2 * WINDOW * batch_size * threads,
+                max_in_flight=in_flight or 2 * WINDOW * batch_size * max(threads, workers.count),
                 workers=workers,
-                start_after=0 if asked or known >= LONG_JOB else START_AFTER,
+                start_after=0 if asked or (pictures or 0) >= LONG_JOB else START_AFTER,
             )
         self._executors.add(executor)
         return executor

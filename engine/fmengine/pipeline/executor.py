@@ -100,7 +100,7 @@ class Executor(ABC):
         self._stopped = True
         self._room.release(self._max_in_flight)
         self._waiting.put(None)
-        self._changed.set()
+        self._announce()
         self._join(timeout)
         feeder = self._feeder
         while feeder and feeder is not threading.current_thread() and feeder.is_alive() and not self._reading:
@@ -124,7 +124,7 @@ class Executor(ABC):
             for unit in self._read(sources, channels, self._max_in_flight - in_flight):
                 in_flight += unit.weight
                 pending.append(unit)
-                self._waiting.put(unit)
+                self._enqueue(unit)
             while pending and (pending[0].result is not None or in_flight >= self._max_in_flight):
                 yield self._take_results()
                 in_flight -= self._taken
@@ -163,7 +163,7 @@ class Executor(ABC):
                 for _ in range(task.weight - 1):
                     self._room.acquire()
                 self._pending.append(task)
-                self._waiting.put(task)
+                self._enqueue(task)
             self._error = ClosedError()
         except StopIteration:
             pass
@@ -172,7 +172,20 @@ class Executor(ABC):
         finally:
             self._reading, self._ended = False, True
             self._waiting.put(None)
-            self._changed.set()
+            self._announce()
+
+    def _enqueue(self, unit: Task | Chunk) -> None:
+        """Give what was read to whoever computes."""
+        self._waiting.put(unit)
+
+    def _announce(self) -> None:
+        """Wake whoever waits for results: some are known, or no more come."""
+        self._changed.set()
+
+    def _is_first_known(self) -> bool:
+        """Return whether the first result is known, or there is none to wait for."""
+        ended = self._ended  # before `pending` is looked at: once ended, nothing more becomes pending
+        return self._pending[0].result is not None if self._pending else ended
 
     def _admit(self, source: Source, channels: Channels) -> Task:
         """Take a source over, and weigh what it holds in memory: photographs must not fill it."""
@@ -188,8 +201,7 @@ class Executor(ABC):
         None are left where the list is empty.
         """
         pending = self._pending
-        ended = self._ended  # before `pending` is looked at: once ended, nothing more becomes pending
-        while pending[0].result is None if pending else not ended:
+        while not self._is_first_known():
             if self._process != os.getpid():
                 raise FmengineError(
                     f"these results were begun by process {self._process} and are read after a fork by "
@@ -198,7 +210,6 @@ class Executor(ABC):
             if self._stopped:
                 raise ClosedError
             self._wait()
-            ended = self._ended
         results: list[Result] = []
         self._taken = 0
         while pending and (result := pending[0].result) is not None:
@@ -256,9 +267,7 @@ class ThreadExecutor(Executor):
 
     def _wait(self) -> None:
         self._changed.clear()
-        ended = self._ended
-        known = self._pending[0].result is not None if self._pending else ended
-        if not (known or self._stopped):  # what came before `clear` sets the event no second time
+        if not (self._is_first_known() or self._stopped):  # what came before `clear` sets the event no second time
             self._changed.wait()
 
     def _join(self, timeout: float | None) -> None:
@@ -288,7 +297,7 @@ class ThreadExecutor(Executor):
         except BaseException as error:  # for whoever takes the results
             set_error(taken, error)
         batch.clear()
-        self._changed.set()
+        self._announce()
 
     def _take_chunk(self, first: Task, room: int) -> list[Task]:
         """Take a thread's share of what waits, so that all threads end together."""

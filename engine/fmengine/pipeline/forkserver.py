@@ -70,11 +70,12 @@ class ForkServer:
                     start_new_session=True,  # Ctrl-C is for the engine, which ends its workers
                     env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 )
-            self._control.settimeout(START_SECONDS)
-            socket.send_fds(self._control, [json.dumps([service, settings]).encode()], files)
         except OSError as error:
             self._control.close()
             raise UnavailableError(f"cannot start worker processes: {error}") from error
+        self._control.settimeout(START_SECONDS)
+        with suppress(OSError):  # it ended: `wait` says how
+            socket.send_fds(self._control, [json.dumps([service, settings]).encode()], files)
 
     def wait(self) -> None:
         """Wait until it can fork. Raises UnavailableError if it ends before."""

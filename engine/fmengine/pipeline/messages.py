@@ -5,6 +5,7 @@ holds what is large; see `arena.py`.
 """
 
 import json
+import select
 import socket
 import struct
 from array import array
@@ -90,13 +91,30 @@ class NonsenseError(Exception):
     """A message makes no sense: whoever sent it was taken over, or its memory is broken."""
 
 
-def send(connection: socket.socket, parts: list[bytes]) -> None:
-    """Send a message; large parts are not copied together."""
+def send(connection: socket.socket, parts: list[bytes], seconds: float) -> None:
+    """Send a message through a socket that does not block; large parts are not copied together.
+
+    Raises:
+        TimeoutError: if the other end takes nothing for so long.
+        OSError: if it is closed.
+    """
     if sum(map(len, parts)) <= 1 << 20:
-        connection.sendall(b"".join(parts))
-        return
+        parts = [b"".join(parts)]
     for part in parts:
-        connection.sendall(part)
+        view = memoryview(part)
+        while view:
+            try:
+                view = view[connection.send(view) :]
+            except BlockingIOError:
+                wait_for(connection, select.POLLOUT, seconds)
+
+
+def wait_for(connection: socket.socket, event: int, seconds: float) -> None:
+    """Wait until a socket can be read or written. Raises TimeoutError."""
+    poll = select.poll()
+    poll.register(connection, event)
+    if not poll.poll(1000 * seconds):
+        raise TimeoutError(f"nothing for {seconds:g} seconds")
 
 
 def receive_request(connection: socket.socket) -> Request | None:
@@ -154,36 +172,41 @@ def _receive(connection: socket.socket, size: int) -> bytearray:
 
 
 class AnswerReader:
-    """Reads answers from a socket with a timeout, after which it goes on where it was."""
+    """Reads answers from a socket that does not block, and goes on where it was."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._data = bytearray()
 
-    def read(self) -> Answer:
-        """Read an answer.
+    def read(self) -> Answer | None:
+        """Read an answer; None where not all of it is there yet.
 
         Raises:
-            TimeoutError: of the socket; what came so far is kept.
-            ConnectionError: if it is closed.
+            ConnectionError: if the socket is closed.
             NonsenseError: for what is no answer.
         """
-        self._fill(_ANSWER.size)
+        if not self._fill(_ANSWER.size):
+            return None
         generation, slot, pictures, following = _ANSWER.unpack_from(self._data)
         if following > MAX_ANSWER:
             raise NonsenseError(f"an answer of {following} bytes")
-        self._fill(_ANSWER.size + following)
+        if not self._fill(_ANSWER.size + following):
+            return None
         body = bytes(self._data[_ANSWER.size :])
         self._data = bytearray()
         answer = Answer(generation, slot, pictures)
         return _parse_body(answer, body) if body else answer
 
-    def _fill(self, size: int) -> None:
+    def _fill(self, size: int) -> bool:
         while len(self._data) < size:
-            part = self._connection.recv(size - len(self._data))
+            try:
+                part = self._connection.recv(size - len(self._data))
+            except BlockingIOError:
+                return False
             if not part:
                 raise ConnectionError("closed")
             self._data += part
+        return True
 
 
 def _parse_body(answer: Answer, body: bytes) -> Answer:

@@ -1,8 +1,15 @@
-"""Many pictures, answered in order by worker processes, each of which a thread here speaks for."""
+"""Many pictures, answered in order by worker processes, which the thread that takes the results speaks for."""
 
 import logging
+import select
+import socket
+import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
+from queue import Empty
 from typing import cast
 
 from ..backend.protocol import Backend
@@ -12,7 +19,7 @@ from .arena import SLOTS
 from .batch import Batch, Task
 from .chunk import Chunk
 from .death import WorkerDiedError
-from .executor import ThreadExecutor, take_waiting
+from .executor import ThreadExecutor
 from .stages import Stages, is_delegable
 from .workers import Reply, Worker, Workers
 
@@ -23,7 +30,7 @@ class ProcessExecutor(ThreadExecutor):
     """Has paths and encoded pictures answered by workers.
 
     Until workers are ready the threads compute, and so they do for what is decoded already, as arrays are. A
-    worker has two chunks at a time: it writes the answers of one while the thread reads those of the other.
+    worker has two chunks at a time: it works on one while this process reads the answers of the other.
     """
 
     def __init__(
@@ -42,7 +49,7 @@ class ProcessExecutor(ThreadExecutor):
         Args:
             stages: as of `Executor`; where they have workers themselves, threads must not decode.
             backend: as of `Executor`.
-            threads: as many as there are workers at most.
+            threads: that compute.
             batch_size: as of `Executor`.
             max_in_flight: as of `Executor`.
             workers: that answer.
@@ -53,6 +60,15 @@ class ProcessExecutor(ThreadExecutor):
         self._chunk_size = min(batch_size, workers.capacity)
         self._must_delegate = stages.workers is not None
         self._start_after = start_after
+        self._delegates = self._must_delegate  # since a worker is ready; until then threads compute
+        self._ready: deque[Task | Chunk] = deque()  # for workers
+        self._held: dict[int, Worker] = {}  # by the descriptor of their socket
+        self._free: deque[Worker] = deque()  # once for each chunk that they can take, those without any first
+        self._poll = select.poll()
+        self._bell, self._button = socket.socketpair()  # which wakes a `poll`
+        self._sleeps = False
+        self._looked_at = time.monotonic()  # when pulses were looked at
+        self._taker: int | None = None  # the thread that takes the results
 
     @property
     def stopped(self) -> bool:
@@ -60,18 +76,17 @@ class ProcessExecutor(ThreadExecutor):
         return self._stopped
 
     def _start(self) -> None:
+        self._poll.register(self._bell, select.POLLIN)
+        self._bell.setblocking(False)
+        self._button.setblocking(False)
         self._count_computed(0)
         super()._start()
 
     def _count_computed(self, pictures: int) -> None:
-        """Count pictures that a thread answered, and start workers once they are many."""
+        """Count pictures that threads answered, and start workers once they are many."""
         self._start_after -= pictures
         if self._start_after <= 0:
             self._workers.start()
-
-    def _join(self, timeout: float | None) -> None:
-        self._workers.kill_those_of(self)  # whatever their decoders do
-        super()._join(timeout)
 
     def _read(self, sources: Iterator[Source], channels: Channels, room: int) -> Sequence[Task | Chunk]:
         """Read a chunk of paths; what is none of them has a task of its own."""
@@ -89,114 +104,178 @@ class ProcessExecutor(ThreadExecutor):
             self._error, self._ended = error, True
         return [Chunk(paths), *units] if paths else units
 
+    def _enqueue(self, unit: Task | Chunk) -> None:
+        if self._delegates and _can_delegate(unit):
+            self._ready.append(unit)
+            self._wake()
+        else:
+            super()._enqueue(unit)
+
+    def _announce(self) -> None:
+        super()._announce()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._sleeps:
+            with suppress(OSError):  # it is awake, or closed
+                self._button.send(b"\0")
+
+    # What the threads do.
+
     def _work(self) -> None:
         batch = Batch(self._stages.spec, self._batch_size)
-        worker: Worker | None = None
-        while not self._stopped:
-            outstanding = worker is not None and len(worker.outstanding) > 0
-            unit = take_waiting(self._waiting) if outstanding else self._waiting.get()
-            if unit is None and not outstanding:
-                break
-            try:
-                if unit is not None:
-                    worker = self._begin(worker, unit, batch)
-                if worker is not None and (unit is None or len(worker.outstanding) == SLOTS):
-                    worker = self._collect(worker, batch)
-            except BaseException as error:  # for whoever takes the results
-                if isinstance(unit, Chunk):
-                    unit.set_error(error)
-                elif unit is not None:
-                    unit.result = unit.result or error
-                self._drop(worker, error)
-                worker = None
-            batch.clear()
-            self._changed.set()
-            if worker is not None and not worker.outstanding and not self._waiting.qsize():
-                self._workers.give_back(worker)  # others may have work for it
-                worker = None
-        self._drop(worker, ClosedError())
+        while (unit := self._waiting.get()) is not None and not self._stopped:
+            if isinstance(unit, Task):
+                self._compute(unit, batch)
+                self._count_computed(self._batch_size if _can_delegate(unit) else 0)
+            else:
+                self._compute_chunk(unit, batch)
+                self._announce()
+                self._count_computed(unit.weight)
         self._waiting.put(None)  # for the next thread
 
-    def _begin(self, worker: Worker | None, unit: Task | Chunk, batch: Batch) -> Worker | None:
-        """Give what waits to a worker, or compute it, and return the worker that this thread has then."""
-        if isinstance(unit, Chunk):
-            return self._give(worker, unit, batch)
-        if is_delegable(unit) and (worker := worker or self._take_worker()):
-            tasks = self._take_chunk(unit, self._chunk_size)
-            if not all(map(is_delegable, tasks)):
-                self._stages.run([task for task in tasks if not is_delegable(task)], batch, self._backend)
-                tasks = [task for task in tasks if is_delegable(task)]
-            return self._give(worker, Chunk.of(tasks), batch) if tasks else worker
-        self._compute(unit, batch)
-        self._count_computed(self._batch_size)
-        return worker
+    def _compute_chunk(self, chunk: Chunk, batch: Batch) -> None:
+        """Compute those pictures of a chunk that have no result."""
+        try:
+            self._stages.run([task for task in chunk.expand() if task.result is None], batch, self._backend)
+            chunk.settle()
+        except BaseException as error:  # for whoever takes the results
+            chunk.set_error(error)
+            batch.clear()
 
-    def _take_worker(self) -> Worker | None:
-        """Take a worker; None where none is ready and threads may compute."""
-        return self._workers.wait_for_one(self) if self._must_delegate else self._workers.take(self)
+    # What the thread does that takes the results.
 
-    def _give(self, worker: Worker | None, chunk: Chunk, batch: Batch) -> Worker | None:
-        """Give a chunk to a worker, or compute it, and return the worker that has what else there is to do."""
-        worker = worker or self._take_worker()
+    def _wait(self) -> None:
+        self._taker = threading.get_ident()
+        if not self._delegates and not self._begin_to_delegate():
+            super()._wait()
+            return
+        self._sleeps = True  # from here on whoever has news wakes it
+        self._dispatch()
+        if self._is_first_known() or self._stopped:
+            self._sleeps = False
+            return
+        events = self._poll.poll(1000 * self._workers.look_every)
+        self._sleeps = False
+        for descriptor, _ in events:
+            if worker := self._held.get(descriptor):
+                self._collect(worker)
+            else:
+                with suppress(BlockingIOError):
+                    self._bell.recv(4096)
+        if time.monotonic() - self._looked_at > self._workers.look_every:
+            self._look_at_pulses()
+
+    def _begin_to_delegate(self) -> bool:
+        """Take a worker, if one is ready; then threads are left what workers cannot do."""
+        worker = self._workers.take(self)
         if worker is None:
-            self._compute_chunk(chunk, batch)
-            self._count_computed(chunk.weight)
+            return False
+        self._hold(worker)
+        self._delegates = True
+        units: list[Task | Chunk | None] = []
+        with suppress(Empty):
+            while True:
+                units.append(self._waiting.get_nowait())
+        for unit in units:
+            if unit is not None:
+                self._enqueue(unit)
+        if None in units:
+            self._waiting.put(None)
+        return True
+
+    def _hold(self, worker: Worker) -> None:
+        self._held[worker.descriptor] = worker
+        self._poll.register(worker.descriptor, select.POLLIN)
+        self._free.appendleft(worker)
+
+    def _let_go(self, worker: Worker) -> None:
+        """Do without a worker: give it back, or end it if it is at work."""
+        self._poll.unregister(worker.descriptor)
+        del self._held[worker.descriptor]
+        while worker in self._free:
+            self._free.remove(worker)
+        self._workers.give_back(worker)
+
+    def _dispatch(self) -> None:
+        """Give workers what is ready for them; one that has nothing to do may be of use to others."""
+        while self._ready and (worker := self._find_free()):
+            chunk = self._next_chunk(worker)
+            if chunk is None:
+                self._free.appendleft(worker)
+                return
+            self._submit(worker, chunk)
+        if not self._ready:
+            for worker in list(self._held.values()):
+                if not worker.outstanding:
+                    self._let_go(worker)
+
+    def _find_free(self) -> Worker | None:
+        """Find a worker that can take a chunk; another one is taken before one gets its second."""
+        if self._free and not self._free[0].outstanding:
+            return self._free.popleft()
+        worker = self._workers.take(self)
+        if worker is None and self._must_delegate:
+            if not self._held:
+                worker = self._workers.wait_for_one(self)
+            self._workers.start()
+        if worker is not None:
+            self._hold(worker)
+        return self._free.popleft() if self._free else None
+
+    def _next_chunk(self, worker: Worker) -> Chunk | None:
+        """Take a worker's share of what is ready; None where it is to wait until that is more."""
+        if isinstance(self._ready[0], Chunk):
+            return cast(Chunk, self._ready.popleft())
+        if worker.outstanding and len(self._ready) < self._chunk_size and not self._ended:
             return None
+        share = max(1, min(self._chunk_size, len(self._ready) // self._workers.count))
+        tasks: list[Task] = []
+        while len(tasks) < share and self._ready and isinstance(self._ready[0], Task):
+            tasks.append(cast(Task, self._ready.popleft()))
+        return Chunk.of(tasks)
+
+    def _submit(self, worker: Worker, chunk: Chunk) -> None:
         try:
             worker.submit(chunk, network=self._stages.device is None, observe=self._stages.observer is not None)
         except WorkerDiedError as death:
-            return self._recover(worker, death, batch)
-        return worker
+            self._recover(worker, death)
+        else:
+            if len(worker.outstanding) < SLOTS and worker.may_take_another:
+                self._free.append(worker)
 
-    def _collect(self, worker: Worker, batch: Batch) -> Worker | None:
-        """Take a worker's first answer, and return the worker that has what else there is to do."""
-        chunk = worker.outstanding[0][2]
+    def _collect(self, worker: Worker) -> None:
+        """Take a worker's first answer, if it is there, and give the pictures their results."""
+        chunk = worker.outstanding[0][2] if worker.outstanding else Chunk([])
         try:
             reply = worker.collect(self._stages.observer)
         except WorkerDiedError as death:
-            return self._recover(worker, death, batch)
+            self._recover(worker, death)
+            return
         except UnavailableError as error:
-            self._compute_instead(self._workers.end(worker), batch, error)
-            return None
-        again = self._settle(chunk, reply, batch)
-        others = self._workers.end(worker) if worker.tainted else []
-        after = None if worker.tainted else worker
-        for other in [*again, *others]:
-            after = self._give(after, other, batch)
-        return after
+            self._compute_instead(self._end(worker), error)
+            return
+        if reply is None:
+            return
+        left = self._settle(chunk, reply)
+        if worker.tainted:
+            self._ready.extendleft(self._end(worker))
+        elif worker not in self._free:
+            self._free.append(worker) if worker.outstanding else self._free.appendleft(worker)
+        self._ready.extendleft(left)
 
-    def _settle(self, chunk: Chunk, reply: Reply, batch: Batch) -> list[Chunk]:
+    def _settle(self, chunk: Chunk, reply: Reply) -> list[Chunk]:
         """Give the pictures of a chunk their results; those that there was no room for are a chunk to do again."""
         if chunk.tasks is None and self._stages.device is None:
             answers = reply.make_answers(cast("list[str]", chunk.contents), self._stages.spec.labels)
             self._stages.post_columns(answers)
             chunk.result = answers
             return []
+        batch = Batch(self._stages.spec, self._chunk_size)
         left = reply.fill(batch, chunk.expand())
         self._answer(batch)
         chunk.settle()
         return [Chunk.of(left, chunk)] if left else []
-
-    def _recover(self, worker: Worker, death: WorkerDiedError, batch: Batch) -> Worker | None:
-        """Do again what a worker had when it died, and return the worker that has what else there is to do."""
-        first, *others = self._workers.end(worker)
-        try:
-            self._workers.redo(first, worker, death, batch, self._stages.observer)
-        except UnavailableError as error:
-            self._answer(batch)
-            self._compute_instead([first, *others], batch, error)
-            return None
-        except BaseException as error:
-            for chunk in (first, *others):
-                chunk.set_error(error)
-            raise
-        self._answer(batch)
-        first.settle()
-        self._changed.set()
-        after: Worker | None = None
-        for chunk in others:
-            after = self._give(after, chunk, batch)
-        return after
 
     def _answer(self, batch: Batch) -> None:
         """Give the tasks of a batch that workers filled their results."""
@@ -205,23 +284,56 @@ class ProcessExecutor(ThreadExecutor):
         else:
             self._stages.answer(batch, self._backend)
 
-    def _compute_chunk(self, chunk: Chunk, batch: Batch) -> None:
-        self._stages.run([task for task in chunk.expand() if task.result is None], batch, self._backend)
-        chunk.settle()
+    def _look_at_pulses(self) -> None:
+        """Find the workers that hang."""
+        self._looked_at = time.monotonic()
+        for worker in list(self._held.values()):
+            try:
+                worker.check_pulse()
+            except WorkerDiedError as death:
+                self._recover(worker, death)
 
-    def _compute_instead(self, chunks: list[Chunk], batch: Batch, error: UnavailableError) -> None:
+    def _end(self, worker: Worker) -> list[Chunk]:
+        chunks = self._workers.end(worker)
+        self._let_go(worker)
+        return chunks
+
+    def _recover(self, worker: Worker, death: WorkerDiedError) -> None:
+        """Do again what a worker had when it died."""
+        chunks = self._end(worker)
+        if self._stopped:
+            raise ClosedError
+        if not chunks:
+            return
+        batch = Batch(self._stages.spec, self._chunk_size)
+        self._ready.extendleft(reversed(chunks[1:]))
+        try:
+            self._workers.redo(chunks[0], worker, death, batch, self._stages.observer)
+        except UnavailableError as error:
+            self._answer(batch)
+            self._compute_instead(chunks[:1], error)
+        else:
+            self._answer(batch)
+            chunks[0].settle()
+
+    def _compute_instead(self, chunks: list[Chunk], error: UnavailableError) -> None:
         """Compute what no worker can be had for, where threads may."""
-        if not self._must_delegate:
-            log.warning("threads do what a worker process was to: %s", error)
+        if self._must_delegate:
+            raise error
+        log.warning("threads do what a worker process was to: %s", error)
         for chunk in chunks:
-            if self._must_delegate:
-                chunk.set_error(error)
-            else:
-                self._compute_chunk(chunk, batch)
+            self._compute_chunk(chunk, Batch(self._stages.spec, self._chunk_size))
 
-    def _drop(self, worker: Worker | None, error: BaseException) -> None:
-        """Give a worker back, or end it if it is at work on what nobody wants any more."""
-        if worker is not None:
-            for chunk in self._workers.end(worker) if worker.outstanding else ():
-                chunk.set_error(error)
-            self._workers.give_back(worker)
+    def _join(self, timeout: float | None) -> None:
+        if self._taker in (None, threading.get_ident()):
+            for worker in list(self._held.values()):
+                self._let_go(worker)
+            self._bell.close()
+            self._button.close()
+        else:
+            self._workers.kill_those_of(self)  # whatever their decoders do
+        super()._join(timeout)
+
+
+def _can_delegate(unit: Task | Chunk) -> bool:
+    return isinstance(unit, Chunk) or is_delegable(unit)

@@ -13,6 +13,7 @@ import fcntl
 import logging
 import mmap
 import os
+import select
 import signal
 import socket
 import threading
@@ -37,7 +38,7 @@ from .batch import Batch, Task
 from .chunk import Answers, Chunk
 from .death import WorkerDiedError
 from .forkserver import START_SECONDS, ForkServer
-from .messages import Answer, AnswerReader, NonsenseError, Request, send
+from .messages import Answer, AnswerReader, NonsenseError, Request, send, wait_for
 from .stages import Observe
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,11 @@ class Workers:
         fork.register(self)
 
     @property
+    def look_every(self) -> float:
+        """Return the seconds between looks at the workers' pulses."""
+        return min(MAX_WAIT, max(MIN_WAIT, self.setup.seconds / 8))
+
+    @property
     def capacity(self) -> int:
         """Return how many pictures a worker is given at most."""
         return self.setup.layout.capacity
@@ -218,7 +224,7 @@ class Workers:
             worker = self.wait_for_one()
             try:
                 worker.submit(chunk, network=False, observe=observer is not None)
-                rest += worker.collect(observer, copy=True).fill(batch, chunk.expand())
+                rest += worker.wait(observer).fill(batch, chunk.expand())
             except WorkerDiedError as death:
                 self.end(worker)
                 self.redo(chunk, worker, death, batch, observer)
@@ -360,7 +366,7 @@ class Workers:
             fresh = not worker.answered
             try:
                 worker.submit(Chunk.of([task]), network=network, observe=observer is not None)
-                worker.collect(observer, copy=True).fill(batch, [task])
+                worker.wait(observer).fill(batch, [task])
             except WorkerDiedError as death:
                 self.end(worker)
                 kills += death.killed
@@ -387,13 +393,15 @@ class Worker:
         outstanding: generation and slot of the chunks, and the chunks, that it was given and did not answer yet.
         network: whether it was asked to run the network on them.
         tainted: whether it is to be given no more.
+        may_take_another: whether it can be given a chunk while it is at work on the one that it was given last.
+        descriptor: of our end of its socket.
         ended: whether it was ended.
         owner: whoever has it now.
     """
 
     def __init__(self, server: ForkServer, setup: Setup) -> None:
         self.owner: Owner | None = None
-        self.answered, self.network, self.tainted = 0, False, False
+        self.answered, self.network, self.tainted, self.may_take_another = 0, False, False, True
         self._ending, self.ended = threading.Lock(), False
         self._code: int | None = None
         self.outstanding: deque[tuple[int, int, Chunk]] = deque()
@@ -408,14 +416,15 @@ class Worker:
                 except UnavailableError:
                     self._socket.close()
                     raise
+        self.descriptor = self._socket.fileno()
+        self._socket.setblocking(False)
         self._reader = AnswerReader(self._socket)
-        self._socket.settimeout(START_SECONDS)
         try:
+            wait_for(self._socket, select.POLLIN, START_SECONDS)
             self._reader.read()
         except (OSError, NonsenseError) as error:
             code = self.end()
             raise UnavailableError(f"a worker process ended with {code} before it was ready") from error
-        self._wait = min(MAX_WAIT, max(MIN_WAIT, setup.seconds / 8))
 
     def submit(self, chunk: Chunk, *, network: bool, observe: bool) -> None:
         """Give it a chunk. Raises WorkerDiedError."""
@@ -428,16 +437,25 @@ class Worker:
         self.outstanding.append((self._generation, slot, chunk))
         contents = cast("Sequence[str | bytes]", chunk.contents)
         parts = Request(self._generation, slot, network, observe, _get_folder(), contents).pack()
+        self.may_take_another = sum(map(len, parts)) <= SMALL
         try:
-            self._socket.settimeout(self._setup.seconds)
-            send(self._socket, parts)
+            send(self._socket, parts, self._setup.seconds)
         except TimeoutError as error:
             raise self._make_timeout() from error
         except OSError as error:  # it closed its end
             raise self._find_cause() from error
 
-    def collect(self, observer: Observe | None, *, copy: bool = False) -> "Reply":
-        """Wait for the first chunk's answer, and check it.
+    def wait(self, observer: Observe | None) -> "Reply":
+        """Wait for the first chunk's answer; as `collect`, but images are copies."""
+        while (reply := self.collect(observer, copy=True)) is None:
+            try:
+                wait_for(self._socket, select.POLLIN, min(MAX_WAIT, max(MIN_WAIT, self._setup.seconds / 8)))
+            except TimeoutError:
+                self.check_pulse()
+        return reply
+
+    def collect(self, observer: Observe | None, *, copy: bool = False) -> "Reply | None":
+        """Take the first chunk's answer, and check it; None where it is not there yet.
 
         Args:
             observer: is told what the worker observed.
@@ -447,16 +465,23 @@ class Worker:
             WorkerDiedError: if it ends, hangs, or answers nonsense.
             UnavailableError: if it cannot answer, for a reason that is no picture's.
         """
-        generation, number, chunk = self.outstanding[0]
-        answer = self._read()
-        if answer.error:
-            raise UnavailableError(f"a worker process cannot answer: {answer.error}")
         try:
+            answer = self._reader.read()
+            if answer is None:
+                return None
+            if not self.outstanding:
+                raise NonsenseError("an answer to no request")
+            generation, number, chunk = self.outstanding[0]
+            if answer.error:
+                raise UnavailableError(f"a worker process cannot answer: {answer.error}")
             if (answer.generation, answer.slot, answer.pictures) != (generation, number, chunk.weight):
                 raise NonsenseError(f"an answer to another request: {answer}")
             reply = _read_reply(answer, self._arena.slots[number], self.network, copy)
         except NonsenseError as error:
-            raise _make_nonsense(error) from error
+            message = f"its decoder gave an answer that makes no sense: {error}"
+            raise WorkerDiedError(Kind.CRASHED, message, suspect=self._get_suspect()) from error
+        except OSError as error:  # it closed its end
+            raise self._find_cause() from error
         for index, kind, message in answer.failures:
             # What a decoder that had no room could not free would count against the next picture.
             if kind is Kind.OUT_OF_MEMORY:
@@ -489,28 +514,16 @@ class Worker:
         """Close this process's copy of our end: it goes on for the process that started it."""
         self._socket.close()
 
-    def _read(self) -> Answer:
-        self._socket.settimeout(self._wait)
-        while True:
-            try:
-                return self._reader.read()
-            except TimeoutError:
-                if self._hangs():
-                    raise self._make_timeout() from None
-            except NonsenseError as error:
-                raise _make_nonsense(error) from error
-            except OSError as error:  # it closed its end
-                raise self._find_cause() from error
+    def check_pulse(self) -> None:
+        """Raise WorkerDiedError if a picture takes longer than it may; it may wait for its turn some time more."""
+        pulse, _, waits = map(int, self._arena.pulse)
+        if pulse != self._pulse or not self.outstanding:
+            self._begin_watch()
+        if time.monotonic() - self._since > self._setup.seconds * (TURNS if waits else 1):
+            raise self._make_timeout()
 
     def _begin_watch(self) -> None:
         self._pulse, self._since = int(self._arena.pulse[0]), time.monotonic()
-
-    def _hangs(self) -> bool:
-        """Return whether a picture takes longer than it may; it may wait for its turn some time more."""
-        pulse, _, waits = map(int, self._arena.pulse)
-        if pulse != self._pulse:
-            self._begin_watch()
-        return time.monotonic() - self._since > self._setup.seconds * (TURNS if waits else 1)
 
     def _get_suspect(self) -> int | None:
         index = int(self._arena.pulse[1])
@@ -596,10 +609,6 @@ def _read_reply(answer: Answer, slot: Slot, network: bool, copy: bool) -> Reply:
         if not 0 <= min(row) <= max(row) <= 1.0 <= 1.01 * sum(row) <= 1.03:
             raise NonsenseError(f"probabilities {row}")
     return reply._replace(flat=flat, probabilities=values)
-
-
-def _make_nonsense(error: NonsenseError) -> WorkerDiedError:
-    return WorkerDiedError(Kind.CRASHED, f"its decoder gave an answer that makes no sense: {error}")
 
 
 def _read_rows(slot: Slot, answer: Answer) -> Sequence[int]:
