@@ -177,7 +177,7 @@ class Workers:
         with self._returned:
             while (worker := self.take(owner)) is None:
                 self._check_wanted(owner)
-                if len(self._all) + self._starting < self.count:
+                if self._count_apart_from(owner) + self._starting < self.count:
                     self._starting += 1
                     break
                 self._returned.wait(MAX_WAIT)
@@ -186,7 +186,8 @@ class Workers:
     def give_back(self, worker: "Worker") -> None:
         """Give an idle worker back. One that is not wanted any more is ended."""
         worker.owner = None
-        if worker.outstanding or worker.tainted or worker.ended or self._closed:
+        surplus = self._count_apart_from(None) > self.count
+        if worker.outstanding or worker.tainted or worker.ended or surplus or self._closed:
             self.end(worker)
             return
         with self._returned:
@@ -303,6 +304,11 @@ class Workers:
         self._server_lock = threading.Lock()
         self._starter = None
         self._closed = False
+
+    def _count_apart_from(self, owner: "Owner | None") -> int:
+        """Count the workers that no other owner has: an iterator that nobody reads on keeps what it has."""
+        with self._lock:
+            return sum(worker.owner in (None, owner) for worker in self._all)
 
     def _check_wanted(self, owner: "Owner | None") -> None:
         if self._closed or (owner is not None and owner.stopped):
