@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import FmengineError, UnavailableError, format_install_command
 from ..system.imports import load_object
 from .console import (
+    INTERRUPTED,
     configure,
     flush,
     is_structured,
@@ -49,8 +50,6 @@ COMMANDS = {
 }
 
 ANYWHERE = ("--debug", "--log-json")  # options of any command, before or after its name
-
-INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 
 @contextmanager

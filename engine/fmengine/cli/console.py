@@ -17,6 +17,8 @@ from .streams import LogStream, discard_stdout, take_descriptor
 
 T = TypeVar("T")
 
+INTERRUPTED = 130  # the exit code, as shells have it: 128 + SIGINT
+
 logger = logging.getLogger("fmengine.cli")
 
 

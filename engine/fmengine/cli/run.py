@@ -11,6 +11,7 @@ from ..jobs.rows import Row, Tally, to_rows, to_text
 from ..pipeline.chunk import find_failures
 from ..pipeline.executor import Feed
 from .console import Progress, inform, logger, print_data, to_json
+from .interrupt import end_soon_after_interrupt
 
 
 def answer_pictures(
@@ -48,8 +49,8 @@ def write_rows(
     """
     tally = Tally()
     kept: list[Row] = []
-    try:
-        with closing(chunks), bar:
+    with end_soon_after_interrupt(), closing(chunks), bar:
+        try:
             for rows in chunks:
                 tally.add(rows)
                 if file is not None:
@@ -58,10 +59,10 @@ def write_rows(
                     print_data("\n".join(map(to_json if as_json else to_text, rows)))
                     kept += rows if keep else ()
                 bar.advance(len(rows))
-    except KeyboardInterrupt:
-        if file is not None:
-            inform(f"fmengine: {file.path} holds every finished row; go on with --resume")
-        raise
+        except KeyboardInterrupt:
+            if file is not None:
+                inform(f"fmengine: {file.path} holds every finished row; go on with --resume")
+            raise
     return tally, kept
 
 

@@ -83,6 +83,17 @@ class Chunk:
             self.tasks = [Task(path, path) for path in self.contents]  # type: ignore[arg-type]
         return self.tasks
 
+    def renew(self) -> "Chunk":
+        """Make a chunk of the paths that have no result; what is done to the tasks of now counts no more."""
+        tasks = self.expand()
+        missing = {
+            index: Task(task.source, self.contents[index])
+            for index, task in enumerate(tasks)
+            if task.result is None
+        }
+        self.tasks = [missing.get(index, task) for index, task in enumerate(tasks)]
+        return Chunk.of(list(missing.values()), self)
+
     def settle(self) -> None:
         """Take the results of its tasks, if all have theirs."""
         results = [task.result for task in self.tasks or ()]

@@ -67,6 +67,7 @@ class ProcessExecutor(ThreadExecutor):
         self._poll = select.poll()
         self._bell, self._button = socket.socketpair()  # which wakes a `poll`
         self._sleeps = False
+        self._computing: dict[int, tuple[Chunk, float]] = {}  # by thread, and since when
         self._looked_at = time.monotonic()  # when pulses were looked at
         self._taker: int | None = None  # the thread that takes the results
 
@@ -136,12 +137,15 @@ class ProcessExecutor(ThreadExecutor):
 
     def _compute_chunk(self, chunk: Chunk, batch: Batch) -> None:
         """Compute those pictures of a chunk that have no result."""
+        thread = threading.get_ident()
+        self._computing[thread] = chunk, time.monotonic()
         try:
             self._stages.run([task for task in chunk.expand() if task.result is None], batch, self._backend)
             chunk.settle()
         except BaseException as error:  # for whoever takes the results
             chunk.set_error(error)
             batch.clear()
+        self._computing.pop(thread, None)
 
     # What the thread does that takes the results.
 
@@ -292,6 +296,17 @@ class ProcessExecutor(ThreadExecutor):
                 worker.check_pulse()
             except WorkerDiedError as death:
                 self._recover(worker, death)
+
+        for thread, (chunk, since) in list(self._computing.items()):
+            if self._looked_at - since > self._workers.setup.seconds:
+                self._abandon(thread, chunk)
+
+    def _abandon(self, thread: int, chunk: Chunk) -> None:
+        """Give a chunk to a worker that a thread does not get done with: its decoder cannot be ended."""
+        log.warning("a decoder hangs in a thread; a worker process tries again what it was at")
+        del self._computing[thread]
+        self._threads = [other for other in self._threads if other.ident != thread]  # not to be waited for
+        self._ready.appendleft(chunk.renew())
 
     def _end(self, worker: Worker) -> list[Chunk]:
         chunks = self._workers.end(worker)
