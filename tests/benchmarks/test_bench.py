@@ -131,6 +131,10 @@ def test_the_whole_report(measured: Measured) -> None:
     assert list(measured.document["serial"]["stages"]) == ["read", "decode", "preprocess", "infer", "post"]
     assert measured.document["passed"]
     assert measured.document["about"]["model sha256"]
+    usage = measured.document["processes"]
+    assert measured.document["about"]["workers"] == str(len(usage["shares"].keys() - {"parent", "fork server"}))
+    assert f"from files, {usage['held_by']}-bound: {usage['why']}" in measured.document["holds_back"]
+    assert f"{usage['held_by']}-bound" in measured.page
     assert "<svg" in measured.page
 
 
@@ -166,7 +170,8 @@ def test_every_figure_has_an_interval_that_was_measured(measured: Measured) -> N
         else:
             assert set(each["intervals"]) == {"mean", "p50", "p90", "p95", "p99"}
             assert all(low <= high for low, high in each["intervals"].values())
-    for part in ("serial", "overlapped", "single_stream", "offline", "server", "peak", "rooflines"):
+    parts = ("serial", "overlapped", "single_stream", "offline", "processes", "server", "peak", "rooflines")
+    for part in parts:
         assert list(figures_in(measured.document[part])), part
 
 
@@ -701,12 +706,23 @@ def test_changes_as_json(before: dict[str, Any], tmp_path: Path) -> None:
     assert all(change["before"] == change["after"] for change in changes)
 
 
+@pytest.mark.slow
+def test_a_report_without_processes_is_compared(before: dict[str, Any], tmp_path: Path) -> None:
+    """Of the schema before, whose figures are the same but for them."""
+    older = copy.deepcopy(before) | {"schema": "fmengine.bench/4"}
+    del older["processes"]
+    del older["about"]["workers"]
+    comparison = compared(older, before, tmp_path)
+    assert set(comparison.marks.values()) == {""}
+    assert "workers: None before, " in comparison.result.stderr
+
+
 def test_compare_reports_what_it_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"schema": "another"}')
     result = CliRunner().invoke(bench, ["compare", str(path), str(path)])
     assert result.exit_code == 1
-    assert "expected 'fmengine.bench/4'" in str(result.exception)
+    assert "expected 'fmengine.bench/5'" in str(result.exception)
 
 
 # Peers, energy, jobs
