@@ -802,6 +802,37 @@ def test_whole_jobs_are_timed_from_the_outside(paths: list[str]) -> None:
     assert "fmengine" in result.stdout
 
 
+@pytest.mark.slow
+def test_jobs_of_another_checkout_take_their_turn(paths: list[str], tmp_path: Path) -> None:
+    """Of which a stand-in writes the rows, and whence it was imported."""
+    package = tmp_path / "engine" / "fmengine"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import os, sys; from pathlib import Path\n"
+        "pictures = os.listdir(sys.argv[sys.argv.index('--batch') + 1])\n"
+        "Path(sys.argv[sys.argv.index('--output') + 1]).write_text('\\n' * len(pictures))\n"
+        "Path(__file__).with_name('runs').open('a').write(' '.join(sys.argv[-2:]) + '\\n')\n"
+    )
+    options = ["--base", str(tmp_path), "--rounds", "2", "--option", "--workers", "--option", "threads"]
+    result = CliRunner().invoke(jobs, [str(Path(paths[0]).parent), *options])
+    assert result.exit_code == 0, result.exception
+    assert (package / "runs").read_text() == 2 * "--workers threads\n"
+    ours, base = result.stdout.splitlines()[1:]
+    assert re.fullmatch(r"fmengine +[\d.]+ s +[\d,]+ pictures/s +1\.00 ×  \[1\.00, 1\.00\]", ours)
+    assert re.fullmatch(r"base +[\d.]+ s +[\d,]+ pictures/s +0\.\d\d ×  \[0\.\d\d, 0\.\d\d\]", base)
+    assert [turn[2:].split(":")[0] for turn in result.stderr.splitlines()] == [
+        f"round {number}, {name}" for number in (1, 2) for name in ("fmengine", "base")
+    ]
+
+
+def test_a_base_that_is_no_checkout_is_an_error(paths: list[str], tmp_path: Path) -> None:
+    """The installed engine would be imported in its place, and be as fast as itself."""
+    result = CliRunner().invoke(jobs, [str(Path(paths[0]).parent), "--base", str(tmp_path)])
+    assert isinstance(result.exception, DataError)
+    assert f"{tmp_path} is no checkout of fmengine: Python imports " in str(result.exception)
+
+
 def test_jobs_reports_what_it_cannot_do(folder: Path, tmp_path: Path) -> None:
     device = CliRunner().invoke(jobs, [str(folder), "--device", "gpu"])
     assert device.exit_code == 2

@@ -55,7 +55,7 @@ class Proc:
         halves = f"{int(TICKS * idle / 2)} {int(TICKS * disk_wait / 2)}"
         lines = [f"cpu{number} 5 5 5 {halves} 0 0 0" for number in (0, 1)]
         (self.root / "stat").write_text(
-            "\n".join(["cpu 9 9 9 9 9 9", *lines, "cpu2 5 5 5 999999 999999", "intr 1"])
+            "\n".join(["cpu 9 9 9 9 9 9", *lines, f"cpu2 5 5 5 {9 * TICKS * idle:.0f} 9", "intr 1"])
         )
 
     def list_workers(self) -> list[int]:
