@@ -32,12 +32,13 @@ from .machine import describe, warn_of_load
 from .metrics import Accuracy, compute_accuracy
 from .on_gpu import Way, measure_network, measure_ways
 from .peers import check_peers
+from .processes import Usage
 from .scenarios import NETWORK, Server, measure_offline, measure_server, measure_single_stream
 from .stages import Overlapped, Serial, measure_overlapped, measure_serial
 from .timing import Figure, Summary, estimate_median, random_inputs, summarise, time_calls
 from .verdict import Verdict, judge
 
-SCHEMA = "fmengine.bench/4"
+SCHEMA = "fmengine.bench/5"
 JUDGED = 256  # pictures that the verdict is on
 BATCHES = (1, 32)  # of the roofline
 
@@ -73,6 +74,7 @@ class Report:
     overlapped: Overlapped | None = None
     single_stream: dict[str, Summary] = field(default_factory=dict)
     offline: dict[int, Figure] = field(default_factory=dict)
+    processes: Usage | None = None  # of the offline scenario, where the system says what each takes
     server: Server | None = None
     work: Work | None = None
     peak: Peak | None = None
@@ -134,7 +136,8 @@ def run(
     notify("single stream")
     streams = measure_single_stream(engine, good, effort.seconds, effort.min_calls, effort.rounds)
     notify("offline")
-    throughput = measure_offline(engine, list(answers), effort.seconds, effort.rounds)
+    throughput, usage = measure_offline(engine, list(answers), effort.seconds, effort.rounds)
+    about["workers"] = str(max(0, len(engine.list_processes()) - 1))
     notify("server")
     served = measure_server(engine, good, effort.deadline, effort.seconds / 5, effort.rounds)
     notify("the limit")
@@ -155,11 +158,12 @@ def run(
         in_overlap,
         streams,
         throughput,
+        usage,
         served,
         work,
         peak,
         rooflines,
-        explain_bounds(means, device, (alone.p90 - alone.p50) / alone.p50),
+        explain_bounds(means, device, (alone.p90 - alone.p50) / alone.p50, usage),
         _measure_energy(engine, list(answers), effort),
         ways_on_gpu,
         *(

@@ -5,14 +5,17 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from fmengine.backend.registry import BACKENDS
 from fmengine.cli.console import inform, print_data, print_json, to_json, warn
+from fmengine.cli.parameters import parse_workers
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.sources import walk
+from fmengine.pipeline.worker_count import choose_worker_count
 from fmengine.system.cores import usable_cores
 from fmengine.system.files import check_target, write_file
 
@@ -33,6 +36,14 @@ CHECK_FAILED = 1
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @click.option("--device", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Of the CPU.  [default: all cores]")
+@click.option(
+    "--workers",
+    callback=parse_workers,
+    metavar="N|auto|threads",
+    default="auto",
+    show_default=True,
+    help="Processes that answer for files: how many, as many as a long job takes, or threads in their place.",
+)
 @click.option("--max-batch", type=click.IntRange(1, 4096), default=64, show_default=True)
 @click.option("--against", metavar="PEER,…", default="", help=f"Others, in turn: {', '.join(PEERS)}.")
 @click.option(
@@ -57,6 +68,7 @@ def bench(
     backend: str,
     device: int,
     threads: int,
+    workers: int | Literal["auto", "threads"],
     max_batch: int,
     against: str,
     seconds: float,
@@ -92,11 +104,19 @@ def bench(
 
     for warning in warn_of_load(load):
         warn(f"warning: {warning}")
+    if workers == "auto":  # from the first picture on: what is measured stands for a long job
+        workers = choose_worker_count("auto", threads or usable_cores()).number or "threads"
     effort = Effort(seconds, min_calls, rounds, deadline, threads or usable_cores())
     with (
         tempfile.TemporaryDirectory() as folder,
         Engine.load(
-            model, backend, device=device, threads=threads, max_batch=max_batch, queue_size=4096
+            model,
+            backend,
+            device=device,
+            threads=threads,
+            workers=workers,
+            max_batch=max_batch,
+            queue_size=4096,
         ) as engine,
     ):
         targets = {} if pictures is None else _targets(files, pictures, engine.spec.labels)

@@ -8,6 +8,9 @@ from matplotlib.figure import Figure
 from .bench import Report
 from .bench_text import as_text
 from .page import STYLE, format_svg
+from .processes import Usage
+
+MAX_NAMED = 16  # processes that there is room for the names of
 
 
 def format_page(report: Report) -> str:
@@ -30,14 +33,17 @@ def format_page(report: Report) -> str:
 
 def _plot_report(report: Report) -> Figure:
     scored = any(c.accuracy for c in report.contenders)
-    count = 3 + scored
+    watched = report.processes is not None
+    count = 3 + watched + scored
     figure = Figure(figsize=(5 * min(count, 2), 4 * -(-count // 2)), layout="constrained")
     axes = list(figure.subplots(-(-count // 2), 2).flat)
     _plot_stages(axes[0], report)
     _plot_offline(axes[1], report)
     _plot_server(axes[2], report)
+    if report.processes is not None:
+        _plot_usage(axes[3], report.processes)
     if scored:
-        _plot_accuracies(axes[3], report)
+        _plot_accuracies(axes[3 + watched], report)
     for unused in axes[count:]:
         unused.set_axis_off()
     return figure
@@ -71,6 +77,18 @@ def _plot_server(axes: Axes, report: Report) -> None:
         axes.axvspan(report.server.rate.low, report.server.rate.high, alpha=0.2, label=f"{found:,.0f} pictures/s")
     axes.set(xlabel="pictures a second sent", ylabel="p99, ms", title="server, Poisson arrivals", yscale="log")
     axes.legend()
+
+
+def _plot_usage(axes: Axes, usage: Usage) -> None:
+    names, shares = list(usage.shares), list(usage.shares.values())
+    errors = _compute_errors([(share.median, share.low, share.high) for share in shares])
+    axes.barh(range(len(names)), [share.median for share in shares], xerr=errors, capsize=3)
+    axes.axvline(1, color="gray", linewidth=1)
+    axes.invert_yaxis()
+    title = f"CPU of each process, batch {usage.batch}: {usage.held_by}-bound"
+    axes.set(xlabel="of a core", title=title, xlim=(0, None))
+    step = -(-len(names) // MAX_NAMED)
+    axes.set_yticks(range(0, len(names), step), names[::step], fontsize="small")
 
 
 def _plot_accuracies(axes: Axes, report: Report) -> None:

@@ -4,9 +4,12 @@ from .bench import Report
 from .contenders import Contender
 from .metrics import Accuracy
 from .on_gpu import Way
+from .processes import WORKER, Usage
 from .scenarios import LOWEST
 from .stages import Overlapped
 from .timing import Figure, Summary
+
+MAX_LISTED = 8  # workers, each in a line of its own
 
 
 def as_text(report: Report) -> str:
@@ -34,6 +37,7 @@ def as_text(report: Report) -> str:
     lines += [
         f"  batch {batch:<6}{_format(rate, ',.0f', 10)} pictures/s" for batch, rate in report.offline.items()
     ]
+    lines += _format_usage(report.processes)
     rate = _format(report.server.rate, ",.0f") if report.server.rate.median else f"under {LOWEST:,.0f}"
     lines.append(f"server: {rate} pictures/s, Poisson, with 99 % within {report.server.deadline:g} ms")
     lines += ["", *_format_limit(report)]
@@ -67,6 +71,26 @@ def _format_overlapped(measured: Overlapped) -> list[str]:
         hidden = measured.hidden.get(stage)
         behind = f"{_format(hidden, '.0%', 7)} of it behind infer" if hidden else ""
         lines.append(f"  {stage:<12}{_format(busy, '.3f', 8)} s of threads{behind}")
+    return lines
+
+
+def _format_usage(usage: Usage | None) -> list[str]:
+    if usage is None:
+        return ["  what each process takes: this system does not say"]
+    lines = [f"  {f'at batch {usage.batch}':<22}{'of a core':>12}{'memory':>20}"]
+    workers = [name for name in usage.shares if name.startswith(WORKER)]
+    for name, share in usage.shares.items():
+        if name in workers and len(workers) > MAX_LISTED and name not in usage.memory:
+            continue
+        memory = f"{usage.memory[name] / 1e6:,.0f} MB" if name in usage.memory else ""
+        lines.append(f"    {name:<18}{_format(share, '.0%', 8):<24}{memory:>12}".rstrip())
+    if len(workers) > MAX_LISTED:
+        medians = [usage.shares[name].median for name in workers]
+        lines.append(f"    all {len(workers)} workers: {min(medians):.0%} to {max(medians):.0%}")
+    idle, disk_wait = usage.idle.median, usage.disk_wait.median
+    lines.append(f"    of {usage.cores} cores {idle:.2f} are idle, {disk_wait:.2f} of them for want of the disk")
+    if usage.disk_read is not None:
+        lines.append(f"    {usage.disk_read.median / 1e6:.1f} MB/s come from the disk, the rest from memory")
     return lines
 
 

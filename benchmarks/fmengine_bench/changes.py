@@ -10,9 +10,10 @@ from fmengine.errors import DataError
 
 from .bench import SCHEMA
 
+COMPARABLE = (SCHEMA, "fmengine.bench/4")  # which has no `processes`
 NOISE = 0.05  # a change within this share is none, whatever the intervals are
 SAME_MACHINE = (
-    "cpu", "cores", "governor", "backend backend", "backend threads", "backend device", "backend driver"
+    "cpu", "cores", "governor", "backend backend", "backend threads", "workers", "backend device", "backend driver"
 )  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}; expected what `fmengine bench --output` wrote") from error
     schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
+    if schema not in COMPARABLE:
         raise DataError(f"{path} has the schema {schema!r}; expected {SCHEMA!r}: measure again with this version")
     if not document["passed"]:
         raise DataError(f"{path} holds no figures: its parity verdict is broken")

@@ -1,10 +1,12 @@
 """Times whole jobs from outside: from the start of a process to the file of answers, ours and peers' in turn.
 
-    python -m fmengine_bench.jobs faces/ --against torch,fer,face-api
+    python -m fmengine_bench.jobs faces/ --against torch,fer,face-api --base ../fmengine-before
 
-Ours is `fmengine infer --batch FOLDER --output rows.jsonl`, as a user runs it.
+Ours is `fmengine infer --batch FOLDER --output rows.jsonl`, as a user runs it; `base` is the same of another
+checkout: old and new on one machine, in turn.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -25,12 +27,14 @@ from .peers import PEERS, check_peers, find_folder, parse_names, select_device
 from .peers import build_command as build_start
 from .timing import estimate_median
 
+BASE = "base"
+
 
 def build_command(name: str, folder: Path, output: Path, options: tuple[str, ...], device: str) -> list[str]:
     """Build the command of a whole job."""
-    if name == OURS:
+    if name in (OURS, BASE):
         job = ["infer", "--batch", str(folder), "--output", str(output), "--overwrite", *options]
-        return [sys.executable, "-m", "fmengine", *job]
+        return [sys.executable, "-P", "-m", "fmengine", *job]  # -P: never what lies in the current folder
     peer = PEERS[name]
     command = [*build_start(peer), str(folder), str(output), "--threads", str(usable_cores())]
     command += ["--device", select_device(peer, device)]
@@ -38,6 +42,23 @@ def build_command(name: str, folder: Path, output: Path, options: tuple[str, ...
     command += ["--model", str(model)] if model else []
     command += [f"--{flag}" for flag in ("compile", "half") if peer.options.get(flag)]
     return command + (["--library", peer.options["library"]] if "library" in peer.options else [])
+
+
+def make_environment(base: Path) -> dict[str, str]:
+    """Make the environment in which Python imports the engine of another checkout.
+
+    Raises:
+        DataError: if it imports another one all the same, whose times would pass for the base's.
+    """
+    engine = (base / "engine").resolve()
+    paths = [str(engine), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    program = "import fmengine; print(fmengine.__file__, end='')"
+    done = subprocess.run([sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True)
+    if done.returncode or not Path(done.stdout).is_relative_to(engine):
+        found = done.stdout or done.stderr.strip()[-500:]
+        raise DataError(f"{base} is no checkout of fmengine: Python imports {found}, and nothing in {engine}")
+    return environment
 
 
 def check_device(context: click.Context, option: click.Parameter, value: str) -> str:
@@ -50,6 +71,11 @@ def check_device(context: click.Context, option: click.Parameter, value: str) ->
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--against", metavar="PEER,…", default="", help=f"Others: {', '.join(PEERS)}.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Another checkout of fmengine, run in turn.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
     "--device",
@@ -59,11 +85,14 @@ def check_device(context: click.Context, option: click.Parameter, value: str) ->
     help="Of PyTorch and ONNX Runtime: cpu, or cuda:N.",
 )
 @click.option("--option", "options", multiple=True, help="Of `fmengine infer`, such as --scaled-jpeg.")
-def jobs(folder: Path, against: str, rounds: int, device: str, options: tuple[str, ...]) -> None:
+def jobs(
+    folder: Path, against: str, base: Path | None, rounds: int, device: str, options: tuple[str, ...]
+) -> None:
     """Time whole jobs on the pictures of FOLDER, in turn."""
     peers = parse_names(against)
     check_peers(peers, device)
-    names = [OURS, *peers]
+    names = [OURS, *([BASE] if base else []), *peers]
+    environments = {BASE: make_environment(base)} if base else {}
     pictures = sum(1 for _ in walk(str(folder)))
     if not pictures:
         raise DataError(f"no files in {folder}; expected pictures")
@@ -73,9 +102,11 @@ def jobs(folder: Path, against: str, rounds: int, device: str, options: tuple[st
         commands = {name: build_command(name, folder.resolve(), output, options, device) for name in names}
         for number in range(rounds):
             for name, command in commands.items():
-                where = None if name == OURS else find_folder(PEERS[name])
+                where = find_folder(PEERS[name]) if name in PEERS else None
                 began = time.perf_counter()
-                done = subprocess.run(command, cwd=where, capture_output=True, text=True)
+                done = subprocess.run(
+                    command, cwd=where, env=environments.get(name), capture_output=True, text=True
+                )
                 taken[name].append(time.perf_counter() - began)
                 rows = output.read_text(encoding="utf-8").count("\n") if output.exists() else 0
                 if rows != pictures:
@@ -88,7 +119,7 @@ def jobs(folder: Path, against: str, rounds: int, device: str, options: tuple[st
         times = estimate_median([theirs / ours for theirs, ours in zip(taken[name], taken[OURS], strict=True)])
         print_data(
             f"{name:<16}{seconds.median:9.2f} s{pictures / seconds.median:12,.0f} pictures/s"
-            f"{times.median:9.1f} ×  [{times.low:.1f}, {times.high:.1f}]"
+            f"{times.median:9.2f} ×  [{times.low:.2f}, {times.high:.2f}]"
         )
 
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from fmengine.model.file import ModelFile
 
+from .processes import Usage
 from .timing import RESAMPLES, TURN, Call, Figure, random_pixels, time_calls
 
 if TYPE_CHECKING:
@@ -212,13 +213,16 @@ def compute_roofline(work: Work, peak: Peak, precision: str, batch: int, measure
     return Roofline(batch, measured, bound, minimum, share)
 
 
-def explain_bounds(serial_means: dict[str, float], device_means: dict[str, float], spread: float) -> list[str]:
+def explain_bounds(
+    serial_means: dict[str, float], device_means: dict[str, float], spread: float, usage: Usage | None = None
+) -> list[str]:
     """Explain what the engine is bound by, in words, by the rules that trtexec has for its warnings.
 
     Args:
         serial_means: milliseconds by stage.
         device_means: milliseconds by part of the GPU's work, where there is one.
         spread: of the network's time: how far its 90th percentile is from its median, over the median.
+        usage: of the processes of a long job, where it is known.
     """
     slowest = max(serial_means, key=serial_means.__getitem__)
     share = serial_means[slowest] / sum(serial_means.values())
@@ -234,4 +238,6 @@ def explain_bounds(serial_means: dict[str, float], device_means: dict[str, float
             )
     if spread > 0.25:
         words.append(f"unstable: the network's time varies by {spread:.0%}; other work, or clocks that change")
+    if usage is not None:
+        words.append(f"from files, {usage.held_by}-bound: {usage.why}")
     return words

@@ -6,6 +6,7 @@ V. Janapa Reddi et al., MLPerf Inference Benchmark, ISCA 2020.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -15,6 +16,7 @@ from fmengine.engine import Engine
 from fmengine.errors import BusyError, DeadlineError
 from fmengine.image.decode import decode
 
+from .processes import Usage, Watch
 from .timing import Call, Figure, Summary, estimate_median, random_inputs, random_pixels, summarise, time_calls
 
 BATCHES = (1, 4, 16, 64)
@@ -66,19 +68,27 @@ def measure_single_stream(
     return {name: summarise(each) for name, each in taken.items()}
 
 
-def measure_offline(engine: Engine, paths: Sequence[str], seconds: float, rounds: int = 5) -> dict[int, Figure]:
-    """Measure pictures a second through `predict_many`, from files, by batch size; batch sizes take turns."""
+def measure_offline(
+    engine: Engine, paths: Sequence[str], seconds: float, rounds: int = 5
+) -> tuple[dict[int, Figure], Usage | None]:
+    """Measure pictures a second through `predict_many`, from files, by batch size; batch sizes take turns.
+
+    Returns:
+        The rates, and what processes take with the largest batch, where the system says that.
+    """
+    watch = Watch(engine.list_processes)
     batches = [batch for batch in BATCHES if batch <= engine.max_batch]
     rates: dict[int, list[float]] = {batch: [] for batch in batches}
     few = max(64, len(paths) // 10)
     sum(1 for _ in engine.predict_many(paths[:few]))
     for _ in range(rounds):
         for batch in batches:
-            done, began = 0, time.perf_counter()
-            while done == 0 or time.perf_counter() - began < seconds / rounds:
-                done += sum(1 for _ in engine.predict_many(paths, batch_size=batch))
-            rates[batch].append(done / (time.perf_counter() - began))
-    return {batch: estimate_median(values) for batch, values in rates.items()}
+            with watch.watch() if batch == batches[-1] else nullcontext():
+                done, began = 0, time.perf_counter()
+                while done == 0 or time.perf_counter() - began < seconds / rounds:
+                    done += sum(1 for _ in engine.predict_many(paths, batch_size=batch))
+                rates[batch].append(done / (time.perf_counter() - began))
+    return {batch: estimate_median(values) for batch, values in rates.items()}, watch.summarise(batches[-1])
 
 
 def measure_server(

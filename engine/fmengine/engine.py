@@ -284,6 +284,10 @@ class Engine:
         if self._worker_count.number and self._options.jpeg == "cpu":
             self._get_workers().start()
 
+    def list_processes(self) -> list[int]:
+        """List the process IDs of the workers that run, and of the server that forks them, which comes first."""
+        return [] if self._workers is None else self._workers.list_processes()
+
     def preprocess(self, source: Source, *, channels: Channels = "rgb") -> NetworkInput:
         """Decode and preprocess one picture to the network's input, uint8 `[C, H, W]`.
 

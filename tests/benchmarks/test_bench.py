@@ -131,6 +131,10 @@ def test_the_whole_report(measured: Measured) -> None:
     assert list(measured.document["serial"]["stages"]) == ["read", "decode", "preprocess", "infer", "post"]
     assert measured.document["passed"]
     assert measured.document["about"]["model sha256"]
+    usage = measured.document["processes"]
+    assert measured.document["about"]["workers"] == str(len(usage["shares"].keys() - {"parent", "fork server"}))
+    assert f"from files, {usage['held_by']}-bound: {usage['why']}" in measured.document["holds_back"]
+    assert f"{usage['held_by']}-bound" in measured.page
     assert "<svg" in measured.page
 
 
@@ -166,7 +170,8 @@ def test_every_figure_has_an_interval_that_was_measured(measured: Measured) -> N
         else:
             assert set(each["intervals"]) == {"mean", "p50", "p90", "p95", "p99"}
             assert all(low <= high for low, high in each["intervals"].values())
-    for part in ("serial", "overlapped", "single_stream", "offline", "server", "peak", "rooflines"):
+    parts = ("serial", "overlapped", "single_stream", "offline", "processes", "server", "peak", "rooflines")
+    for part in parts:
         assert list(figures_in(measured.document[part])), part
 
 
@@ -701,12 +706,23 @@ def test_changes_as_json(before: dict[str, Any], tmp_path: Path) -> None:
     assert all(change["before"] == change["after"] for change in changes)
 
 
+@pytest.mark.slow
+def test_a_report_without_processes_is_compared(before: dict[str, Any], tmp_path: Path) -> None:
+    """Of the schema before, whose figures are the same but for them."""
+    older = copy.deepcopy(before) | {"schema": "fmengine.bench/4"}
+    del older["processes"]
+    del older["about"]["workers"]
+    comparison = compared(older, before, tmp_path)
+    assert set(comparison.marks.values()) == {""}
+    assert "workers: None before, " in comparison.result.stderr
+
+
 def test_compare_reports_what_it_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"schema": "another"}')
     result = CliRunner().invoke(bench, ["compare", str(path), str(path)])
     assert result.exit_code == 1
-    assert "expected 'fmengine.bench/4'" in str(result.exception)
+    assert "expected 'fmengine.bench/5'" in str(result.exception)
 
 
 # Peers, energy, jobs
@@ -784,6 +800,37 @@ def test_whole_jobs_are_timed_from_the_outside(paths: list[str]) -> None:
     assert result.exit_code == 0, result.exception
     assert re.match(r"\d+ pictures, process start to file", result.stdout)
     assert "fmengine" in result.stdout
+
+
+@pytest.mark.slow
+def test_jobs_of_another_checkout_take_their_turn(paths: list[str], tmp_path: Path) -> None:
+    """Of which a stand-in writes the rows, and whence it was imported."""
+    package = tmp_path / "engine" / "fmengine"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import os, sys; from pathlib import Path\n"
+        "pictures = os.listdir(sys.argv[sys.argv.index('--batch') + 1])\n"
+        "Path(sys.argv[sys.argv.index('--output') + 1]).write_text('\\n' * len(pictures))\n"
+        "Path(__file__).with_name('runs').open('a').write(' '.join(sys.argv[-2:]) + '\\n')\n"
+    )
+    options = ["--base", str(tmp_path), "--rounds", "2", "--option", "--workers", "--option", "threads"]
+    result = CliRunner().invoke(jobs, [str(Path(paths[0]).parent), *options])
+    assert result.exit_code == 0, result.exception
+    assert (package / "runs").read_text() == 2 * "--workers threads\n"
+    ours, base = result.stdout.splitlines()[1:]
+    assert re.fullmatch(r"fmengine +[\d.]+ s +[\d,]+ pictures/s +1\.00 ×  \[1\.00, 1\.00\]", ours)
+    assert re.fullmatch(r"base +[\d.]+ s +[\d,]+ pictures/s +0\.\d\d ×  \[0\.\d\d, 0\.\d\d\]", base)
+    assert [turn[2:].split(":")[0] for turn in result.stderr.splitlines()] == [
+        f"round {number}, {name}" for number in (1, 2) for name in ("fmengine", "base")
+    ]
+
+
+def test_a_base_that_is_no_checkout_is_an_error(paths: list[str], tmp_path: Path) -> None:
+    """The installed engine would be imported in its place, and be as fast as itself."""
+    result = CliRunner().invoke(jobs, [str(Path(paths[0]).parent), "--base", str(tmp_path)])
+    assert isinstance(result.exception, DataError)
+    assert f"{tmp_path} is no checkout of fmengine: Python imports " in str(result.exception)
 
 
 def test_jobs_reports_what_it_cannot_do(folder: Path, tmp_path: Path) -> None:

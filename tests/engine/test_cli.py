@@ -385,7 +385,7 @@ def test_doctor():
     out, _ = run("doctor")
     assert "`auto` takes onnxruntime" in out
     document = json.loads(run("doctor", "--json")[0])
-    assert set(document) == {"environment", "backends", "problems"}
+    assert set(document) == {"environment", "backends", "problems", "workers"}
     chosen = [backend["backend"] for backend in document["backends"] if backend["chosen"]]
     assert len(chosen) == 1
     assert document["environment"]["fmengine"] == fmengine.__version__

@@ -1,14 +1,19 @@
 """`fmengine doctor`: show the machine, which backends work on it, and which `auto` takes."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..backend.diagnose import Diagnosis, describe_environment, diagnose, make_document
-from ..backend.registry import BACKENDS, GPU_BACKENDS
+from ..backend.registry import BACKENDS, GPU_BACKENDS, load_backend_class
+from ..model.file import load_model_file, resolve
+from ..pipeline.trial import Trial, try_workers
+from ..pipeline.worker_count import choose_worker_count
 from ..system.cache import Cache, CacheError
+from ..system.cores import usable_cores
 from ..system.files import check_target, write_file
 from .console import inform, print_data, print_json, to_json
 
@@ -53,7 +58,7 @@ def doctor(
     soak: float,
     pictures: int,
 ) -> None:
-    """Show the machine, its libraries, which backends work and why not, and what `auto` takes."""
+    """Show the machine, its libraries, which backends work and why not, what `auto` takes, and the workers."""
     if verify:
         _check_backend(backend)
     if output is not None:
@@ -61,6 +66,7 @@ def doctor(
     facts, diagnoses = describe_environment(), diagnose(device, model)
     document = make_document(facts, diagnoses)
     document["problems"] += _find_cache_problems()
+    document["workers"] = _describe_workers(diagnoses, model)
     if not as_json:
         _show(document, diagnoses)
     works = any(d.works for d in diagnoses if backend in ("auto", d.backend))
@@ -88,8 +94,29 @@ def _show(document: dict[str, Any], diagnoses: list[Diagnosis]) -> None:
         print_data(f"  {diagnosis.backend:17} {verdict}: {diagnosis.detail}")
     chosen = next((diagnosis.backend for diagnosis in diagnoses if diagnosis.chosen), "nothing")
     print_data(f"`auto` takes {chosen}")
+    print_data(f"workers of a long job: {_word_workers(document['workers'])}")
     for problem in document["problems"]:
         print_data(f"problem: {problem}")
+
+
+def _describe_workers(diagnoses: list[Diagnosis], model: str | None) -> dict[str, Any]:
+    """Describe how many worker processes a long job takes here, why, and what came of starting one."""
+    count = choose_worker_count("auto", usable_cores())
+    trial = Trial(False, "no backend works")
+    for name in (diagnosis.backend for diagnosis in diagnoses if diagnosis.chosen):
+        file = load_model_file(resolve(model, load_backend_class(name).precisions))
+        trial = try_workers(name, file, on_gpu=name in GPU_BACKENDS)
+    return count._asdict() | asdict(trial)
+
+
+def _word_workers(found: dict[str, Any]) -> str:
+    """Say the same in words."""
+    words = f"{found['number']}, {found['reason']}" if found["number"] else f"none: {found['reason']}"
+    if not found["works"]:
+        return words if found["problem"] == found["reason"] else f"{words}; does not work: {found['problem']}"
+    memory = "" if found["memory_bytes"] is None else f", and takes {found['memory_bytes'] / 1024**2:.0f} MB"
+    first, start = 1e3 * found["first_seconds"], 1e3 * found["next_seconds"]
+    return f"{words}; works: the first is ready in {first:.0f} ms, another in {start:.0f} ms{memory}"
 
 
 def _find_cache_problems() -> list[str]:
