@@ -392,15 +392,16 @@ class Engine:
         else:
             from .pipeline.process_executor import ProcessExecutor  # needs Linux
 
-            asked = self._options.workers != "auto"
+            at_once = self._options.workers != "auto" or (pictures or 0) >= LONG_JOB or workers.started
             executor = ProcessExecutor(
                 self._stages,
-                self._open_for_many(),
+                # Threads compute for a moment only: to open the network once more would take as long.
+                self._backend_of_many or self.backend if at_once else self._open_for_many(),
                 threads=threads,
                 batch_size=batch_size,
                 max_in_flight=in_flight or 2 * WINDOW * batch_size * max(threads, workers.count),
                 workers=workers,
-                start_after=0 if asked or (pictures or 0) >= LONG_JOB else START_AFTER,
+                start_after=0 if at_once else START_AFTER,
             )
         self._executors.add(executor)
         return executor

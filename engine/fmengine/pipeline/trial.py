@@ -84,7 +84,7 @@ def _have_answered(worker: "Worker", network: bool) -> None:
     """Have a worker answer a drawn picture. Raises UnavailableError if it does not."""
     picture = draw_picture()
     worker.submit(Chunk.of([Task(picture, picture)]), network=network, observe=False)
-    for _, _, message in worker.collect(None, copy=True).failures:
+    for _, _, message in worker.wait(None).failures:
         raise UnavailableError(f"it cannot read a picture that was drawn for it: {message}")
 
 

@@ -14,12 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
 from ..backend.protocol import Backend
-from ..backend.registry import load_backend_class, open_file
+from ..backend.registry import open_file
 from ..image import cost
 from ..image.pillow import raise_pillow_limit
 from ..image.preprocess import preprocess
@@ -138,10 +139,13 @@ class AnswerService(ChunkService):
             self._model = check_model_file(Path(model), file.read())
         self._name = backend
         self.layout = Layout(self._capacity, self._model.spec)
-        load_backend_class(backend)
+        # Imported before the fork: once, and its pages are shared. It starts no thread before a model is opened.
+        with suppress(Exception):  # a worker's own attempt says more
+            import_module(backend)  # a CPU backend has its library's name
 
     def open(self) -> Stages:
-        options = BackendOptions(max_batch=self._capacity, threads=1)
+        # A batch of one shows that it runs; the engine has tried a large one.
+        options = BackendOptions(max_batch=1, threads=1)
         self._backend: Backend = open_file(self._name, self._model, options)
         self._stages = Stages(self._model.spec, self._limits, self._backend, min_side=self._min_side)
         return self._stages

@@ -152,6 +152,11 @@ class Workers:
             self._starter = threading.Thread(target=self._start_all, name="fmengine-start", daemon=True)
             self._starter.start()
 
+    @property
+    def started(self) -> bool:
+        """Return whether all are started, or being so."""
+        return self._starter is not None
+
     def list_processes(self) -> list[int]:
         """List the process IDs of the workers, and of the server that forks them, which comes first."""
         with self._lock:
