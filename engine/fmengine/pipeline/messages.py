@@ -30,7 +30,7 @@ class Request(NamedTuple):
         slot: of the arena, for what comes of it.
         network: whether to run the network too.
         observe: whether to report how long each stage took.
-        folder: the engine's current folder, from which relative paths start; empty where all are absolute.
+        folder: the engine's current folder, from which relative paths start.
         contents: paths, and bytes of encoded pictures.
     """
 
@@ -93,10 +93,9 @@ class NonsenseError(Exception):
 def send(connection: socket.socket, parts: list[bytes]) -> None:
     """Send a message; large parts are not copied together."""
     if sum(map(len, parts)) <= 1 << 20:
-        connection.sendall(b"".join(parts))
-        return
+        parts = [b"".join(parts)]
     for part in parts:
-        connection.sendall(part)
+        connection.sendall(part, socket.MSG_NOSIGNAL)  # whose signal ends a program that does not ignore it
 
 
 def receive_request(connection: socket.socket) -> Request | None:
