@@ -342,30 +342,36 @@ def test_they_end_with_the_engine(pictures):
     assert children() == before
 
 
-def test_those_of_a_job_that_was_dropped_are_replaced_for_the_next(processes, threads, pictures):
+@pytest.mark.parametrize("body", BODIES)
+def test_those_of_a_job_that_was_dropped_are_replaced_for_the_next(threads, pictures, body):
     """Nobody waits for what they were at; but the next job must not be left to threads for good."""
     sources = [str(pictures / "gray.jpg")] * 4000
-    before = workers()
-    stream = processes.predict_many(sources)
-    next(stream)
-    stream.close()
-    assert list(processes.predict_many(sources[:200])) == list(threads.predict_many(sources[:200]))
-    wait_until(lambda: len(workers()) == len(before), "replaced worker")
+    with Engine.load(workers=2, **BODIES[body]) as processes:
+        others = workers() - (own := start_workers(processes))
+        stream = processes.predict_many(sources)
+        next(stream)
+        stream.close()
+        wait_until(lambda: not workers() >= own, "end of the workers that were at work")
+        assert list(processes.predict_many(sources[:200])) == list(threads.predict_many(sources[:200]))
+        wait_until(lambda: len(workers() - others) == 2, "replaced worker")
 
 
-def test_two_jobs_at_once_share_them(processes, threads, pictures):
+@pytest.mark.parametrize("body", BODIES)
+def test_two_jobs_at_once_share_them(threads, pictures, body):
     sources = [str(pictures / name) for name in ("gray.jpg", "color.jpg", "missing", "color.png")] * 100
     expected = list(threads.predict_many(sources))
     found: dict[int, list] = {}
+    with Engine.load(workers=2, **BODIES[body]) as processes:
+        start_workers(processes)
 
-    def ask(number: int) -> None:
-        found[number] = list(processes.predict_many(sources if number % 2 else iter(sources)))
+        def ask(number: int) -> None:
+            found[number] = list(processes.predict_many(sources if number % 2 else iter(sources)))
 
-    asking = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
-    for thread in asking:
-        thread.start()
-    for thread in asking:
-        thread.join(WAIT)
+        asking = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join(WAIT)
     assert found == dict.fromkeys(range(4), expected)
 
 
