@@ -1,6 +1,6 @@
-"""How a worker process ended, for those who speak to it."""
+"""How a worker process, or the server that forks them, ended, for those who speak to it."""
 
-from ..errors import Kind
+from ..errors import Kind, UnavailableError
 
 
 class WorkerDiedError(Exception):
@@ -15,3 +15,7 @@ class WorkerDiedError(Exception):
     def __init__(self, kind: Kind, message: str, *, suspect: int | None = None, killed: bool = False) -> None:
         super().__init__(message)
         self.kind, self.suspect, self.killed = kind, suspect, killed
+
+
+class KilledError(UnavailableError):
+    """A process was killed by somebody else before it was of use, as where memory ran out; another may be."""

@@ -8,6 +8,7 @@ Not `multiprocessing`'s fork server, which runs the caller's main module again, 
 """
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -23,12 +24,14 @@ from typing import Any, NoReturn, Protocol
 
 from ..errors import UnavailableError
 from ..system.imports import load_object
+from .death import KilledError
 
 START_SECONDS = 60.0  # that it may take to import what workers need, on a busy machine
 REAP_SECONDS = 1.0  # that a killed process is waited for: one on a drive that does not answer sleeps in the kernel
 MAX_BYTES = 1 << 20  # of a message
 
 PR_SET_PDEATHSIG = 1  # of prctl, from linux/prctl.h
+FIRST_FREE = 3  # descriptor; those below it are stdin, stdout and stderr
 
 
 class Service(Protocol):
@@ -53,12 +56,15 @@ class ForkServer:
 
     def __init__(self, service: str, settings: dict[str, Any], files: list[int]) -> None:
         self._lock = threading.Lock()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Modules come from where the engine's came from, and `-P` keeps the current folder out until that is set.
         # Applications put anything into `sys.path`, such as a `pathlib.Path`: Python passes over all but text.
         path = [entry for entry in sys.path if isinstance(entry, str)]
         program = "import json, sys; path, control = json.loads(sys.argv[1]); sys.path[:] = path; "
         program += f"from {__name__} import run_server; run_server(control)"
+        try:
+            self._control, theirs = _make_connection()
+        except OSError as error:
+            raise UnavailableError(f"cannot start worker processes: {error}") from error
         try:
             with theirs:
                 self.process = subprocess.Popen(
@@ -75,7 +81,8 @@ class ForkServer:
             raise UnavailableError(f"cannot start worker processes: {error}") from error
         self._control.settimeout(START_SECONDS)
         with suppress(OSError):  # it ended: `wait` says how
-            socket.send_fds(self._control, [json.dumps([service, settings]).encode()], files)
+            request = json.dumps([service, settings]).encode()
+            socket.send_fds(self._control, [request], files, socket.MSG_NOSIGNAL)
 
     def wait(self) -> None:
         """Wait until it can fork. Raises UnavailableError if it ends before."""
@@ -86,20 +93,21 @@ class ForkServer:
         """Start a worker with its end of a connection and its arena, and return its process ID.
 
         Raises:
-            UnavailableError: if the system has no room for another process, or the server is gone.
+            UnavailableError: if the system has no room for another process.
+            KilledError: if somebody killed the server.
         """
         with self._lock:
             try:
-                socket.send_fds(self._control, [b"[]"], [connection, memory])
-            except OSError as error:
-                raise UnavailableError(f"the server of worker processes is gone: {error}") from error
+                socket.send_fds(self._control, [b"[]"], [connection, memory], socket.MSG_NOSIGNAL)
+            except OSError:
+                raise self._find_cause() from None
             return int(self._receive())
 
     def reap(self, pid: int) -> int | None:
         """Kill a worker, and return its exit code as of `subprocess`; None where it is not known."""
         with self._lock:
             try:
-                self._control.send(json.dumps([pid]).encode())
+                self._control.send(json.dumps([pid]).encode(), socket.MSG_NOSIGNAL)
                 code = self._receive()
             except (OSError, UnavailableError):
                 return None
@@ -121,22 +129,36 @@ class ForkServer:
         try:
             data = self._control.recv(MAX_BYTES)
         except TimeoutError as error:
+            self.process.kill()  # what it answers late would be taken for the answer to another request
             raise UnavailableError(
                 f"the server of worker processes did not answer for {START_SECONDS:g} seconds"
             ) from error
         except OSError:  # reset, where it did not read all that was sent
             data = b""
         if not data:
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(REAP_SECONDS)
-            raise UnavailableError(
-                f"the server of worker processes ended with {self.process.returncode}; "
-                f"does `{sys.executable} -c 'import fmengine'` work?"
-            )
+            raise self._find_cause()
         result, problem = json.loads(data)
         if problem:
             raise UnavailableError(problem)
         return result
+
+    def _find_cause(self) -> UnavailableError:
+        """Say why the server is gone."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(REAP_SECONDS)
+        code = self.process.returncode
+        return (KilledError if code == -signal.SIGKILL else UnavailableError)(
+            f"the server of worker processes ended with {code}; does `{sys.executable} -c 'import fmengine'` work?"
+        )
+
+
+def _make_connection() -> tuple[socket.socket, socket.socket]:
+    """Make the two ends of a connection; the second is none of the descriptors that a server has for itself."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if theirs.fileno() < FIRST_FREE:  # this process has closed its stdin, say
+        with theirs:
+            theirs = socket.socket(fileno=fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE))
+    return ours, theirs
 
 
 # In the server.
@@ -144,7 +166,7 @@ class ForkServer:
 
 def run_server(control: int) -> NoReturn:
     """Serve the engine at the other end of a socket, until it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _reset_signals()
     with socket.socket(fileno=control) as connection:
         request, files, _, _ = socket.recv_fds(connection, MAX_BYTES, 8)
         try:
@@ -157,6 +179,14 @@ def run_server(control: int) -> NoReturn:
         _reply(connection)
         _serve_engine(connection, service, bind)
     os._exit(0)  # nothing of the libraries' is to run, and no exit handler of ours
+
+
+def _reset_signals() -> None:
+    """Begin as a process does that nothing was asked of: what the engine ignores or blocks is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how workers end
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _serve_engine(connection: socket.socket, service: Service, bind: Callable[[], None]) -> None:
@@ -220,4 +250,4 @@ def _reap(pid: int) -> int | None:
 
 def _reply(connection: socket.socket, result: int | None = None, error: str = "") -> None:
     with suppress(OSError):
-        connection.send(json.dumps([result, error]).encode())
+        connection.send(json.dumps([result, error]).encode(), socket.MSG_NOSIGNAL)

@@ -31,7 +31,7 @@ class Request(NamedTuple):
         slot: of the arena, for what comes of it.
         network: whether to run the network too.
         observe: whether to report how long each stage took.
-        folder: the engine's current folder, from which relative paths start; empty where all are absolute.
+        folder: the engine's current folder, from which relative paths start.
         contents: paths, and bytes of encoded pictures.
     """
 
@@ -104,7 +104,8 @@ def send(connection: socket.socket, parts: list[bytes], seconds: float) -> None:
         view = memoryview(part)
         while view:
             try:
-                view = view[connection.send(view) :]
+                # Without a flag its signal would end a program that does not ignore it.
+                view = view[connection.send(view, socket.MSG_NOSIGNAL) :]
             except BlockingIOError:
                 wait_for(connection, select.POLLOUT, seconds)
 

@@ -58,7 +58,7 @@ class ChunkService(ABC):
     ) -> None:
         self._turn = files[0]
         self._limits, self._min_side, self._capacity = Limits(**limits), min_side, capacity
-        self._seconds, self._memory, self._folder = seconds, memory, b""
+        self._seconds, self._memory = seconds, memory
         raise_pillow_limit(self._limits.max_pixels)
 
     @abstractmethod
@@ -109,9 +109,10 @@ class ChunkService(ABC):
         return Answer(request.generation, request.slot, len(tasks), failures, unplaced, observed, error)
 
     def _find_files(self, request: Request) -> Sequence[str | bytes]:
-        """Go to the engine's current folder, from which the request's paths start."""
-        if request.folder in (b"", self._folder):
-            return request.contents
+        """Go to the engine's current folder, from which the request's paths start.
+
+        Each time: another folder may have the name of the last one by now.
+        """
         try:
             os.chdir(request.folder)
         except OSError:  # opening the files says why
@@ -119,7 +120,6 @@ class ChunkService(ABC):
                 os.path.join(os.fsdecode(request.folder), content) if type(content) is str else content
                 for content in request.contents
             ]
-        self._folder = request.folder
         return request.contents
 
 
@@ -269,7 +269,10 @@ def limit_rights() -> None:
 
 
 def limit_memory(size: int) -> None:
-    """Have the kernel refuse this process more than so many bytes beyond what it has."""
+    """Have the kernel refuse this process more than so many bytes beyond what it has, or than it may have."""
     with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + size, now + size))
+        limit = int(file.read().split()[0]) * resource.getpagesize() + size
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        limit = min(limit, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -11,7 +11,7 @@ Requested = int | Literal["auto", "threads"]
 
 WORKER_BYTES = 128 * 1024**2  # that a worker takes at most while it decodes faces, its arena included
 MEMINFO = Path("/proc/meminfo")
-CGROUP_LIMIT, CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+CGROUP = Path("/sys/fs/cgroup")  # of a container
 
 
 class WorkerCount(NamedTuple):
@@ -69,9 +69,19 @@ def _find_free_memory() -> int:
         for line in MEMINFO.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-        limit = CGROUP_LIMIT.read_text(encoding="ascii").strip()
-        if limit != "max":
-            free = min(free, max(0, int(limit) - int(CGROUP_USED.read_text(encoding="ascii"))))
-    except (OSError, ValueError):  # no such file: a system, or a container, that does not say
-        pass
-    return free
+        return min(free, _find_free_in_container())
+    except (OSError, ValueError):  # no such file, or no limit: a system, or a container, that does not say
+        return free
+
+
+def _find_free_in_container() -> int:
+    """Find how many bytes a container may still take. Files that the system only caches are free.
+
+    Raises:
+        OSError: if there is none.
+        ValueError: if it has no limit.
+    """
+    limit, used = (int((CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+    fields = (line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+    cached = sum(int(size) for name, size in fields if name in ("active_file", "inactive_file"))
+    return max(0, limit - max(0, used - cached))

@@ -36,7 +36,7 @@ from ..types import DecodedImage, Failure
 from .arena import SLOTS, Arena, Layout, Slot
 from .batch import Batch, Task
 from .chunk import Answers, Chunk
-from .death import WorkerDiedError
+from .death import KilledError, WorkerDiedError
 from .forkserver import START_SECONDS, ForkServer
 from .messages import Answer, AnswerReader, NonsenseError, Request, send, wait_for
 from .stages import Observe
@@ -145,9 +145,10 @@ class Workers:
         return self.setup.layout.capacity
 
     def start(self) -> None:
-        """Start all of them, in a thread of its own; nothing happens where they are started, or being so."""
+        """Start those that do not run, in a thread of its own, unless that is under way, or failed before."""
         with self._lock:
-            if self._starter is not None or self._closed:
+            under_way = self._starter is not None and self._starter.is_alive()
+            if under_way or self._failed or self._closed or len(self._all) + self._starting >= self.count:
                 return
             self._starter = threading.Thread(target=self._start_all, name="fmengine-start", daemon=True)
             self._starter.start()
@@ -279,14 +280,14 @@ class Workers:
         """End all of them. What they were at is not answered."""
         with self._returned:
             self._closed = True
-            workers, server = list(self._all), self._server
+            idle, server = list(self._idle), self._server
             self._all.clear()
             self._idle.clear()
             self._server = None
             self._returned.notify_all()
         if server is not None:
             server.close()
-        for worker in workers:
+        for worker in idle:  # whoever has another sees it die, and closes its socket
             worker.let_go()
 
     def reset_after_fork(self) -> None:
@@ -308,6 +309,7 @@ class Workers:
         self._server = None
         self._server_lock = threading.Lock()
         self._starter = None
+        self._failed = False
         self._closed = False
 
     def _count_apart_from(self, owner: "Owner | None") -> int:
@@ -330,7 +332,7 @@ class Workers:
         except ClosedError:
             pass
         except UnavailableError as error:
-            ready = len(self._all)
+            self._failed, ready = True, len(self._all)
             log.warning("%d of %d worker processes run, threads do the rest: %s", ready, self.count, error)
 
     def _start_fresh(self, owner: "Owner | None") -> "Worker":
@@ -343,7 +345,7 @@ class Workers:
         """Start a worker that `_starting` counts already."""
         worker = None
         try:
-            worker = Worker(self._get_server(), self.setup)
+            worker = self._make_worker()
             worker.owner = owner
             return worker
         finally:
@@ -351,6 +353,13 @@ class Workers:
                 self._starting -= 1
                 if worker is not None:
                     self._all.add(worker)
+
+    def _make_worker(self) -> "Worker":
+        """Make a worker, and another one where somebody kills it, or the fork server, before it is ready."""
+        for _ in range(KILLS - 1):
+            with suppress(KilledError):
+                return Worker(self._get_server(), self.setup)
+        return Worker(self._get_server(), self.setup)
 
     def _get_server(self) -> ForkServer:
         """Return the fork server; start one where there is none, or it died."""
@@ -419,8 +428,11 @@ class Worker:
         self._generation = 0
         self._server, self._setup = server, setup
         with closing(_File(_make_memory(setup.layout.size))) as file:
-            self._arena = Arena(setup.layout, mmap.mmap(file.descriptor, setup.layout.size))
-            self._socket, theirs = socket.socketpair()
+            try:
+                self._arena = Arena(setup.layout, mmap.mmap(file.descriptor, setup.layout.size))
+                self._socket, theirs = socket.socketpair()
+            except OSError as error:  # no room, or too many open files
+                raise UnavailableError(f"cannot start another worker process: {error}") from error
             with theirs:
                 try:
                     self.pid = server.fork(theirs.fileno(), file.descriptor)
@@ -435,7 +447,10 @@ class Worker:
             self._reader.read()
         except (OSError, NonsenseError) as error:
             code = self.end()
-            raise UnavailableError(f"a worker process ended with {code} before it was ready") from error
+            killed = code is None or code == -signal.SIGKILL
+            raise (KilledError if killed else UnavailableError)(
+                f"a worker process ended with {code} before it was ready"
+            ) from error
 
     def submit(self, chunk: Chunk, *, network: bool, observe: bool) -> None:
         """Give it a chunk. Raises WorkerDiedError."""
@@ -551,8 +566,16 @@ class Worker:
         if code is None or code == -signal.SIGKILL:
             message = "its decoder died of SIGKILL, as the system does when memory runs out"
             return WorkerDiedError(Kind.CRASHED, message, suspect=suspect, killed=True)
-        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended the process with exit code {code}"
+        how = f"died of {_get_signal_name(-code)}" if code < 0 else f"ended the process with exit code {code}"
         return WorkerDiedError(Kind.CRASHED, f"its decoder {how}", suspect=suspect)
+
+
+def _get_signal_name(number: int) -> str:
+    """Return a signal's name; Python has none for most real-time signals."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class Reply(NamedTuple):

@@ -5,7 +5,6 @@ the effective user, nobody else may write them, and no symbolic link is followed
 (`manifest.py`). It is read once, checked, and those very bytes are used.
 """
 
-import fcntl
 import logging
 import os
 import stat
@@ -16,6 +15,11 @@ from pathlib import Path
 from ..errors import BackendError
 from .files import open_atomic
 from .manifest import Key, StaleError, make_file_name, pack, unpack
+
+try:
+    import fcntl
+except ImportError:  # as on Windows, where a file has no owner that this could check
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +111,8 @@ class Cache:
     @contextmanager
     def _open_folder(self) -> Iterator[int]:
         """Open the folder as a descriptor, so that the folder that was checked is the one that is used."""
+        if fcntl is None:
+            raise CacheError("nothing is kept in a cache: this system has no owners and locks of files as POSIX has")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
