@@ -112,7 +112,7 @@ class Cache:
     def _open_folder(self) -> Iterator[int]:
         """Open the folder as a descriptor, so that the folder that was checked is the one that is used."""
         if fcntl is None:
-            raise CacheError("nothing is kept in a cache: this system has no owners and locks of files as POSIX has")
+            raise CacheError("nothing is kept in a cache: this system has no owners of files as POSIX has")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
