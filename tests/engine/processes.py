@@ -110,7 +110,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def start_workers(engine: Engine, count: int = 2) -> set[int]:
-    """Start an engine's workers and wait until all of them are idle, so that no thread does what they are to do."""
+    """Start an engine's workers and wait until all are idle, so that no thread does what they are to do."""
     before = workers()
     engine.start_workers()
     starting = {thread for thread in threading.enumerate() if thread.name == "fmengine-start"}

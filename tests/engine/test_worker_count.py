@@ -31,7 +31,9 @@ def say_free(machine: Path, size: int) -> None:
 def say_container(machine: Path, limit: object, used: int = 0, cached: int = 0) -> None:
     (machine / "cgroup" / "memory.max").write_text(f"{limit}\n")
     (machine / "cgroup" / "memory.current").write_text(f"{used}\n")
-    text = f"anon {used - cached}\nfile {cached}\nactive_file {cached // 2}\ninactive_file {cached - cached // 2}\n"
+    text = (
+        f"anon {used - cached}\nfile {cached}\nactive_file {cached // 2}\ninactive_file {cached - cached // 2}\n"
+    )
     (machine / "cgroup" / "memory.stat").write_text(text)
 
 
@@ -61,7 +63,9 @@ def test_memory(machine: Path, room: int, number: int) -> None:
     found = choose_worker_count("auto", 8)
     assert found.number == number
     assert found.reason == ("one a core" if room >= 8 else f"memory is free for {room}, of 128 MB each")
-    assert choose_worker_count("auto", 8, isolated=True).number == 8, "threads must not decode, however little there is"
+    assert choose_worker_count("auto", 8, isolated=True).number == 8, (
+        "threads must not decode, however little there is"
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from tests.engine.processes import (
     FAULTS,
     FAULTY_DECODER,
     WAIT,
-    children,
     is_running,
     plant,
     servers,
@@ -248,8 +246,10 @@ def test_a_lie_that_makes_sense_for_one_picture_alone_costs_nothing(tmp_path, mo
 # Kills from outside
 
 
-def disturb(engine: Engine, sources: list, seed: int, choose: Callable[[], set[int]], how: int) -> tuple[list, int]:
-    """Answer for sources while processes are sent a signal at random moments; the answers, and how many were."""
+def disturb(
+    engine: Engine, sources: list, seed: int, choose: Callable[[], set[int]], how: int
+) -> tuple[list, int]:
+    """Answer for sources while processes are killed at random moments; the answers, and how many were."""
     rng, ended, hits = random.Random(seed), threading.Event(), 0
 
     def send() -> None:
@@ -258,7 +258,7 @@ def disturb(engine: Engine, sources: list, seed: int, choose: Callable[[], set[i
             # All are there again: three kills of one picture would be blamed on it.
             if len(workers()) == 2 and (targets := sorted(choose())):
                 with suppress(ProcessLookupError):
-                    os.kill(rng.choice(targets), how)
+                    os.kill(rng.choice(targets), signal.SIGKILL)
                     hits += 1
 
     thread = threading.Thread(target=send)
@@ -303,7 +303,7 @@ def test_kills_at_random_moments(tmp_path, jpegs, body, seed, choose):
     sources, expected = expect(jpegs, 2000)
     with loaded(body) as engine:
         paths = write(tmp_path / "pictures", sources) * 5
-        found, hits = disturb(engine, paths, seed, choose, signal.SIGKILL)
+        found, hits = disturb(engine, paths, seed, choose)
     assert hits > 3
     assert found == expected * 5
 
@@ -399,12 +399,11 @@ def test_no_worker_outlives_the_engine_and_resume_ends_with_the_same_rows(tmp_pa
     assert len(rows(whole)) == 6000
 
 
-# Its workers would be waited for until a picture's time is up, were they not ended; in half of that it must be gone.
-AT_ONCE = 15
+AT_ONCE = 15  # seconds, half of what a picture may take: one that hangs must not be waited for
 
 
 def interrupt(command: list[str], output: Path, count: int, **environment: str) -> str:
-    """Run a command, send its group Ctrl-C as a terminal does once it wrote so many rows, and return its stderr."""
+    """Run a command, once it wrote so many rows send its group Ctrl-C as a terminal does; its stderr."""
     process = subprocess.Popen(
         command,
         start_new_session=True,

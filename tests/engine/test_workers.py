@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -17,8 +16,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
-from tests.jpegs import in_scans
 from tests.engine.processes import WAIT, children, plant, start_workers, wait_until, workers
+from tests.jpegs import in_scans
 from tests.params import quick_first
 
 from fmengine import Engine, Failure, Isolation, Kind, Prediction, UnavailableError
@@ -126,7 +125,16 @@ def test_sources_of_all_kinds_in_turn(threads, pictures, portrait_pixels, body):
     path = pictures / "color.jpg"
     with Image.open(pictures / "turned.jpg") as image, Engine.load(workers=2, **BODIES[body]) as processes:
         start_workers(processes)
-        each = [str(path), path.read_bytes(), portrait_pixels, path, image, "missing", b"", portrait_pixels[::2, ::2]]
+        each = [
+            str(path),
+            path.read_bytes(),
+            portrait_pixels,
+            path,
+            image,
+            "missing",
+            b"",
+            portrait_pixels[::2, ::2],
+        ]
         each += ["nul\0.jpg", bytearray(path.read_bytes())]
         order = np.random.default_rng(5).integers(0, len(each), 300)
         for shift in (0, 1, 3):  # which begin with one that is encoded: a list of others is left to threads
@@ -152,7 +160,9 @@ def make_generator(sources: list[str]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("feed", ["auto", "caller"])
-@pytest.mark.parametrize("kind", [list, tuple, iter, make_generator, dict.fromkeys], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [list, tuple, iter, make_generator, dict.fromkeys], ids=lambda kind: kind.__name__
+)
 def test_sources_given_as_anything_that_can_be_iterated(processes, threads, pictures, kind, feed):
     sources = [path for path in sources_of(pictures) if "photograph" not in path]
     found = list(processes.predict_many(kind(sources), feed=feed))
@@ -160,7 +170,9 @@ def test_sources_given_as_anything_that_can_be_iterated(processes, threads, pict
     assert [answer.source for answer in found] == sources
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 7}, {"in_flight": 1}, {"in_flight": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 1}, {"batch_size": 7}, {"in_flight": 1}, {"in_flight": 5}], ids=str
+)
 def test_chunks_of_any_size(processes, threads, pictures, options):
     sources = [path for path in sources_of(pictures) if "photograph" not in path] * 5
     for given in (sources, iter(sources)):
@@ -176,10 +188,15 @@ def test_chunks_of_any_size(processes, threads, pictures, options):
 )
 def test_engines_of_any_setting(pictures, body, options):
     sources = sources_of(pictures) * 2
-    with load_with_workers(**options, **BODIES[body]) as processes, Engine.load(workers="threads", **options) as threads:
+    with (
+        load_with_workers(**options, **BODIES[body]) as processes,
+        Engine.load(workers="threads", **options) as threads,
+    ):
         compare(processes, threads, sources)
         if "unsure_below" in options:
-            assert "unsure" in {answer.label for answer in processes.predict_many(sources) if answer.__class__ is Prediction}
+            assert "unsure" in {
+                answer.label for answer in processes.predict_many(sources) if answer.__class__ is Prediction
+            }
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +253,10 @@ def test_a_model_that_answers_with_no_numbers(change_model, pictures):
     entry.value = json.dumps(json.loads(entry.value) | {"file_sha256": "0" * 64})
     path.write_bytes(seal(model.SerializeToString()))
     sources = [str(pictures / name) for name in ("gray.jpg", "missing", "color.jpg")]
-    with load_with_workers(model=path) as processes, Engine.load(path, "onnxruntime", workers="threads") as threads:
+    with (
+        load_with_workers(model=path) as processes,
+        Engine.load(path, "onnxruntime", workers="threads") as threads,
+    ):
         found = compare(processes, threads, sources)
     assert [answer.kind for answer in found] == ["not_finite", "not_found", "not_finite"]
 
@@ -381,7 +401,7 @@ FORKED = """
 import os, signal, sys, time, traceback
 from fmengine import Engine, Isolation
 from tests.jpegs import in_scans
-from tests.engine.processes import children, start_workers, workers
+from tests.engine.processes import children, start_workers, wait_until, workers
 picture, isolate = sys.argv[1], sys.argv[2] == "isolated"
 engine = Engine.load(workers=2, isolate=Isolation() if isolate else None)
 start_workers(engine)
@@ -417,7 +437,8 @@ def run(script: str, *arguments: object, **environment: str) -> None:
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=150, env=os.environ | {"PYTHONPATH": path} | environment
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
 
 
 @pytest.mark.slow
@@ -432,10 +453,9 @@ def test_parent_and_children_have_workers_of_their_own(pictures, isolate):
         def begin_anew():
             assert not workers(), "those of the parent"
             use()
-            start_workers(engine)
+            wait_until(lambda: len(workers()) == 2, "worker")
             use()
-            mine = workers()
-            assert len(mine) == 2 and not mine & before
+            assert not workers() & before
             engine.close()
             assert not workers()
 
@@ -459,8 +479,10 @@ def test_a_child_that_closes_the_engine_or_just_ends_leaves_the_parents_alone(pi
         before = workers()
         assert succeeded(fork(engine.close))
         assert succeeded(fork(lambda: None))
-        child = fork(lambda: sys.exit(0))
-        os.waitpid(child, 0)
+        child = os.fork()
+        if child == 0:
+            sys.exit(0)  # as a program does, with what runs at its end
+        assert succeeded(child)
         use()
         assert workers() == before
         engine.close()
@@ -476,7 +498,7 @@ def test_a_fork_while_workers_start(pictures):
     run(
         """
         other = Engine.load(workers=2)
-        for _ in range(10):
+        for _ in range(4):
             other.close()
             other = Engine.load(workers=2)
             other.start_workers()
@@ -560,8 +582,9 @@ def test_too_many_open_files(pictures, files, isolate):
     """The workers are killed, and there is room for so many descriptors when others are to take their place."""
     run(
         """
-        import resource
+        import logging, resource
         from fmengine import UnavailableError
+        logging.disable()
         limit = int(sys.argv[3])
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
         for worker in workers():
@@ -583,7 +606,7 @@ def test_too_many_open_files(pictures, files, isolate):
         for file in held:
             os.close(file)
         use()
-        """.replace("use()", "import logging; use()"),
+        """,
         pictures / "gray.jpg",
         isolate,
         files,
@@ -591,7 +614,7 @@ def test_too_many_open_files(pictures, files, isolate):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("megabytes", [0, 8, 64, 256])
+@pytest.mark.parametrize("megabytes", [64, 256])
 def test_little_address_space(pictures, megabytes):
     run(
         """
@@ -601,10 +624,7 @@ def test_little_address_space(pictures, megabytes):
         list(other.predict_many([picture] * 3, batch_size=1))
         page = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (page + int(sys.argv[3]) * 2**20, resource.RLIM_INFINITY))
-        try:
-            assert list(other.predict_many(sources)) == expected
-        except (MemoryError, RuntimeError) as error:  # no room for threads
-            assert int(sys.argv[3]) < 64, error
+        assert list(other.predict_many(sources)) == expected
         """,
         pictures / "gray.jpg",
         "",
@@ -616,14 +636,17 @@ def test_little_address_space(pictures, megabytes):
 def test_signals_that_the_program_ignores_or_blocks(pictures, tmp_path):
     """A worker's end is seen all the same, and a message to one that is gone ends nobody."""
     (tmp_path / "crash.jpg").write_bytes((pictures / "gray.jpg").read_bytes() + b"segfault")
-    planted = plant("""
+    planted = plant(
+        """
         import os, signal, simplejpeg
         whole = simplejpeg.decode_jpeg_header
         def decode_jpeg_header(data, *arguments):
             if bytes(data[-8:]) == b"segfault": os.kill(os.getpid(), signal.SIGSEGV)
             return whole(data, *arguments)
         if "-P" in __import__("sys").orig_argv: simplejpeg.decode_jpeg_header = decode_jpeg_header
-    """, tmp_path / "site")
+    """,
+        tmp_path / "site",
+    )
     path = planted["PYTHONPATH"] + os.pathsep + str(Path(__file__).parents[2])
     run(
         """

@@ -76,11 +76,17 @@ class ForkServer:
                     start_new_session=True,  # Ctrl-C is for the engine, which ends its workers
                     env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 )
-            self._control.settimeout(START_SECONDS)
-            request = json.dumps([service, settings]).encode()
-            socket.send_fds(self._control, [request], files, socket.MSG_NOSIGNAL)
         except OSError as error:
             self._control.close()
+            raise UnavailableError(f"cannot start worker processes: {error}") from error
+        self._control.settimeout(START_SECONDS)
+        request = json.dumps([service, settings]).encode()
+        try:
+            socket.send_fds(self._control, [request], files, socket.MSG_NOSIGNAL)
+        except ConnectionError:
+            pass  # it ended already, and `wait` says how
+        except OSError as error:
+            self.close()
             raise UnavailableError(f"cannot start worker processes: {error}") from error
 
     def wait(self) -> None:
