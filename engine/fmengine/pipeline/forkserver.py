@@ -223,8 +223,8 @@ def _run_worker(control: socket.socket, service: Service, files: list[int], bind
     try:
         bind()
         control.close()
-        with socket.socket(fileno=files[0]) as connection:
-            service.serve(connection, files[1])
+        # Closed by its end alone: the engine, which sees that, would kill it before it ended with its own code.
+        service.serve(socket.socket(fileno=files[0]), files[1])
         code = 0
     finally:
         os._exit(code)
