@@ -1,4 +1,4 @@
-"""An arena's parts lie beside each other: what one slot holds is no other's, and all of it is within its memory."""
+"""An arena's parts lie beside each other: what one slot holds is no other's, and all is within its memory."""
 
 import mmap
 

@@ -12,19 +12,22 @@ from tests.contract import CHECKS
 
 from fmengine import Engine, Isolation
 from fmengine.pipeline.executor import InlineExecutor, ThreadExecutor
+from fmengine.pipeline.process_executor import ProcessExecutor
 
 pytestmark = pytest.mark.timeout(180)
 
 BODIES = {
     "inline": {"threads": 1},
     "threads": {"threads": 2},
+    "processes": {"threads": 2, "workers": 2},
     "isolated": {"threads": 2, "isolate": Isolation()},
     "openvino": {"threads": 2, "backend": "openvino"},
 }
 
 
-# These have quick tests of their own besides (test_isolation.py, test_openvino.py).
-SLOW = ("isolated", "openvino")
+# These have quick tests of their own besides (test_workers.py, test_isolation.py, test_openvino.py).
+SLOW = ("processes", "isolated", "openvino")
+EXPECTED = {"inline": InlineExecutor, "processes": ProcessExecutor, "isolated": ProcessExecutor}
 
 
 @pytest.fixture(params=[pytest.param(body, marks=[pytest.mark.slow] * (body in SLOW)) for body in BODIES])
@@ -32,7 +35,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "openvino":
         pytest.importorskip("openvino")
     with Engine.load(**{"backend": "onnxruntime"} | BODIES[request.param]) as engine:
-        expected = InlineExecutor if request.param == "inline" else ThreadExecutor
+        expected = EXPECTED.get(request.param, ThreadExecutor)
         assert type(engine._make_executor(iter([]), 64, None)) is expected
         yield engine
 

@@ -6,15 +6,14 @@ import resource
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.engine.processes import FAULTS, FAULTY_DECODER, children, is_running, plant, workers
 
 from fmengine import (
     Engine,
@@ -29,46 +28,7 @@ from fmengine.errors import UnavailableError
 from fmengine.jobs.report import write_report
 from fmengine.jobs.rows import to_row
 
-# What a worker imports at its start, before anything of ours: a decoder with planted faults.
-PLANTED = """
-    import os, signal, sys, time
-    import simplejpeg
-
-    whole = simplejpeg.decode_jpeg_header
-    broken = []
-
-    def decode_jpeg_header(data, *arguments):
-        fault = bytes(data[-8:])
-        if fault == b"segfault": os.kill(os.getpid(), signal.SIGSEGV)
-        if fault == b"exit____": os._exit(7)
-        if fault == b"killed__": os.kill(os.getpid(), signal.SIGKILL)
-        if fault == b"hang____":
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
-            while True: pass
-        if fault == b"deaf____":
-            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
-            while True: pass
-        if fault == b"sleep___": time.sleep(3600)
-        if fault == b"memory__":
-            while True: broken.append(bytes(1 << 24))
-        if fault == b"poisons_": broken.append(1)  # answers, and breaks whatever comes after it
-        elif broken: os.abort()
-        if fault == b"writes__": open(os.environ["FMENGINE_TEST_FILE"], "w").write("x" * 100)
-        if fault == b"raises__": raise RuntimeError("of no kind that is foreseen")
-        return whole(data, *arguments)
-
-    simplejpeg.decode_jpeg_header = decode_jpeg_header
-"""
-
-FAULTS = {
-    "segfault": (Kind.CRASHED, "SIGSEGV"),
-    "exit____": (Kind.CRASHED, "exit code 7"),
-    "killed__": (Kind.CRASHED, "SIGKILL, as the system does when memory runs out"),
-    "hang____": (Kind.TIMEOUT, "not decoded within 2 seconds"),
-    "deaf____": (Kind.TIMEOUT, "not decoded within 2 seconds"),
-    "sleep___": (Kind.TIMEOUT, "not decoded within 2 seconds"),
-    "memory__": (Kind.OUT_OF_MEMORY, "no room to decode it"),
-}
+MEMORY = {"memory__": (Kind.OUT_OF_MEMORY, "no room to decode it")}
 LIMITS = Isolation(seconds=2.0, memory=256 * 1024**2)
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:::PIL")]
@@ -77,10 +37,8 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:::PIL
 @pytest.fixture
 def planted(tmp_path, monkeypatch) -> None:
     """Workers of this test have the planted decoder; this process has not."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(textwrap.dedent(PLANTED))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+    for name, value in plant(FAULTY_DECODER, tmp_path / "site").items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -88,24 +46,6 @@ def jpeg(portrait) -> bytes:
     buffer = io.BytesIO()
     Image.open(portrait).convert("RGB").save(buffer, "JPEG")
     return buffer.getvalue()
-
-
-def children(pid: int | None = None) -> set[int]:
-    """Processes that a process, by default this one, started."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
-            found |= {int(child) for child in (task / "children").read_text().split()}
-    return found
-
-
-def workers() -> set[int]:
-    """Worker processes of this one, which a server forks."""
-    found: set[int] = set()
-    for server in children():
-        with suppress(FileNotFoundError, ProcessLookupError):
-            found |= {pid for pid in children(server) if running(pid)}
-    return found
 
 
 def test_answers_are_those_without(portrait, jpeg, portrait_pixels):
@@ -147,9 +87,9 @@ def test_hostile_files_get_the_same_answers(hostile_images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", MEMORY | FAULTS)
 def test_a_fault_costs_its_own_picture(planted, jpeg, fault):
-    kind, message = FAULTS[fault]
+    kind, message = (MEMORY | FAULTS)[fault]
     with Engine.load(workers=2) as plain, Engine.load(isolate=LIMITS, workers=2) as isolated:
         (good,) = plain.predict_many([jpeg])
         sources = [jpeg] * 20
@@ -248,16 +188,9 @@ def test_workers_end_when_the_engine_is_killed(planted, jpeg, tmp_path):
     process.wait()
     assert found
     deadline = time.monotonic() + 60
-    while any(running(pid) for pid in found):
+    while any(is_running(pid) for pid in found):
         assert time.monotonic() < deadline, "a worker outlives its engine"
         time.sleep(0.05)
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_a_worker_has_less_than_the_engine(jpeg):
@@ -312,8 +245,6 @@ def test_a_worker_that_cannot_start_is_no_fault_of_a_picture(jpeg, monkeypatch):
 @pytest.mark.slow
 def test_a_read_that_stalls_is_a_timeout(jpeg, tmp_path, monkeypatch):
     """As on a network drive that went away: the worker sleeps in `read`, whatever signal it is sent but one."""
-    folder = tmp_path / "site"
-    folder.mkdir()
     stalling = """
         import os, time
         whole = os.open
@@ -322,8 +253,8 @@ def test_a_read_that_stalls_is_a_timeout(jpeg, tmp_path, monkeypatch):
             return whole(path, *arguments, **more)
         os.open = open_
     """
-    (folder / "sitecustomize.py").write_text(textwrap.dedent(stalling))
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    for name, value in plant(stalling, tmp_path / "site").items():
+        monkeypatch.setenv(name, value)
     paths = [tmp_path / name for name in ("a.jpg", "stalls.jpg", "b.jpg")]
     for path in paths:
         path.write_bytes(jpeg)

@@ -1,4 +1,4 @@
-"""Where Linux's modules and calls are missing, threads do the work: nothing that every start needs imports them."""
+"""Where Linux's modules and calls are missing, threads work: nothing that every start needs imports them."""
 
 import subprocess
 import sys
@@ -52,9 +52,6 @@ WINDOWS = "fcntl resource grp pwd termios"
             WINDOWS,
             "auto",
             id="Windows, backend auto",
-            marks=pytest.mark.xfail(
-                strict=True, reason="system/cache.py imports fcntl, and select.py imports that"
-            ),
         ),
     ],
 )

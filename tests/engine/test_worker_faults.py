@@ -5,11 +5,11 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from tests.engine.processes import (
     FAULTS,
     FAULTY_DECODER,
     WAIT,
-    children,
     is_running,
     plant,
     servers,
@@ -27,13 +26,12 @@ from tests.engine.processes import (
     workers,
 )
 from tests.fuzz.kills import infer, make_pictures, rows
-from tests.params import quick_first
 
 from fmengine import Engine, Failure, Isolation, Kind
 
 pytestmark = pytest.mark.timeout(180)
 
-SECONDS = 2.0  # that a picture may take, in either body
+SECONDS = 1.0  # that a picture may take, in either body
 BODIES = {"workers": {}, "isolated": {"isolate": Isolation(seconds=SECONDS, memory=512 * 1024**2)}}
 
 # A worker that was taken over, or whose memory is broken: what it answers makes no sense from this picture on.
@@ -169,29 +167,26 @@ def write(folder: Path, sources: list[bytes]) -> list[str]:
     return sorted(map(str, folder.iterdir()))
 
 
-@pytest.fixture(params=quick_first(["paths", "encoded"]))
-def give(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[list[bytes]], list]:
-    """Gives pictures as paths, which go to workers in chunks without an object each, or encoded."""
-    return (lambda sources: write(tmp_path / "pictures", sources)) if request.param == "paths" else list
-
-
 # Faults of decoders
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "give"), [*((fault, "paths") for fault in FAULTS), ("segfault", "encoded"), ("sleep___", "encoded")]
+)
 def test_a_fault_costs_its_own_picture(tmp_path, monkeypatch, jpegs, give, body, fault):
     monkeypatch.setattr("fmengine.pipeline.workers.HANG_SECONDS", SECONDS)
     for name, value in plant(FAULTY_DECODER, tmp_path / "site").items():
         monkeypatch.setenv(name, value)
     kind, message = FAULTS[fault]
     sources, expected = expect(jpegs)
-    places = [0, 63, 64, 150]
+    places = [0, 100] if kind is Kind.TIMEOUT else [0, 63, 64, 150]
     for place in places:
         sources[place] += fault.encode()
     with loaded(body) as engine:
-        found = list(engine.predict_many(give(sources)))
+        given = write(tmp_path / "pictures", sources) if give == "paths" else sources
+        found = list(engine.predict_many(given))
     check(found, expected, places, kind, message)
 
 
@@ -216,11 +211,34 @@ def test_a_picture_is_not_blamed_for_what_another_did(tmp_path, monkeypatch, jpe
         assert list(engine.predict_many(sources)) == expected
 
 
+@pytest.mark.xfail(
+    reason="what else the worker had is decoded in the engine's process, which it may end", strict=False
+)
+def test_after_a_death_nothing_is_decoded_in_the_engines_process(tmp_path, monkeypatch, jpegs):
+    """There, the next fault would be the end of it: once workers run, what is encoded is theirs."""
+    for name, value in plant(FAULTY_DECODER, tmp_path / "site").items():
+        monkeypatch.setenv(name, value)
+    sources, expected = expect(jpegs, 1000)
+    places = [0, 63, 64, 150]
+    for place in places:
+        sources[place] += b"segfault"
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("decoded in the engine's process")
+
+    monkeypatch.setattr("fmengine.pipeline.stages.decode_bytes", refuse)
+    with loaded("workers") as engine:
+        found = list(engine.predict_many(write(tmp_path / "pictures", sources)))
+    check(found, expected, places, Kind.CRASHED, "SIGSEGV")
+
+
 # What makes no sense
 
 
-@pytest.mark.parametrize("body", ["workers", pytest.param("isolated", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("lie", quick_first(LIES, 4))
+@pytest.mark.parametrize(
+    ("lie", "body"),
+    [*product(LIES[:2], BODIES), *(pytest.param(lie, "workers", marks=pytest.mark.slow) for lie in LIES[2:])],
+)
 def test_a_lie_costs_the_picture_that_made_the_worker_lie(tmp_path, monkeypatch, jpegs, body, lie):
     for name, value in plant(LIAR, tmp_path / "site").items():
         monkeypatch.setenv(name, value)
@@ -248,28 +266,21 @@ def test_a_lie_that_makes_sense_for_one_picture_alone_costs_nothing(tmp_path, mo
 # Kills from outside
 
 
-def disturb(
-    engine: Engine, sources: list, seed: int, choose: Callable[[], set[int]], how: int
-) -> tuple[list, int]:
-    """Answer for sources while processes are sent a signal at random moments; the answers, and how many were."""
-    rng, ended, hits = random.Random(seed), threading.Event(), 0
+def disturb(engine: Engine, sources: list, seed: int, choose: Callable[[], set[int]]) -> tuple[list, int]:
+    """Answer for sources while processes are killed at random moments; the answers, and how many were killed.
 
-    def send() -> None:
-        nonlocal hits
-        while not ended.wait(rng.uniform(0.0, 0.15)):
-            # All are there again: three kills of one picture would be blamed on it.
-            if len(workers()) == 2 and (targets := sorted(choose())):
-                with suppress(ProcessLookupError):
-                    os.kill(rng.choice(targets), how)
-                    hits += 1
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        found = list(engine.predict_many(sources))
-    finally:
-        ended.set()
-        thread.join(WAIT)
+    Between two kills more pictures are answered than are in flight at once: so none of them is hit three times,
+    which would be blamed on it.
+    """
+    rng, found, hits = random.Random(seed), [], 0
+    after = 1
+    for answer in engine.predict_many(sources):
+        found.append(answer)
+        if len(found) >= after and (targets := sorted(choose())):
+            with suppress(ProcessLookupError):
+                os.kill(rng.choice(targets), signal.SIGKILL)
+                hits += 1
+            after = len(found) + rng.randrange(600, 900)
     return found, hits
 
 
@@ -305,8 +316,8 @@ def test_kills_at_random_moments(tmp_path, jpegs, body, seed, choose):
     sources, expected = expect(jpegs, 2000)
     with loaded(body) as engine:
         paths = write(tmp_path / "pictures", sources) * 5
-        found, hits = disturb(engine, paths, seed, choose, signal.SIGKILL)
-    assert hits > 3
+        found, hits = disturb(engine, paths, seed, choose)
+    assert hits > 5
     assert found == expected * 5
 
 
@@ -401,12 +412,11 @@ def test_no_worker_outlives_the_engine_and_resume_ends_with_the_same_rows(tmp_pa
     assert len(rows(whole)) == 6000
 
 
-# Its workers would be waited for until a picture's time is up, were they not ended; in half of that it must be gone.
-AT_ONCE = 15
+AT_ONCE = 15  # seconds, half of what a picture may take: one that hangs must not be waited for
 
 
 def interrupt(command: list[str], output: Path, count: int, **environment: str) -> str:
-    """Run a command, send its group Ctrl-C as a terminal does once it wrote so many rows, and return its stderr."""
+    """Run a command, once it wrote so many rows send its group Ctrl-C as a terminal does; its stderr."""
     process = subprocess.Popen(
         command,
         start_new_session=True,

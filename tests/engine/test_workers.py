@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -17,8 +16,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
-from tests.jpegs import in_scans
 from tests.engine.processes import WAIT, children, plant, start_workers, wait_until, workers
+from tests.jpegs import in_scans
 from tests.params import quick_first
 
 from fmengine import Engine, Failure, Isolation, Kind, Prediction, UnavailableError
@@ -402,7 +401,7 @@ FORKED = """
 import os, signal, sys, time, traceback
 from fmengine import Engine, Isolation
 from tests.jpegs import in_scans
-from tests.engine.processes import children, start_workers, workers
+from tests.engine.processes import children, start_workers, wait_until, workers
 picture, isolate = sys.argv[1], sys.argv[2] == "isolated"
 engine = Engine.load(workers=2, isolate=Isolation() if isolate else None)
 start_workers(engine)
@@ -438,7 +437,8 @@ def run(script: str, *arguments: object, **environment: str) -> None:
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=150, env=os.environ | {"PYTHONPATH": path} | environment
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
 
 
 @pytest.mark.slow
@@ -453,10 +453,9 @@ def test_parent_and_children_have_workers_of_their_own(pictures, isolate):
         def begin_anew():
             assert not workers(), "those of the parent"
             use()
-            start_workers(engine)
+            wait_until(lambda: len(workers()) == 2, "worker")
             use()
-            mine = workers()
-            assert len(mine) == 2 and not mine & before
+            assert not workers() & before
             engine.close()
             assert not workers()
 
@@ -480,8 +479,10 @@ def test_a_child_that_closes_the_engine_or_just_ends_leaves_the_parents_alone(pi
         before = workers()
         assert succeeded(fork(engine.close))
         assert succeeded(fork(lambda: None))
-        child = fork(lambda: sys.exit(0))
-        os.waitpid(child, 0)
+        child = os.fork()
+        if child == 0:
+            sys.exit(0)  # as a program does, with what runs at its end
+        assert succeeded(child)
         use()
         assert workers() == before
         engine.close()
@@ -497,7 +498,7 @@ def test_a_fork_while_workers_start(pictures):
     run(
         """
         other = Engine.load(workers=2)
-        for _ in range(10):
+        for _ in range(4):
             other.close()
             other = Engine.load(workers=2)
             other.start_workers()
@@ -581,8 +582,9 @@ def test_too_many_open_files(pictures, files, isolate):
     """The workers are killed, and there is room for so many descriptors when others are to take their place."""
     run(
         """
-        import resource
+        import logging, resource
         from fmengine import UnavailableError
+        logging.disable()
         limit = int(sys.argv[3])
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
         for worker in workers():
@@ -604,7 +606,7 @@ def test_too_many_open_files(pictures, files, isolate):
         for file in held:
             os.close(file)
         use()
-        """.replace("use()", "import logging; use()"),
+        """,
         pictures / "gray.jpg",
         isolate,
         files,
@@ -612,7 +614,7 @@ def test_too_many_open_files(pictures, files, isolate):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("megabytes", [0, 8, 64, 256])
+@pytest.mark.parametrize("megabytes", [64, 256])
 def test_little_address_space(pictures, megabytes):
     run(
         """
@@ -622,10 +624,7 @@ def test_little_address_space(pictures, megabytes):
         list(other.predict_many([picture] * 3, batch_size=1))
         page = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (page + int(sys.argv[3]) * 2**20, resource.RLIM_INFINITY))
-        try:
-            assert list(other.predict_many(sources)) == expected
-        except (MemoryError, RuntimeError) as error:  # no room for threads
-            assert int(sys.argv[3]) < 64, error
+        assert list(other.predict_many(sources)) == expected
         """,
         pictures / "gray.jpg",
         "",

@@ -80,9 +80,14 @@ class ForkServer:
             self._control.close()
             raise UnavailableError(f"cannot start worker processes: {error}") from error
         self._control.settimeout(START_SECONDS)
-        with suppress(OSError):  # it ended: `wait` says how
-            request = json.dumps([service, settings]).encode()
+        request = json.dumps([service, settings]).encode()
+        try:
             socket.send_fds(self._control, [request], files, socket.MSG_NOSIGNAL)
+        except ConnectionError:
+            pass  # it ended already, and `wait` says how
+        except OSError as error:
+            self.close()
+            raise UnavailableError(f"cannot start worker processes: {error}") from error
 
     def wait(self) -> None:
         """Wait until it can fork. Raises UnavailableError if it ends before."""
@@ -218,8 +223,8 @@ def _run_worker(control: socket.socket, service: Service, files: list[int], bind
     try:
         bind()
         control.close()
-        with socket.socket(fileno=files[0]) as connection:
-            service.serve(connection, files[1])
+        # Closed by its end alone: the engine, which sees that, would kill it before it ended with its own code.
+        service.serve(socket.socket(fileno=files[0]), files[1])
         code = 0
     finally:
         os._exit(code)
