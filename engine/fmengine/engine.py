@@ -377,7 +377,7 @@ class Engine:
         pictures = len(sources) if isinstance(sources, list | tuple) else None
         threads = threads if pictures is None else min(threads, pictures)
         executor: Executor
-        if pictures in (0, 1) or (threads <= 1 and workers is None):
+        if (pictures in (0, 1) or threads <= 1) and workers in (None, self._stages.workers):
             # Of one picture: all threads of the network work on it together.
             size = in_flight or batch_size
             executor = InlineExecutor(self._stages, self.backend, batch_size=batch_size, max_in_flight=size)

@@ -211,9 +211,6 @@ def test_a_picture_is_not_blamed_for_what_another_did(tmp_path, monkeypatch, jpe
         assert list(engine.predict_many(sources)) == expected
 
 
-@pytest.mark.xfail(
-    reason="what else the worker had is decoded in the engine's process, which it may end", strict=False
-)
 def test_after_a_death_nothing_is_decoded_in_the_engines_process(tmp_path, monkeypatch, jpegs):
     """There, the next fault would be the end of it: once workers run, what is encoded is theirs."""
     for name, value in plant(FAULTY_DECODER, tmp_path / "site").items():

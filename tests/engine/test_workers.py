@@ -120,8 +120,6 @@ def test_encoded_pictures_of_every_sort(processes, threads, pictures):
 @pytest.mark.parametrize("body", BODIES)
 def test_sources_of_all_kinds_in_turn(threads, pictures, portrait_pixels, body):
     """Paths and encoded pictures, which are the workers', between images, which are not."""
-    if body == "isolated":
-        pytest.xfail("threads that each hold a worker wait for another one's, for ever")
     path = pictures / "color.jpg"
     with Image.open(pictures / "turned.jpg") as image, Engine.load(workers=2, **BODIES[body]) as processes:
         start_workers(processes)
@@ -323,7 +321,6 @@ def test_a_folder_that_is_gone(processes, threads, pictures, tmp_path, monkeypat
     assert [getattr(answer, "kind", None) for answer in found] == [Kind.NOT_FOUND, None, Kind.NOT_FOUND]
 
 
-@pytest.mark.xfail(strict=True, reason="`get_path` keeps a subclass of `str` as it is, which no worker is given")
 @pytest.mark.parametrize("make", [np.str_, type("Name", (str,), {})], ids=["numpy", "own"])
 def test_text_of_a_subclass_is_a_path_for_workers_too(processes, pictures, make):
     for answer in processes.predict_many([make(pictures / "gray.jpg")] * 3):

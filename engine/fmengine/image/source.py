@@ -56,7 +56,7 @@ def get_bytes(source: bytes | bytearray | memoryview) -> bytes:
 def get_path(source: str | os.PathLike[str]) -> str:
     """Return a path as text. Raises SourceError where its `__fspath__` fails."""
     try:
-        return os.fsdecode(source)
+        return str.__str__(os.fsdecode(source))  # also of a subclass of `str`, which `fsdecode` returns as it is
     except Exception as error:
         raise SourceError(
             Kind.UNSUPPORTED,

@@ -81,6 +81,9 @@ class ProcessExecutor(ThreadExecutor):
         self._bell.setblocking(False)
         self._button.setblocking(False)
         self._count_computed(0)
+        self._taker = threading.get_ident()
+        if not self._delegates:
+            self._begin_to_delegate()
         super()._start()
 
     def _count_computed(self, pictures: int) -> None:
