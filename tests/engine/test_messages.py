@@ -80,6 +80,30 @@ def test_a_request_larger_than_what_a_socket_holds(ends) -> None:
     thread.join()
 
 
+def test_a_request_that_is_not_taken_is_waited_for_or_given_up(ends) -> None:
+    ours, theirs = ends
+    ours.settimeout(0.001)
+    request = Request(1, 0, True, False, b"/", [bytes(3_000_000)])
+    waits = []
+
+    def wait() -> None:
+        waits.append(True)
+        if len(waits) == 3:
+            receiver.start()
+
+    found: list[Request | None] = []
+    receiver = threading.Thread(target=lambda: found.append(receive_request(theirs)))
+    send(ours, request.pack(), wait)
+    receiver.join()
+    assert found == [request]
+
+    def give_up() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        send(ours, request.pack(), give_up)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 19, 20, 29])
 def test_an_engine_that_ends_within_a_request(ends, cut: int) -> None:
     ours, theirs = ends

@@ -263,6 +263,35 @@ def test_a_lie_that_makes_sense_for_one_picture_alone_costs_nothing(tmp_path, mo
         assert list(engine.predict_many(sources)) == expected
 
 
+# What takes its time
+
+
+SLOW_DECODER = """
+    import simplejpeg, time
+    whole = simplejpeg.decode_jpeg_header
+
+    def decode_jpeg_header(data, *arguments):
+        time.sleep(0.1)
+        return whole(data, *arguments)
+
+    simplejpeg.decode_jpeg_header = decode_jpeg_header
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", BODIES)
+def test_a_worker_that_takes_no_more_while_it_is_at_work_is_not_ended(tmp_path, monkeypatch, jpegs, body):
+    """Its next chunk does not fit into the socket, and it is at one for longer than a picture may take."""
+    monkeypatch.setattr("fmengine.pipeline.workers.HANG_SECONDS", SECONDS)
+    for name, value in plant(SLOW_DECODER, tmp_path / "site").items():
+        monkeypatch.setenv(name, value)
+    sources, expected = expect(jpegs, 80)
+    with loaded(body) as engine:
+        before = workers()
+        assert list(engine.predict_many([data + bytes(1_000_000) for data in sources])) == expected
+        assert workers() == before
+
+
 # Kills from outside
 
 

@@ -677,20 +677,16 @@ def test_signals_that_the_program_ignores_or_blocks(pictures, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("closed", [[0], [1], [0, 1], [0, 1, 2]], ids=str)
-def test_standard_streams_that_are_closed(pictures, closed):
+def test_standard_streams_that_are_closed(pictures):
     """A daemon may have none: what it opens next is 0, 1 or 2, and a child has those for itself."""
     run(
         """
-        for stream in map(int, sys.argv[3].split()):
+        for stream in (0, 1, 2):
             os.close(stream)
         other = Engine.load(workers=2)
-        for stream in map(int, sys.argv[3].split()):
-            os.close(stream) if os.path.exists(f"/proc/self/fd/{stream}") and stream else None
         start_workers(other)
         assert list(other.predict_many(sources)) == expected
         """,
         pictures / "gray.jpg",
         "",
-        " ".join(map(str, closed)),
     )

@@ -8,7 +8,6 @@ Not `multiprocessing`'s fork server, which runs the caller's main module again, 
 """
 
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -31,7 +30,6 @@ REAP_SECONDS = 1.0  # that a killed process is waited for: one on a drive that d
 MAX_BYTES = 1 << 20  # of a message
 
 PR_SET_PDEATHSIG = 1  # of prctl, from linux/prctl.h
-FIRST_FREE = 3  # descriptor; those below it are stdin, stdout and stderr
 
 
 class Service(Protocol):
@@ -62,7 +60,7 @@ class ForkServer:
         program = "import json, sys; path, control = json.loads(sys.argv[1]); sys.path[:] = path; "
         program += f"from {__name__} import run_server; run_server(control)"
         try:
-            self._control, theirs = _make_connection()
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise UnavailableError(f"cannot start worker processes: {error}") from error
         try:
@@ -155,15 +153,6 @@ class ForkServer:
         return (KilledError if code == -signal.SIGKILL else UnavailableError)(
             f"the server of worker processes ended with {code}; does `{sys.executable} -c 'import fmengine'` work?"
         )
-
-
-def _make_connection() -> tuple[socket.socket, socket.socket]:
-    """Make the two ends of a connection; the second is none of the descriptors that a server has for itself."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if theirs.fileno() < FIRST_FREE:  # this process has closed its stdin, say
-        with theirs:
-            theirs = socket.socket(fileno=fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE))
-    return ours, theirs
 
 
 # In the server.

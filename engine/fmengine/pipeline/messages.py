@@ -8,7 +8,7 @@ import json
 import socket
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -90,12 +90,23 @@ class NonsenseError(Exception):
     """A message makes no sense: whoever sent it was taken over, or its memory is broken."""
 
 
-def send(connection: socket.socket, parts: list[bytes]) -> None:
-    """Send a message; large parts are not copied together."""
+def send(connection: socket.socket, parts: list[bytes], wait: Callable[[], None] = lambda: None) -> None:
+    """Send a message; large parts are not copied together.
+
+    Args:
+        connection: to send it through.
+        parts: of the message.
+        wait: is called each time that the socket's timeout passes and nothing is taken; to raise ends it.
+    """
     if sum(map(len, parts)) <= 1 << 20:
         parts = [b"".join(parts)]
     for part in parts:
-        connection.sendall(part, socket.MSG_NOSIGNAL)  # whose signal ends a program that does not ignore it
+        rest = memoryview(part)
+        while rest:
+            try:  # without SIGPIPE, which ends a program that does not ignore it
+                rest = rest[connection.send(rest, socket.MSG_NOSIGNAL) :]
+            except TimeoutError:
+                wait()
 
 
 def receive_request(connection: socket.socket) -> Request | None:

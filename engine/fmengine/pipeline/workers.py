@@ -48,6 +48,7 @@ HANG_SECONDS = 30.0  # that a picture may take without `Isolation`: six times wh
 TURNS = 20  # times that, in which a picture may wait until large ones before it are decoded
 MIN_WAIT, MAX_WAIT = 0.01, 1.0  # seconds between looks at a worker's pulse
 KILLS = 3  # by SIGKILL, which others may send, until it is the picture's doing
+SMALL = 64 * 1024  # bytes of a request that a socket takes while its worker is at work on another
 BROKEN = frozenset({Kind.CORRUPT, Kind.TRUNCATED, Kind.INTERNAL})  # that may have broken the decoder's memory
 
 
@@ -443,10 +444,8 @@ class Worker:
         contents = cast("Sequence[str | bytes]", chunk.contents)
         parts = Request(self._generation, slot, network, observe, _get_folder(), contents).pack()
         try:
-            self._socket.settimeout(self._setup.seconds)
-            send(self._socket, parts)
-        except TimeoutError as error:
-            raise self._make_timeout() from error
+            self._socket.settimeout(self._wait)
+            send(self._socket, parts, self._check_alive)
         except OSError as error:  # it closed its end
             raise self._find_cause() from error
 
@@ -509,8 +508,7 @@ class Worker:
             try:
                 return self._reader.read()
             except TimeoutError:
-                if self._hangs():
-                    raise self._make_timeout() from None
+                self._check_alive()
             except NonsenseError as error:
                 raise _make_nonsense(error) from error
             except OSError as error:  # it closed its end
@@ -519,12 +517,13 @@ class Worker:
     def _begin_watch(self) -> None:
         self._pulse, self._since = int(self._arena.pulse[0]), time.monotonic()
 
-    def _hangs(self) -> bool:
-        """Return whether a picture takes longer than it may; it may wait for its turn some time more."""
+    def _check_alive(self) -> None:
+        """Raise WorkerDiedError if a picture takes longer than it may; it may wait for its turn some time more."""
         pulse, _, waits = map(int, self._arena.pulse)
         if pulse != self._pulse:
             self._begin_watch()
-        return time.monotonic() - self._since > self._setup.seconds * (TURNS if waits else 1)
+        if time.monotonic() - self._since > self._setup.seconds * (TURNS if waits else 1):
+            raise self._make_timeout()
 
     def _get_suspect(self) -> int | None:
         index = int(self._arena.pulse[1])
