@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
-from tests.engine.processes import WAIT, children, plant, start_workers, wait_until, workers
+from tests.engine.processes import WAIT, children, is_running, plant, start_workers, wait_until, workers
 from tests.jpegs import in_scans
 from tests.params import quick_first
 
@@ -401,7 +402,7 @@ FORKED = """
 import os, signal, sys, time, traceback
 from fmengine import Engine, Isolation
 from tests.jpegs import in_scans
-from tests.engine.processes import children, start_workers, wait_until, workers
+from tests.engine.processes import children, servers, start_workers, wait_until, workers
 picture, isolate = sys.argv[1], sys.argv[2] == "isolated"
 engine = Engine.load(workers=2, isolate=Isolation() if isolate else None)
 start_workers(engine)
@@ -511,6 +512,33 @@ def test_a_fork_while_workers_start(pictures):
         pictures / "gray.jpg",
         "",
     )
+
+
+@pytest.mark.slow
+def test_a_child_that_was_forked_while_workers_start_keeps_none_of_them_alive(pictures):
+    """It holds copies of what the parent has open, which tell the server that there is somebody to serve."""
+    script = """
+        other = Engine.load(workers=2)
+        other.start_workers()
+        wait_until(lambda: len(servers()) == 2, "server")
+        child = os.fork()
+        if child == 0:
+            time.sleep(1000)
+        wait_until(lambda: len(workers()) == 4, "worker")
+        print(child, *servers(), *workers(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", FORKED + textwrap.dedent(script), str(pictures / "gray.jpg"), ""]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+    ) as process:
+        child, *rest = map(int, process.stdout.readline().split())
+        try:
+            wait_until(lambda: not any(map(is_running, rest)), "end of the workers")
+            assert is_running(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 # What the process has, and lacks

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, NoReturn, Protocol
 
 from ..errors import UnavailableError
+from ..system import fork
 from ..system.imports import load_object
 from .death import KilledError
 
@@ -63,6 +64,7 @@ class ForkServer:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise UnavailableError(f"cannot start worker processes: {error}") from error
+        fork.register(self)
         try:
             with theirs:
                 self.process = subprocess.Popen(
@@ -123,8 +125,8 @@ class ForkServer:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(REAP_SECONDS)
 
-    def let_go(self) -> None:
-        """Close this process's copy of our end: it goes on for the process that started it."""
+    def reset_after_fork(self) -> None:
+        """Leave it to the parent, also while it starts: a copy of our end would keep it alive after the parent."""
         self._control.close()
 
     def _receive(self) -> Any:

@@ -280,8 +280,6 @@ class Workers:
 
     def reset_after_fork(self) -> None:
         """Leave the workers to the parent: two processes that read one socket get each other's answers."""
-        if self._server is not None:
-            self._server.let_go()
         for worker in self._all:
             worker.let_go()
         closed = self._closed
