@@ -604,7 +604,7 @@ def test_where_workers_do_not_start_threads_answer_with_a_warning(pictures, how,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("files", [0, 1, 3, 6, 12, 40])
+@pytest.mark.parametrize("files", [0, 3, 12])
 @pytest.mark.parametrize("isolate", ["", "isolated"])
 def test_too_many_open_files(pictures, files, isolate):
     """The workers are killed, and there is room for so many descriptors when others are to take their place."""
