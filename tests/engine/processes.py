@@ -68,9 +68,10 @@ def plant(code: str, folder: Path) -> dict[str, str]:
 def children(pid: int | None = None) -> set[int]:
     """Processes that a process, by default this one, started."""
     found: set[int] = set()
-    for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
-            found |= {int(child) for child in (task / "children").read_text().split()}
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+                found |= {int(child) for child in (task / "children").read_text().split()}
     return found
 
 
@@ -83,8 +84,7 @@ def workers(pid: int | None = None) -> set[int]:
     """Worker processes of a process, by default this one, which a server forks."""
     found: set[int] = set()
     for server in servers(pid):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            found |= {child for child in children(server) if is_running(child)}
+        found |= {child for child in children(server) if is_running(child)}
     return found
 
 

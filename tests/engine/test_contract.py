@@ -18,10 +18,10 @@ pytestmark = pytest.mark.timeout(180)
 
 BODIES = {
     "inline": {"threads": 1},
-    "threads": {"threads": 2},
+    "threads": {"threads": 2, "workers": "threads"},
     "processes": {"threads": 2, "workers": 2},
     "isolated": {"threads": 2, "isolate": Isolation()},
-    "openvino": {"threads": 2, "backend": "openvino"},
+    "openvino": {"threads": 2, "workers": "threads", "backend": "openvino"},
 }
 
 

@@ -27,6 +27,7 @@ from fmengine import (
 from fmengine.errors import UnavailableError
 from fmengine.jobs.report import write_report
 from fmengine.jobs.rows import to_row
+from fmengine.pipeline.worker import limit_memory
 
 MEMORY = {"memory__": (Kind.OUT_OF_MEMORY, "no room to decode it")}
 LIMITS = Isolation(seconds=2.0, memory=256 * 1024**2)
@@ -205,6 +206,17 @@ def test_a_worker_has_less_than_the_engine(jpeg):
         assert resource.prlimit(worker, resource.RLIMIT_AS)[0] < 4 * 1024**3
         assert Path(f"/proc/{worker}/oom_score_adj").read_text().strip() == "1000"
     resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+def test_a_limit_that_the_process_has_is_kept(monkeypatch):
+    """Only root may raise it: a worker that tried would not start."""
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.append(pair))
+    for most in (5 * 1024**3, resource.RLIM_INFINITY):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, most=most: (most, most))
+        limit_memory(1024**4)
+    assert limits[0] == (5 * 1024**3, 5 * 1024**3)
+    assert limits[1][0] == limits[1][1] > 1024**4
 
 
 def test_a_worker_imports_nothing_from_the_current_folder(jpeg, tmp_path, monkeypatch):

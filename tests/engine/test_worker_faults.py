@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -33,6 +32,8 @@ pytestmark = pytest.mark.timeout(180)
 
 SECONDS = 1.0  # that a picture may take, in either body
 BODIES = {"workers": {}, "isolated": {"isolate": Isolation(seconds=SECONDS, memory=512 * 1024**2)}}
+
+FAULTY_BODIES = ["workers", "isolated"]
 
 # A worker that was taken over, or whose memory is broken: what it answers makes no sense from this picture on.
 LIAR = """
@@ -171,7 +172,7 @@ def write(folder: Path, sources: list[bytes]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", FAULTY_BODIES)
 @pytest.mark.parametrize(
     ("fault", "give"), [*((fault, "paths") for fault in FAULTS), ("segfault", "encoded"), ("sleep___", "encoded")]
 )
@@ -232,21 +233,20 @@ def test_after_a_death_nothing_is_decoded_in_the_engines_process(tmp_path, monke
 # What makes no sense
 
 
-@pytest.mark.parametrize(
-    ("lie", "body"),
-    [*product(LIES[:2], BODIES), *(pytest.param(lie, "workers", marks=pytest.mark.slow) for lie in LIES[2:])],
-)
-def test_a_lie_costs_the_picture_that_made_the_worker_lie(tmp_path, monkeypatch, jpegs, body, lie):
+@pytest.mark.parametrize("body", FAULTY_BODIES)
+@pytest.mark.parametrize("lies", [LIES[:2], pytest.param(LIES, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_a_lie_costs_the_picture_that_made_the_worker_lie(tmp_path, monkeypatch, jpegs, body, lies):
     for name, value in plant(LIAR, tmp_path / "site").items():
         monkeypatch.setenv(name, value)
-    sources, expected = expect(jpegs, 150)
-    places = [3, 70]
-    for place in places:
-        sources[place] += lie.encode()
+    sources, expected = expect(jpegs, 70 * len(lies))
+    for number, lie in enumerate(lies):
+        sources[3 + 70 * number] += lie.encode()
     with loaded(body) as engine:
         found = list(engine.predict_many(sources))
-    says = "exit code 0" if lie == "ends____" else "gave an answer that makes no sense"
-    check(found, expected, places, Kind.CRASHED, says)
+    check(found, expected, list(range(3, len(sources), 70)), Kind.CRASHED, "its decoder ")
+    for place, lie in zip(range(3, len(sources), 70), lies, strict=True):
+        says = "ended the process with exit code 0" if lie == "ends____" else "gave an answer that makes no sense"
+        assert says in found[place].message, (lie, found[place])
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -260,16 +260,45 @@ def test_a_lie_that_makes_sense_for_one_picture_alone_costs_nothing(tmp_path, mo
         assert list(engine.predict_many(sources)) == expected
 
 
+# What takes its time
+
+
+SLOW_DECODER = """
+    import simplejpeg, time
+    whole = simplejpeg.decode_jpeg_header
+
+    def decode_jpeg_header(data, *arguments):
+        time.sleep(0.1)
+        return whole(data, *arguments)
+
+    simplejpeg.decode_jpeg_header = decode_jpeg_header
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", BODIES)
+def test_a_worker_that_takes_no_more_while_it_is_at_work_is_not_ended(tmp_path, monkeypatch, jpegs, body):
+    """Its next chunk does not fit into the socket, and it is at one for longer than a picture may take."""
+    monkeypatch.setattr("fmengine.pipeline.workers.HANG_SECONDS", SECONDS)
+    for name, value in plant(SLOW_DECODER, tmp_path / "site").items():
+        monkeypatch.setenv(name, value)
+    sources, expected = expect(jpegs, 80)
+    with loaded(body) as engine:
+        before = workers()
+        assert list(engine.predict_many([data + bytes(1_000_000) for data in sources])) == expected
+        assert workers() == before
+
+
 # Kills from outside
 
 
-def disturb(engine: Engine, sources: list, seed: int, choose: Callable[[], set[int]]) -> tuple[list, int]:
+def disturb(engine: Engine, sources: list, choose: Callable[[], set[int]]) -> tuple[list, int]:
     """Answer for sources while processes are killed at random moments; the answers, and how many were killed.
 
     Between two kills more pictures are answered than are in flight at once: so none of them is hit three times,
     which would be blamed on it.
     """
-    rng, found, hits = random.Random(seed), [], 0
+    rng, found, hits = random.Random(7), [], 0
     after = 1
     for answer in engine.predict_many(sources):
         found.append(answer)
@@ -307,13 +336,12 @@ def test_a_fork_server_that_is_killed_costs_nothing(tmp_path, jpegs, body):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("choose", [workers, servers])
-def test_kills_at_random_moments(tmp_path, jpegs, body, seed, choose):
+def test_kills_at_random_moments(tmp_path, jpegs, body, choose):
     sources, expected = expect(jpegs, 2000)
     with loaded(body) as engine:
         paths = write(tmp_path / "pictures", sources) * 5
-        found, hits = disturb(engine, paths, seed, choose)
+        found, hits = disturb(engine, paths, choose)
     assert hits > 5
     assert found == expected * 5
 

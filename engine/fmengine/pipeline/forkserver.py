@@ -8,7 +8,6 @@ Not `multiprocessing`'s fork server, which runs the caller's main module again, 
 """
 
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from functools import partial
 from typing import Any, NoReturn, Protocol
 
 from ..errors import UnavailableError
+from ..system import fork
 from ..system.imports import load_object
 from .death import KilledError
 
@@ -31,7 +31,6 @@ REAP_SECONDS = 1.0  # that a killed process is waited for: one on a drive that d
 MAX_BYTES = 1 << 20  # of a message
 
 PR_SET_PDEATHSIG = 1  # of prctl, from linux/prctl.h
-FIRST_FREE = 3  # descriptor; those below it are stdin, stdout and stderr
 
 
 class Service(Protocol):
@@ -62,9 +61,10 @@ class ForkServer:
         program = "import json, sys; path, control = json.loads(sys.argv[1]); sys.path[:] = path; "
         program += f"from {__name__} import run_server; run_server(control)"
         try:
-            self._control, theirs = _make_connection()
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise UnavailableError(f"cannot start worker processes: {error}") from error
+        fork.register(self)
         try:
             with theirs:
                 self.process = subprocess.Popen(
@@ -125,8 +125,8 @@ class ForkServer:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(REAP_SECONDS)
 
-    def let_go(self) -> None:
-        """Close this process's copy of our end: it goes on for the process that started it."""
+    def reset_after_fork(self) -> None:
+        """Leave it to the parent, also while it starts: a copy of our end would keep it alive after the parent."""
         self._control.close()
 
     def _receive(self) -> Any:
@@ -155,15 +155,6 @@ class ForkServer:
         return (KilledError if code == -signal.SIGKILL else UnavailableError)(
             f"the server of worker processes ended with {code}; does `{sys.executable} -c 'import fmengine'` work?"
         )
-
-
-def _make_connection() -> tuple[socket.socket, socket.socket]:
-    """Make the two ends of a connection; the second is none of the descriptors that a server has for itself."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if theirs.fileno() < FIRST_FREE:  # this process has closed its stdin, say
-        with theirs:
-            theirs = socket.socket(fileno=fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE))
-    return ours, theirs
 
 
 # In the server.

@@ -9,7 +9,7 @@ import select
 import socket
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -91,23 +91,26 @@ class NonsenseError(Exception):
     """A message makes no sense: whoever sent it was taken over, or its memory is broken."""
 
 
-def send(connection: socket.socket, parts: list[bytes], seconds: float) -> None:
+def send(connection: socket.socket, parts: list[bytes], wait: Callable[[], None]) -> None:
     """Send a message through a socket that does not block; large parts are not copied together.
 
+    Args:
+        connection: to send it through.
+        parts: of the message.
+        wait: waits until more is taken; to raise ends it.
+
     Raises:
-        TimeoutError: if the other end takes nothing for so long.
-        OSError: if it is closed.
+        OSError: if the other end is closed.
     """
     if sum(map(len, parts)) <= 1 << 20:
         parts = [b"".join(parts)]
     for part in parts:
-        view = memoryview(part)
-        while view:
-            try:
-                # Without a flag its signal would end a program that does not ignore it.
-                view = view[connection.send(view, socket.MSG_NOSIGNAL) :]
+        rest = memoryview(part)
+        while rest:
+            try:  # without SIGPIPE, which ends a program that does not ignore it
+                rest = rest[connection.send(rest, socket.MSG_NOSIGNAL) :]
             except BlockingIOError:
-                wait_for(connection, select.POLLOUT, seconds)
+                wait()
 
 
 def wait_for(connection: socket.socket, event: int, seconds: float) -> None:

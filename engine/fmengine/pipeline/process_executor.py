@@ -25,6 +25,8 @@ from .workers import Reply, Worker, Workers
 
 log = logging.getLogger(__name__)
 
+WITHOUT_BELL = 0.01  # seconds between looks at whether there is news
+
 
 class ProcessExecutor(ThreadExecutor):
     """Has paths and encoded pictures answered by workers.
@@ -65,7 +67,9 @@ class ProcessExecutor(ThreadExecutor):
         self._held: dict[int, Worker] = {}  # by the descriptor of their socket
         self._free: deque[Worker] = deque()  # once for each chunk that they can take, those without any first
         self._poll = select.poll()
-        self._bell, self._button = socket.socketpair()  # which wakes a `poll`
+        self._bell: socket.socket | None  # wakes a `poll` when its button is pressed
+        self._button: socket.socket | None
+        self._bell, self._button = _make_bell()
         self._sleeps = False
         self._computing: dict[int, tuple[Chunk, float]] = {}  # by thread, and since when
         self._looked_at = time.monotonic()  # when pulses were looked at
@@ -77,9 +81,8 @@ class ProcessExecutor(ThreadExecutor):
         return self._stopped
 
     def _start(self) -> None:
-        self._poll.register(self._bell, select.POLLIN)
-        self._bell.setblocking(False)
-        self._button.setblocking(False)
+        if self._bell is not None:
+            self._poll.register(self._bell, select.POLLIN)
         self._count_computed(0)
         self._taker = threading.get_ident()
         if not self._delegates:
@@ -120,7 +123,7 @@ class ProcessExecutor(ThreadExecutor):
         self._wake()
 
     def _wake(self) -> None:
-        if self._sleeps:
+        if self._sleeps and self._button is not None:
             with suppress(OSError):  # it is awake, or closed
                 self._button.send(b"\0")
 
@@ -130,8 +133,9 @@ class ProcessExecutor(ThreadExecutor):
         batch = Batch(self._stages.spec, self._batch_size)
         while (unit := self._waiting.get()) is not None and not self._stopped:
             if isinstance(unit, Task):
+                pictures = self._batch_size if is_delegable(unit) else 0  # of images workers could do nothing with
                 self._compute(unit, batch)
-                self._count_computed(self._batch_size if _can_delegate(unit) else 0)
+                self._count_computed(pictures)
             else:
                 self._compute_chunk(unit, batch)
                 self._announce()
@@ -159,18 +163,20 @@ class ProcessExecutor(ThreadExecutor):
             return
         self._sleeps = True  # from here on whoever has news wakes it
         self._dispatch()
-        if self._is_first_known() or self._stopped:
+        if self._ready and not self._held:
+            self._cease_to_delegate()
+        if self._is_first_known() or self._stopped or not self._delegates:
             self._sleeps = False
             return
-        events = self._poll.poll(1000 * self._workers.look_every)
+        events = self._poll.poll(1000 * (self._workers.setup.look_every if self._bell else WITHOUT_BELL))
         self._sleeps = False
         for descriptor, _ in events:
             if worker := self._held.get(descriptor):
                 self._collect(worker)
-            else:
+            elif self._bell is not None:
                 with suppress(BlockingIOError):
                     self._bell.recv(4096)
-        if time.monotonic() - self._looked_at > self._workers.look_every:
+        if time.monotonic() - self._looked_at > self._workers.setup.look_every:
             self._look_at_pulses()
 
     def _begin_to_delegate(self) -> bool:
@@ -190,6 +196,13 @@ class ProcessExecutor(ThreadExecutor):
         if None in units:
             self._waiting.put(None)
         return True
+
+    def _cease_to_delegate(self) -> None:
+        """Leave everything to threads again, where all workers died and no other can be had now."""
+        self._delegates = False
+        while self._ready:
+            self._enqueue(self._ready.popleft())
+        self._workers.start()
 
     def _hold(self, worker: Worker) -> None:
         self._held[worker.descriptor] = worker
@@ -346,11 +359,22 @@ class ProcessExecutor(ThreadExecutor):
         if self._taker in (None, threading.get_ident()):
             for worker in list(self._held.values()):
                 self._let_go(worker)
-            self._bell.close()
-            self._button.close()
+            for end in filter(None, (self._bell, self._button)):
+                end.close()
         else:
             self._workers.kill_those_of(self)  # whatever their decoders do
         super()._join(timeout)
+
+
+def _make_bell() -> tuple[socket.socket, socket.socket] | tuple[None, None]:
+    """Make a connection for signs, or none where too many files are open."""
+    try:
+        ends = socket.socketpair()
+    except OSError:
+        return None, None
+    for end in ends:
+        end.setblocking(False)
+    return ends
 
 
 def _can_delegate(unit: Task | Chunk) -> bool:

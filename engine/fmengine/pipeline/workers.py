@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -79,6 +80,11 @@ class Setup(NamedTuple):
         """Return how long a picture may take."""
         return self.isolation.seconds if self.isolation else HANG_SECONDS
 
+    @property
+    def look_every(self) -> float:
+        """Return the seconds between looks at a worker's pulse."""
+        return min(MAX_WAIT, max(MIN_WAIT, self.seconds / 8))
+
 
 def set_up_answers(
     backend: str, model: ModelFile, limits: Limits, isolation: Isolation | None, *, min_side: int, max_batch: int
@@ -133,11 +139,6 @@ class Workers:
         self.setup, self.count = setup, count
         self._begin()
         fork.register(self)
-
-    @property
-    def look_every(self) -> float:
-        """Return the seconds between looks at the workers' pulses."""
-        return min(MAX_WAIT, max(MIN_WAIT, self.setup.seconds / 8))
 
     @property
     def capacity(self) -> int:
@@ -292,8 +293,6 @@ class Workers:
 
     def reset_after_fork(self) -> None:
         """Leave the workers to the parent: two processes that read one socket get each other's answers."""
-        if self._server is not None:
-            self._server.let_go()
         for worker in self._all:
             worker.let_go()
         closed = self._closed
@@ -465,19 +464,14 @@ class Worker:
         parts = Request(self._generation, slot, network, observe, _get_folder(), contents).pack()
         self.may_take_another = sum(map(len, parts)) <= SMALL
         try:
-            send(self._socket, parts, self._setup.seconds)
-        except TimeoutError as error:
-            raise self._make_timeout() from error
+            send(self._socket, parts, partial(self._wait, select.POLLOUT))
         except OSError as error:  # it closed its end
             raise self._find_cause() from error
 
     def wait(self, observer: Observe | None) -> "Reply":
         """Wait for the first chunk's answer; as `collect`, but images are copies."""
         while (reply := self.collect(observer, copy=True)) is None:
-            try:
-                wait_for(self._socket, select.POLLIN, min(MAX_WAIT, max(MIN_WAIT, self._setup.seconds / 8)))
-            except TimeoutError:
-                self.check_pulse()
+            self._wait(select.POLLIN)
         return reply
 
     def collect(self, observer: Observe | None, *, copy: bool = False) -> "Reply | None":
@@ -547,6 +541,13 @@ class Worker:
             self._begin_watch()
         if time.monotonic() - self._since > self._setup.seconds * (TURNS if waits else 1):
             raise self._make_timeout()
+
+    def _wait(self, event: int) -> None:
+        """Wait for an event of its socket, or some time. Raises WorkerDiedError if it hangs."""
+        try:
+            wait_for(self._socket, event, self._setup.look_every)
+        except TimeoutError:
+            self.check_pulse()
 
     def _begin_watch(self) -> None:
         self._pulse, self._since = int(self._arena.pulse[0]), time.monotonic()
