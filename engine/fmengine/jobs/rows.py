@@ -60,14 +60,11 @@ class AnswerRows(Sequence[Row]):
 
     Attributes:
         answers: that they are made of.
-        probabilities: rounded, one list a picture.
         others: by index, the rows that the columns do not hold: of failures, and of paths that must be encoded.
     """
 
     def __init__(self, answers: Answers) -> None:
         self.answers = answers
-        # As in `to_row`.
-        self.probabilities = [[round(p * 1e6) / 1e6 for p in row] for row in answers.probabilities]
         self.others = {
             index: to_row(answers.sources[index], failure) for index, failure in answers.failures.items()
         }

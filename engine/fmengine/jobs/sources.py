@@ -164,9 +164,10 @@ def skip_finished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]
     rows: Counter[str] = Counter()
     for path, count in finished.items():
         rows[_make_absolute(path)] += count
-    if not rows:
-        yield from paths
-        return
+    return _skip(paths, rows) if rows else iter(paths)
+
+
+def _skip(paths: Iterable[str], rows: Counter[str]) -> Iterator[str]:
     for path in paths:
         if rows[absolute := _make_absolute(path)]:
             rows[absolute] -= 1

@@ -21,6 +21,7 @@ class Answers(Sequence[Result]):
         probabilities: of each answer.
         flat: whether each picture shows nothing.
         failures: by index; what the columns hold there means nothing.
+        best: which of its probabilities is the confidence of each answer.
         labels: of each answer.
         reasons: not to trust them.
     """
@@ -30,6 +31,7 @@ class Answers(Sequence[Result]):
     probabilities: Sequence[tuple[float, ...]]
     flat: Sequence[bool]
     failures: Mapping[int, Failure]
+    best: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     reasons: list[Reason | None] = field(default_factory=list)
 

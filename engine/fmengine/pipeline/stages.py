@@ -249,8 +249,8 @@ class Stages(DecodeStages):
     def post(self, batch: Batch) -> None:
         """Give the tasks of a batch the results that its probabilities say, and free it."""
         count, begin = len(batch.tasks), time.perf_counter()
-        rows, names = batch.probabilities[:count].tolist(), self.spec.labels
-        labels, reasons = self._decide(rows, batch.flat[:count].tolist())
+        rows, names = list(map(tuple, batch.probabilities[:count].tolist())), self.spec.labels
+        _, labels, reasons = self._decide(rows, batch.flat[:count].tolist())
         for task, row, label, reason in zip(batch.tasks, rows, labels, reasons, strict=True):
             if task.result is None:
                 task.result = Prediction(label, max(row), dict(zip(names, row, strict=True)), task.source, reason)
@@ -261,26 +261,27 @@ class Stages(DecodeStages):
     def post_columns(self, answers: Answers) -> None:
         """Say what the probabilities of answers mean."""
         begin = time.perf_counter()
-        answers.labels, answers.reasons = self._decide(answers.probabilities, answers.flat)
+        answers.best, answers.labels, answers.reasons = self._decide(answers.probabilities, answers.flat)
         if self.observer is not None:
             self.observer("post", begin, time.perf_counter())
 
     def _decide(
-        self, rows: Sequence[Sequence[float]], flat: Sequence[bool]
-    ) -> tuple[list[str], list[Reason | None]]:
-        """Say what probabilities mean: a label for each row, and a reason not to trust it."""
+        self, rows: Sequence[tuple[float, ...]], flat: Sequence[bool]
+    ) -> tuple[list[int], list[str], list[Reason | None]]:
+        """Say what probabilities mean: the best of each row, its label, and a reason not to trust it."""
         names, threshold = self.spec.labels, self._unsure_below or self.spec.unsure_below
-        labels: list[str] = []
-        reasons: list[Reason | None] = []
-        for row in rows:
-            confidence = max(row)
-            labels.append(names[row.index(confidence)])
-            reasons.append(Reason.UNSURE if confidence < threshold else None)
-        if True in flat:
-            reasons = [Reason.FLAT if is_flat else reason for is_flat, reason in zip(flat, reasons, strict=True)]
+        confidences = list(map(max, rows))
+        best = list(map(tuple.index, rows, confidences))
+        labels = [names[index] for index in best]
+        reasons: list[Reason | None] = [None] * len(rows)
+        if True in flat or min(confidences, default=1.0) < threshold:
+            reasons = [
+                Reason.FLAT if is_flat else Reason.UNSURE if confidence < threshold else None
+                for is_flat, confidence in zip(flat, confidences, strict=True)
+            ]
         if self._unsure_below:
             labels = [UNSURE if reason else label for label, reason in zip(labels, reasons, strict=True)]
-        return labels, reasons
+        return best, labels, reasons
 
     def preprocess(self, source: Source, channels: Channels) -> NetworkInput:
         """Make one picture's input for the network, on the CPU; raises whatever is raised on the way."""
