@@ -23,7 +23,7 @@ from ..system.files import check_target, get_temporary_path
 from ..system.lock import get_lock_path, hold
 from .console import inform, logger
 from .parameters import Size, parse_threshold, parse_workers
-from .run import answer_pictures, draw_bar, summarise, write_rows
+from .run import answer_pictures, draw_bar, look_ahead, prepare_workers, summarise, write_rows
 from .streams import silence_decoders
 
 SOME_FAILED = 3
@@ -151,6 +151,11 @@ def infer(
         target = _claim_files(stack, output, report, resume=resume, overwrite=overwrite)
         listed = expand(sources, folders=folders)
         paths = require_paths(exclude(listed, _list_written(output, report)), folders)
+        feed: Feed = "auto" if STDIN in sources else "caller"
+        if feed == "caller":
+            paths, is_long = look_ahead(paths)
+            if is_long or isolation is not None:
+                prepare_workers(workers, threads, isolated=isolation is not None)
         engine = _load_engine(
             stack,
             model,
@@ -174,7 +179,6 @@ def infer(
         if isinstance(listed, list):
             pending = list(pending)
         bar = draw_bar(listed, pending, file)
-        feed: Feed = "auto" if STDIN in sources else "caller"
         rows = answer_pictures(engine, pending, in_flight, feed)
         tally, kept = write_rows(rows, file, bar, as_json=as_json, keep=report is not None)
         if report is not None:

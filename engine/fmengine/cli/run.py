@@ -1,17 +1,38 @@
 """Run `fmengine infer`: answer the pictures, write and count their rows, and show how far it is."""
 
 import sys
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, islice
+from typing import Literal
 
 from ..engine import LONG_JOB, Engine
 from ..jobs.journal import Journal
 from ..jobs.rows import Row, Tally, to_rows, to_text
 from ..pipeline.chunk import find_failures
 from ..pipeline.executor import Feed
+from ..pipeline.worker_count import choose_worker_count
+from ..system.cores import usable_cores
 from .console import Progress, inform, logger, print_data, to_json
 from .interrupt import end_soon_after_interrupt
+
+
+def look_ahead(paths: Iterable[str]) -> tuple[Iterator[str], bool]:
+    """Return the same paths, and whether they are so many that worker processes pay."""
+    rest = iter(paths)
+    first = list(islice(rest, LONG_JOB))
+    return chain(first, rest), len(first) == LONG_JOB
+
+
+def prepare_workers(workers: int | Literal["auto", "threads"], threads: int, *, isolated: bool) -> None:
+    """Have a server of worker processes ready, if there will be any, before the engine is loaded.
+
+    Here it can be forked: nothing of this process runs yet that could be harmed.
+    """
+    if choose_worker_count(workers, threads or usable_cores(), isolated=isolated).number:
+        from ..pipeline.forkserver import fork_ahead  # needs Linux
+
+        fork_ahead()
 
 
 def answer_pictures(
@@ -26,13 +47,11 @@ def answer_pictures(
         feed: `caller` for a listing, which is read without waiting; `auto` for a list on stdin.
     """
     if feed == "caller":
-        rest = iter(paths)
-        first = list(islice(rest, LONG_JOB))
-        if len(first) < LONG_JOB:
-            paths = first  # by whose length the engine sees that the job is short
-        else:
+        paths, is_long = look_ahead(paths)
+        if is_long:
             engine.start_workers()
-            paths = chain(first, rest)
+        else:
+            paths = list(paths)  # by whose length the engine sees that the job is short
     for results in engine.predict_chunks(paths, in_flight=in_flight, feed=feed):
         for failure in find_failures(results):
             logger.info(failure.message, extra={"fields": {"path": failure.source, "kind": failure.kind}})

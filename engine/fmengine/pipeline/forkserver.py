@@ -8,6 +8,7 @@ Not `multiprocessing`'s fork server, which runs the caller's main module again, 
 """
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from typing import Any, NoReturn, Protocol
 
 from ..errors import UnavailableError
@@ -45,21 +48,14 @@ class ForkServer:
     """The engine's end of a fork server. Thread-safe.
 
     Args:
-        service: `module:Class` of a `Service` of ours.
-        settings: its keyword arguments, as JSON.
-        files: descriptors that it is given besides, as `files`; they stay the caller's.
+        start: starts a process that serves a connection, whose descriptor it is given.
 
     Raises:
         UnavailableError: if it cannot be started.
     """
 
-    def __init__(self, service: str, settings: dict[str, Any], files: list[int]) -> None:
+    def __init__(self, start: "Callable[[int], subprocess.Popen[bytes] | ForkedProcess]") -> None:
         self._lock = threading.Lock()
-        # Modules come from where the engine's came from, and `-P` keeps the current folder out until that is set.
-        # Applications put anything into `sys.path`, such as a `pathlib.Path`: Python passes over all but text.
-        path = [entry for entry in sys.path if isinstance(entry, str)]
-        program = "import json, sys; path, control = json.loads(sys.argv[1]); sys.path[:] = path; "
-        program += f"from {__name__} import run_server; run_server(control)"
         try:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
@@ -67,30 +63,30 @@ class ForkServer:
         fork.register(self)
         try:
             with theirs:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", program, json.dumps([path, theirs.fileno()])],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # decoders in C complain there of what is answered with a row
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # Ctrl-C is for the engine, which ends its workers
-                    env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                )
+                self.process = start(theirs.fileno())
         except OSError as error:
             self._control.close()
             raise UnavailableError(f"cannot start worker processes: {error}") from error
         self._control.settimeout(START_SECONDS)
+
+    def set_up(self, service: str, settings: dict[str, Any], files: list[int]) -> None:
+        """Say what its workers do, and wait until it can fork them.
+
+        Args:
+            service: `module:Class` of a `Service` of ours.
+            settings: its keyword arguments, as JSON.
+            files: descriptors that it is given besides, as `files`; they stay the caller's.
+
+        Raises:
+            UnavailableError: if it cannot.
+        """
         request = json.dumps([service, settings]).encode()
         try:
             socket.send_fds(self._control, [request], files, socket.MSG_NOSIGNAL)
         except ConnectionError:
-            pass  # it ended already, and `wait` says how
+            pass  # it ended already, which is said below
         except OSError as error:
-            self.close()
             raise UnavailableError(f"cannot start worker processes: {error}") from error
-
-    def wait(self) -> None:
-        """Wait until it can fork. Raises UnavailableError if it ends before."""
         with self._lock:
             self._receive()
 
@@ -157,12 +153,103 @@ class ForkServer:
         )
 
 
+_ahead: list[ForkServer] = []  # forked before it was needed
+
+
+def take_server() -> ForkServer:
+    """Take the server that was forked ahead, or start one. Raises UnavailableError if it cannot be started."""
+    return _ahead.pop() if _ahead else ForkServer(_spawn)
+
+
+def fork_ahead() -> None:
+    """Fork a server from this process, for the engine that will need one: it is there at once.
+
+    Only for a program of our own, at its start: what other threads do is not forked, and locks that they hold
+    would be held for ever. Where there are other threads, or no room for a process, nothing happens.
+    """
+    if threading.active_count() == 1 and not _ahead:
+        with suppress(UnavailableError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's threads are no danger: nothing uses them
+            _ahead.append(ForkServer(_fork))
+
+
+class ForkedProcess:
+    """A forked child, with those methods of `subprocess.Popen` that a server needs."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return its exit code, None while it runs."""
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else waited for it
+                self.returncode = -signal.SIGKILL
+            else:
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        until = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired("fork server", timeout)
+            time.sleep(0.001)
+        return code
+
+    def kill(self) -> None:
+        """Send it SIGKILL, unless it ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _spawn(control: int) -> "subprocess.Popen[bytes]":
+    """Start a server as a process of its own."""
+    # Modules come from where the engine's came from, and `-P` keeps the current folder out until that is set.
+    # Applications put anything into `sys.path`, such as a `pathlib.Path`: Python passes over all but text.
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    program = "import json, sys; path, control = json.loads(sys.argv[1]); sys.path[:] = path; "
+    program += f"from {__name__} import run_server; run_server(control)"
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", program, json.dumps([path, control])],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # decoders in C complain there of what is answered with a row
+        pass_fds=[control],
+        start_new_session=True,  # Ctrl-C is for the engine, which ends its workers
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+
+
+def _fork(control: int) -> ForkedProcess:
+    """Start a server as a copy of this process, which holds none of its files."""
+    pid = os.fork()
+    if pid:
+        return ForkedProcess(pid)
+    try:
+        gc.freeze()  # what is collected might close a file whose number is another's by then
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(nothing, number)
+        os.closerange(3, control)
+        os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
+        run_server(control)
+    finally:
+        os._exit(1)
+
+
 # In the server.
 
 
 def run_server(control: int) -> NoReturn:
     """Serve the engine at the other end of a socket, until it is gone."""
     _reset_signals()
+    with suppress(Exception):  # which the next attempt says
+        import_module(f"{__package__}.worker")  # while the engine does other things
     with socket.socket(fileno=control) as connection:
         request, files, _, _ = socket.recv_fds(connection, MAX_BYTES, 8)
         try:

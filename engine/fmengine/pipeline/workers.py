@@ -38,7 +38,7 @@ from .arena import SLOTS, Arena, Layout, Slot
 from .batch import Batch, Task
 from .chunk import Answers, Chunk
 from .death import KilledError, WorkerDiedError
-from .forkserver import START_SECONDS, ForkServer
+from .forkserver import START_SECONDS, ForkServer, take_server
 from .messages import Answer, AnswerReader, NonsenseError, Request, send, wait_for
 from .stages import Observe
 
@@ -680,12 +680,12 @@ def _start_server(setup: Setup) -> ForkServer:
     }
     turn, model = _File(_make_memory(1)), _File(_make_memory(max(1, len(setup.model)), setup.model))
     with closing(turn), closing(model):
-        server = ForkServer(setup.service, setup.settings | common, [turn.descriptor, model.descriptor])
-    try:
-        server.wait()
-    except UnavailableError:
-        server.close()
-        raise
+        server = take_server()
+        try:
+            server.set_up(setup.service, setup.settings | common, [turn.descriptor, model.descriptor])
+        except UnavailableError:
+            server.close()
+            raise
     return server
 
 
