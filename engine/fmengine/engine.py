@@ -24,7 +24,7 @@ from .options import BackendOptions, EngineOptions, Isolation, Limits
 from .pipeline.coalesce import Coalescer
 from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
 from .pipeline.stages import Observe, Stages, make_error
-from .pipeline.worker_count import choose_worker_count
+from .pipeline.worker_count import choose_worker_count, find_long_job
 from .system import fork
 from .system.cores import usable_cores
 from .types import Channels, Failure, NetworkInput, Prediction, Result, Source
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from .pipeline.workers import Workers
 
 SCALED = 2  # sides of the network's input that a JPEG keeps at least where it is decoded smaller
-
-LONG_JOB = 2000  # paths or encoded pictures, where worker processes are started at once
-START_AFTER = 1000  # pictures that threads answer before they are, where nobody knows how many come
 
 OpenAgain = Callable[[int], Backend]  # for so many batches at once
 
@@ -70,6 +67,7 @@ class Engine:
         self._worker_count = choose_worker_count(
             options.workers, self._threads, isolated=options.isolate is not None
         )
+        self._long_job = find_long_job(self._threads)
         self._workers: Workers | None = None
         min_side = SCALED * max(spec.height, spec.width) if options.scaled_jpeg else 0
         self._set_up = partial(_set_up_workers, backend, model, options, min_side)
@@ -392,7 +390,7 @@ class Engine:
         else:
             from .pipeline.process_executor import ProcessExecutor  # needs Linux
 
-            at_once = self._options.workers != "auto" or (pictures or 0) >= LONG_JOB or workers.started
+            at_once = self._options.workers != "auto" or (pictures or 0) >= self._long_job or workers.started
             executor = ProcessExecutor(
                 self._stages,
                 # Threads compute for a moment only: to open the network once more would take as long.
@@ -401,7 +399,7 @@ class Engine:
                 batch_size=batch_size,
                 max_in_flight=in_flight or 2 * WINDOW * batch_size * max(threads, workers.count),
                 workers=workers,
-                start_after=0 if at_once else START_AFTER,
+                start_after=0 if at_once else self._long_job // 2,
             )
         self._executors.add(executor)
         return executor
@@ -414,7 +412,7 @@ class Engine:
             # What the first is they all are, nearly always: threads do what workers cannot.
             if not sources or not is_encoded(sources[0]):
                 return None
-            if len(sources) < LONG_JOB and self._options.workers == "auto" and self._stages.workers is None:
+            if len(sources) < self._long_job and self._options.workers == "auto" and self._stages.workers is None:
                 return None
         return self._get_workers()
 

@@ -27,7 +27,7 @@ from fmengine.pipeline.stages import STAGES
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore:::PIL")]
 
-LONG = 2100  # paths, for which `auto` starts workers
+LONG = 2000  # paths, for which `auto` starts workers in these tests
 BODIES = {"workers": {}, "isolated": {"isolate": Isolation()}}
 
 
@@ -343,6 +343,7 @@ def test_a_short_job_starts_no_process(pictures):
 @pytest.mark.parametrize("kind", quick_first([list, iter]), ids=["list", "iterator"])
 def test_a_long_job_does(pictures, kind, monkeypatch):
     monkeypatch.setattr("fmengine.engine.usable_cores", lambda: 2)
+    monkeypatch.setattr("fmengine.engine.find_long_job", lambda cores: LONG)
     before = workers()
     with Engine.load() as engine:
         most = 0
@@ -554,6 +555,7 @@ def test_a_child_that_was_forked_while_workers_start_keeps_none_of_them_alive(pi
 def test_where_there_can_be_no_workers_threads_answer(pictures, monkeypatch, name, value, says):
     before = children()
     monkeypatch.setattr("fmengine.engine.usable_cores", lambda: 2)
+    monkeypatch.setattr("fmengine.engine.find_long_job", lambda cores: LONG)
     if name == "os.memfd_create":
         monkeypatch.delattr(name)
     else:

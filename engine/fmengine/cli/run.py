@@ -6,7 +6,7 @@ from contextlib import closing
 from itertools import chain, islice
 from typing import Literal
 
-from ..engine import LONG_JOB, Engine
+from ..engine import Engine
 from ..jobs.journal import Journal
 from ..jobs.rows import Row, Tally, to_rows, to_text
 from ..pipeline.chunk import find_failures
@@ -15,6 +15,8 @@ from ..pipeline.worker_count import choose_worker_count
 from ..system.cores import usable_cores
 from .console import Progress, inform, logger, print_data, to_json
 from .interrupt import end_soon_after_interrupt
+
+LONG_JOB = 2000  # paths, of which workers are worth while where their server is forked ahead
 
 
 def look_ahead(paths: Iterable[str]) -> tuple[Iterator[str], bool]:

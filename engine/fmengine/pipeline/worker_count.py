@@ -50,6 +50,15 @@ def choose_worker_count(requested: Requested, cores: int, *, isolated: bool = Fa
     return WorkerCount(cores, "one a core")
 
 
+def find_long_job(cores: int) -> int:
+    """Find how many pictures make it worth while to start workers, of which the start takes a quarter of a second.
+
+    Measured with faces (benchmarks/RESULTS.md): two threads are nearly as fast as two workers, and on 16 cores
+    threads are 1.5 times as fast as two.
+    """
+    return 6000 if cores <= 2 else 2000
+
+
 def find_obstacle() -> str:
     """Find what keeps worker processes from running in this interpreter; empty if nothing does."""
     if not hasattr(os, "memfd_create"):
