@@ -456,16 +456,18 @@ class Engine:
 def _set_up_workers(
     backend: Backend, model: ModelFile, options: EngineOptions, min_side: int, count: int
 ) -> "Workers":
-    from .pipeline import workers  # what starts processes takes time to import, and needs Linux
+    # What starts processes takes time to import, and needs Linux.
+    from .pipeline.worker_setup import set_up_answers, set_up_images
+    from .pipeline.workers import Workers
 
     limits, isolation = options.limits, options.isolate
     if isinstance(backend, DeviceBackend):
-        setup = workers.set_up_images(model.spec, limits, isolation, min_side=min_side)
+        setup = set_up_images(model.spec, limits, isolation, min_side=min_side)
     else:
-        setup = workers.set_up_answers(
+        setup = set_up_answers(
             backend.name, model, limits, isolation, min_side=min_side, max_batch=options.max_batch
         )
-    return workers.Workers(setup, count)
+    return Workers(setup, count)
 
 
 def _check_many(sources: object) -> None:

@@ -177,7 +177,7 @@ def write(folder: Path, sources: list[bytes]) -> list[str]:
     ("fault", "give"), [*((fault, "paths") for fault in FAULTS), ("segfault", "encoded"), ("sleep___", "encoded")]
 )
 def test_a_fault_costs_its_own_picture(tmp_path, monkeypatch, jpegs, give, body, fault):
-    monkeypatch.setattr("fmengine.pipeline.workers.HANG_SECONDS", SECONDS)
+    monkeypatch.setattr("fmengine.pipeline.worker_setup.HANG_SECONDS", SECONDS)
     for name, value in plant(FAULTY_DECODER, tmp_path / "site").items():
         monkeypatch.setenv(name, value)
     kind, message = FAULTS[fault]
@@ -279,7 +279,7 @@ SLOW_DECODER = """
 @pytest.mark.parametrize("body", BODIES)
 def test_a_worker_that_takes_no_more_while_it_is_at_work_is_not_ended(tmp_path, monkeypatch, jpegs, body):
     """Its next chunk does not fit into the socket, and it is at one for longer than a picture may take."""
-    monkeypatch.setattr("fmengine.pipeline.workers.HANG_SECONDS", SECONDS)
+    monkeypatch.setattr("fmengine.pipeline.worker_setup.HANG_SECONDS", SECONDS)
     for name, value in plant(SLOW_DECODER, tmp_path / "site").items():
         monkeypatch.setenv(name, value)
     sources, expected = expect(jpegs, 80)
@@ -374,7 +374,7 @@ def test_workers_killed_while_they_start(tmp_path, jpegs, body):
 @pytest.mark.slow
 @pytest.mark.parametrize("body", BODIES)
 def test_a_worker_that_is_stopped_counts_as_one_that_hangs(tmp_path, monkeypatch, jpegs, body):
-    monkeypatch.setattr("fmengine.pipeline.workers.HANG_SECONDS", SECONDS)
+    monkeypatch.setattr("fmengine.pipeline.worker_setup.HANG_SECONDS", SECONDS)
     sources, expected = expect(jpegs, 1200)
     with loaded(body) as engine:
         stream = engine.predict_many(write(tmp_path / "pictures", sources))

@@ -96,10 +96,12 @@ def _add_thumbnails(rows: Iterable[Row], limits: Limits, isolate: Isolation | No
 @contextmanager
 def _open_workers(limits: Limits, isolate: Isolation, count: int) -> Iterator[Shrink]:
     """Give a function that makes a thumbnail in a worker process."""
-    from ..pipeline import workers  # here: it takes time to import, and needs Linux
+    # Here, for it takes time to import, and needs Linux.
+    from ..pipeline.worker_setup import set_up_shrinking
+    from ..pipeline.workers import Workers
 
-    setup = workers.set_up_shrinking("rgb", limits, isolate, make=f"{__name__}:make_thumbnail", arguments={})
-    with closing(workers.Workers(setup, count)) as processes:
+    setup = set_up_shrinking("rgb", limits, isolate, make=f"{__name__}:make_thumbnail", arguments={})
+    with closing(Workers(setup, count)) as processes:
         yield processes.decode
 
 

@@ -4,12 +4,15 @@ It begins with a pulse, by which the engine sees that the worker is alive, and h
 pictures on its way: while the engine reads one, the worker writes the other.
 """
 
+import fcntl
 import mmap
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import UnavailableError
 from ..model.spec import ModelSpec
 from .batch import ALIGNMENT, Batch
 
@@ -90,3 +93,34 @@ class Arena:
 
 def _align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Memory:
+    """Memory to share with another process, which nobody can resize; `closing` closes its descriptor.
+
+    Args:
+        size: in bytes.
+        content: that it begins with.
+
+    Raises:
+        UnavailableError: if the system has no room for it.
+    """
+
+    def __init__(self, size: int, content: bytes = b"") -> None:
+        try:
+            self.descriptor = os.memfd_create("fmengine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as error:
+            raise UnavailableError(f"cannot make memory to share with worker processes: {error}") from error
+        try:
+            os.ftruncate(self.descriptor, size)
+            with open(self.descriptor, "wb", closefd=False) as file:
+                file.write(content)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+        except OSError as error:
+            self.close()
+            raise UnavailableError(f"no room for memory to share with worker processes: {error}") from error
+
+    def close(self) -> None:
+        """Close the descriptor; what is mapped stays."""
+        os.close(self.descriptor)

@@ -20,8 +20,10 @@ from .batch import Batch, Task
 from .chunk import Chunk
 from .death import WorkerDiedError
 from .executor import ThreadExecutor
+from .reply import Reply
 from .stages import Stages, is_delegable
-from .workers import Reply, Worker, Workers
+from .worker_process import Worker
+from .workers import Workers
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from .death import WorkerDiedError
 from .worker_count import find_obstacle
 
 if TYPE_CHECKING:
-    from .workers import Setup, Worker
+    from .worker_process import Worker
+    from .worker_setup import Setup
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ def try_workers(backend: str, model: ModelFile, *, on_gpu: bool) -> Trial:
 
 
 def _set_up(backend: str, model: ModelFile, on_gpu: bool) -> "Setup":
-    from . import workers  # needs Linux
+    from . import worker_setup  # needs Linux
 
     if on_gpu:
-        return workers.set_up_images(model.spec, Limits(), None, min_side=0)
+        return worker_setup.set_up_images(model.spec, Limits(), None, min_side=0)
     max_batch = EngineOptions().max_batch
-    return workers.set_up_answers(backend, model, Limits(), None, min_side=0, max_batch=max_batch)
+    return worker_setup.set_up_answers(backend, model, Limits(), None, min_side=0, max_batch=max_batch)
 
 
 def _run_trial(setup: "Setup", network: bool) -> Trial:

@@ -77,7 +77,12 @@ class ChunkService(ABC):
         limit_rights()
         arena = Arena(self.layout, mmap.mmap(memory, self.layout.size))
         os.close(memory)
-        stages = self.open()
+        try:
+            stages = self.open()
+        except Exception as error:
+            problem = f"worker processes cannot be set up: {type(error).__name__}: {error}"
+            connection.sendall(Answer(0, 0, 0, error=problem).pack())
+            return
         alarm = _Alarm(self._seconds)
         cost.use_lock(_Turn(self._turn, arena, alarm))
         if self._memory:
