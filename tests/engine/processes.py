@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fmengine import Engine, Kind
 
+SERVER = b"fmengine.pipeline.forkserver"  # in its command
 WAIT = 60  # seconds after which something hangs
 
 # What a worker imports at its start, before anything of ours: a decoder with planted faults.
@@ -76,8 +77,10 @@ def children(pid: int | None = None) -> set[int]:
 
 
 def servers(pid: int | None = None) -> set[int]:
-    """Fork servers that a process, by default this one, started."""
-    return {child for child in children(pid) if b"fmengine.pipeline.forkserver" in read_command(child)}
+    """Fork servers that a process, by default this one, started, or forked from itself as `infer` does."""
+    own = read_command(pid) if pid else None
+    commands = {child: read_command(child) for child in children(pid)}
+    return {child for child, command in commands.items() if SERVER in command or command == own}
 
 
 def workers(pid: int | None = None) -> set[int]:
