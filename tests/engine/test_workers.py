@@ -513,7 +513,9 @@ def test_a_fork_while_workers_start(pictures):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="not understood yet: one of three runs waits for the end of the workers")
+@pytest.mark.skip(
+    reason="not understood yet: one of three runs never ends, and takes pytest's own process with it"
+)
 def test_a_child_that_was_forked_while_workers_start_keeps_none_of_them_alive(pictures):
     """It holds copies of what the parent has open, which tell the server that there is somebody to serve."""
     script = """
