@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import UnavailableError
 from ..model.spec import ModelSpec
-from .batch import ALIGNMENT, Batch
+from .batch import ALIGNMENT, Batch, align
 
 SLOTS = 2
 NO_PICTURE = 0xFFFF  # the index of `Pulse` where no single picture is being worked on
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     def slot_bytes(self) -> int:
         """Return the bytes of a slot."""
         batch = Batch.size_of(self.spec, self.capacity) if self.spec else 0
-        return _align(2 * self.capacity) + _align(16 * self.capacity) + batch + _align(self.pixel_bytes)
+        return align(2 * self.capacity) + align(16 * self.capacity) + batch + align(self.pixel_bytes)
 
     @property
     def size(self) -> int:
@@ -60,12 +60,12 @@ class Slot:
     __slots__ = ("batch", "pixels", "rows", "shapes")
 
     def __init__(self, layout: Layout, memory: memoryview) -> None:
-        at = _align(2 * layout.capacity)
+        at = align(2 * layout.capacity)
         self.rows: npt.NDArray[np.uint16] = np.frombuffer(memory, np.uint16, layout.capacity)
         self.shapes: npt.NDArray[np.int32] = np.frombuffer(memory, np.int32, 4 * layout.capacity, at).reshape(
             -1, 4
         )
-        at += _align(16 * layout.capacity)
+        at += align(16 * layout.capacity)
         self.batch = None
         if layout.spec:
             self.batch = Batch(layout.spec, layout.capacity, memory[at:])
@@ -89,10 +89,6 @@ class Arena:
         self.pulse: npt.NDArray[np.uint32] = np.frombuffer(view, np.uint32, 3)
         starts = [ALIGNMENT + number * layout.slot_bytes for number in range(SLOTS)]
         self.slots = [Slot(layout, view[start : start + layout.slot_bytes]) for start in starts]
-
-
-def _align(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class Memory:

@@ -59,8 +59,8 @@ class Batch:
         """
         sizes = _sizes(spec, capacity)
         if memory is None:
-            memory = np.empty(sum(map(_aligned, sizes)), np.uint8)
-        starts = [0, _aligned(sizes[0]), _aligned(sizes[0]) + _aligned(sizes[1])]
+            memory = np.empty(sum(map(align, sizes)), np.uint8)
+        starts = [0, align(sizes[0]), align(sizes[0]) + align(sizes[1])]
         regions = [np.frombuffer(memory, np.uint8, n, at) for n, at in zip(sizes, starts, strict=True)]
         self.capacity = capacity
         self.inputs = InputBatch(regions[0].reshape(spec.input_shape(capacity)))
@@ -80,7 +80,7 @@ class Batch:
     @staticmethod
     def size_of(spec: ModelSpec, capacity: int) -> int:
         """Compute the bytes of memory that a batch takes."""
-        return sum(map(_aligned, _sizes(spec, capacity)))
+        return sum(map(align, _sizes(spec, capacity)))
 
     @property
     def room(self) -> int:
@@ -125,5 +125,6 @@ def _sizes(spec: ModelSpec, capacity: int) -> tuple[int, int, int]:
     return capacity * channels * height * width, 4 * capacity * len(spec.labels), capacity
 
 
-def _aligned(size: int) -> int:
+def align(size: int) -> int:
+    """Round a number of bytes up to whole cache lines."""
     return -(-size // ALIGNMENT) * ALIGNMENT
