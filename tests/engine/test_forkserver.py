@@ -1,4 +1,4 @@
-"""The server that `infer` forks from itself: it has nothing of that process, and ends with it."""
+"""Fork servers: one has nothing of the process that forked or started it, and ends with it."""
 
 import json
 import os
@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.engine.processes import children, is_running, wait_until
+from tests.engine.processes import children, is_running, start_workers, wait_until
 
+from fmengine import Engine
 from fmengine.cli.run import LONG_JOB
 from fmengine.pipeline import forkserver
 
@@ -71,6 +72,18 @@ def test_it_ends_with_its_process_which_can_be_resumed_at_once(job, folder):
     assert subprocess.run(command, capture_output=True, timeout=100).returncode == 0
     assert sum(1 for _ in map(json.loads, output.open())) == LONG_JOB
     wait_until(lambda: not any(map(is_running, started)), "end of the server and its workers")
+
+
+def test_one_that_is_started_has_no_file_of_its_process_either(tmp_path):
+    """Libraries in C leave theirs inheritable, such as the socket of a web server."""
+    with open(tmp_path / "file", "w") as file, Engine.load(workers=1) as engine:
+        os.set_inheritable(file.fileno(), True)
+        start_workers(engine, 1)
+        for process in engine.list_processes():
+            files = {os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir()}
+            files = {name for name in files if name.startswith("/") and not name.startswith("/memfd:")}
+            assert files == {"/dev/null"}
+            assert os.getsid(process) != os.getsid(0), "Ctrl-C is for the engine"
 
 
 def test_beside_other_threads_nothing_is_forked(monkeypatch):

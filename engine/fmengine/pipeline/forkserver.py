@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -54,7 +53,7 @@ class ForkServer:
         UnavailableError: if it cannot be started.
     """
 
-    def __init__(self, start: "Callable[[int], subprocess.Popen[bytes] | ForkedProcess]") -> None:
+    def __init__(self, start: "Callable[[int], ServerProcess]") -> None:
         self._lock = threading.Lock()
         try:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -118,8 +117,7 @@ class ForkServer:
         """End it, and all its workers."""
         self._control.close()
         self.process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(REAP_SECONDS)
+        self.process.wait(REAP_SECONDS)
 
     def reset_after_fork(self) -> None:
         """Leave it to the parent, also while it starts: a copy of our end would keep it alive after the parent."""
@@ -145,9 +143,7 @@ class ForkServer:
 
     def _find_cause(self) -> UnavailableError:
         """Say why the server is gone."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(REAP_SECONDS)
-        code = self.process.returncode
+        code = self.process.wait(REAP_SECONDS)
         return (KilledError if code == -signal.SIGKILL else UnavailableError)(
             f"the server of worker processes ended with {code}; does `{sys.executable} -c 'import fmengine'` work?"
         )
@@ -173,8 +169,8 @@ def fork_ahead() -> None:
             _ahead.append(ForkServer(_fork))
 
 
-class ForkedProcess:
-    """A forked child, with those methods of `subprocess.Popen` that a server needs."""
+class ServerProcess:
+    """The child process that a server is. `returncode`: as of `subprocess.Popen`; None while it runs."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -191,14 +187,12 @@ class ForkedProcess:
                 self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
-    def wait(self, timeout: float) -> int:
-        """Wait for its end. Raises subprocess.TimeoutExpired."""
+    def wait(self, timeout: float) -> int | None:
+        """Wait for its end, and return its exit code; None where it still runs after so many seconds."""
         until = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > until:
-                raise subprocess.TimeoutExpired("fork server", timeout)
+        while self.poll() is None and time.monotonic() < until:
             time.sleep(0.001)
-        return code
+        return self.returncode
 
     def kill(self) -> None:
         """Send it SIGKILL, unless it ended."""
@@ -206,40 +200,67 @@ class ForkedProcess:
             os.kill(self.pid, signal.SIGKILL)
 
 
-def _spawn(control: int) -> "subprocess.Popen[bytes]":
-    """Start a server as a process of its own."""
+def _spawn(control: int) -> ServerProcess:
+    """Start a server as a program of its own.
+
+    `subprocess` would wait until nobody holds the other end of a pipe, which a child that another thread forks
+    meanwhile holds as long as it lives.
+    """
     # Modules come from where the engine's came from, and `-P` keeps the current folder out until that is set.
     # Applications put anything into `sys.path`, such as a `pathlib.Path`: Python passes over all but text.
     path = [entry for entry in sys.path if isinstance(entry, str)]
+    number = 4 if control == 3 else 3  # of its end of the socket, there
     program = "import json, sys; path, control = json.loads(sys.argv[1]); sys.path[:] = path; "
     program += f"from {__name__} import run_server; run_server(control)"
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", program, json.dumps([path, control])],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,  # decoders in C complain there of what is answered with a row
-        pass_fds=[control],
-        start_new_session=True,  # Ctrl-C is for the engine, which ends its workers
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    inherited = [file for file in _list_files() if file > 2 and file != control and _is_inheritable(file)]
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-P", "-c", program, json.dumps([path, number])],
+        os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        file_actions=[
+            *((os.POSIX_SPAWN_CLOSE, file) for file in inherited),
+            (os.POSIX_SPAWN_DUP2, control, number),
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, 0, 1),
+            (os.POSIX_SPAWN_DUP2, 0, 2),  # decoders in C complain there of what is answered with a row
+        ],
+        setsigmask=[signal.SIGINT],  # until it is ignored
     )
+    return ServerProcess(pid)
 
 
-def _fork(control: int) -> ForkedProcess:
+def _fork(control: int) -> ServerProcess:
     """Start a server as a copy of this process, which holds none of its files."""
     pid = os.fork()
     if pid:
-        return ForkedProcess(pid)
+        return ServerProcess(pid)
     try:
         gc.freeze()  # what is collected might close a file whose number is another's by then
-        os.setsid()
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(nothing, number)
-        os.closerange(3, control)
-        os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
+        for file in _list_files():
+            if file > 2 and file != control:
+                with suppress(OSError):  # the one that listed them
+                    os.close(file)
         run_server(control)
     finally:
         os._exit(1)
+
+
+def _list_files() -> list[int]:
+    """List this process's file descriptors."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except FileNotFoundError:  # no /proc: as many as a process may have by default
+        return list(range(1024))
+
+
+def _is_inheritable(file: int) -> bool:
+    try:
+        return os.get_inheritable(file)
+    except OSError:  # closed meanwhile
+        return False
 
 
 # In the server.
@@ -247,6 +268,7 @@ def _fork(control: int) -> ForkedProcess:
 
 def run_server(control: int) -> NoReturn:
     """Serve the engine at the other end of a socket, until it is gone."""
+    os.setsid()  # Ctrl-C is for the engine, which ends its workers
     _reset_signals()
     with suppress(Exception):  # which the next attempt says
         import_module(f"{__package__}.worker")  # while the engine does other things
