@@ -1,22 +1,29 @@
-"""`infer` killed at random moments and resumed each time: the rows must be those of a run that nobody disturbed.
+"""`infer` killed at random moments and resumed each time, and its workers killed while it runs.
 
-Every other time, what failed is tried again, too.
+The rows must be those of a run that nobody disturbed, and no worker may outlive its parent by two seconds. Every
+other time that a run is resumed, what failed is tried again, too.
 
 python -m tests.fuzz.kills --count 100
 """
 
 import argparse
+import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
+from tests.engine.processes import is_running, workers
+
 FILES = 4000
+KILLS = 4  # a run: with all of them in one, most would hit a run that has nothing left to do
+ORPHAN_SECONDS = 2.0
 
 
 def make_pictures(folder: Path, count: int = FILES) -> Path:
@@ -34,7 +41,18 @@ def make_pictures(folder: Path, count: int = FILES) -> Path:
 
 
 def infer(pictures: Path, output: Path, *more: str) -> list[str]:
-    arguments = ["infer", "--batch", str(pictures), "--output", str(output), "--batch-size", "8", *more]
+    arguments = [
+        "infer",
+        "--batch",
+        str(pictures),
+        "--output",
+        str(output),
+        "--batch-size",
+        "8",
+        "--workers",
+        "2",
+        *more,
+    ]
     return [sys.executable, "-m", "fmengine", *arguments]
 
 
@@ -47,17 +65,36 @@ def rows(output: Path) -> list[str]:
     return sorted(output.read_text().splitlines())
 
 
-def disturbed(pictures: Path, output: Path, kills: int, seed: int) -> int:
-    """Begin a run and kill it, over and over, each time a little later; then let it finish. Kills that hit one."""
-    rng, hits = random.Random(seed), 0
-    for number in range(kills):
-        more = ["--resume", "--retry-failed"] if number % 2 else ["--resume"]
-        process = subprocess.Popen(infer(pictures, output, *more), stderr=subprocess.DEVNULL)
+def kill_parent(pictures: Path, output: Path, rng: random.Random) -> int:
+    """Begin a run and kill it, over and over; then let it finish. Returns how many kills hit a run at work."""
+    hits = 0
+    for number in range(KILLS):
+        more = ["--retry-failed"] if number % 2 else []
+        process = subprocess.Popen(infer(pictures, output, "--resume", *more), stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(0.05, 1.2))
+        left = workers(process.pid)
         hits += process.poll() is None
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-    subprocess.run(infer(pictures, output, "--resume"), stderr=subprocess.PIPE, check=False)
+        until = time.monotonic() + ORPHAN_SECONDS
+        while any(map(is_running, left)):
+            if time.monotonic() > until:
+                sys.exit(f"workers {left} outlive their parent")
+            time.sleep(0.01)
+    subprocess.run(infer(pictures, output, "--resume"), stderr=subprocess.DEVNULL, check=False)
+    return hits
+
+
+def kill_workers(pictures: Path, output: Path, rng: random.Random) -> int:
+    """Kill random workers of a run that goes on. Returns how many were killed."""
+    process = subprocess.Popen(infer(pictures, output), stderr=subprocess.DEVNULL)
+    hits = 0
+    while process.poll() is None:
+        time.sleep(rng.uniform(0.02, 0.2))
+        if hits < KILLS and (found := sorted(workers(process.pid))):
+            with suppress(ProcessLookupError):
+                os.kill(rng.choice(found), signal.SIGKILL)
+                hits += 1
     return hits
 
 
@@ -66,25 +103,27 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    wrong = hits = 0
-    # Some kills a run: with all of them in one, most would hit a run that has nothing left to do.
+    wrong = False
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures = make_pictures(folder / "pictures")
-        for number in range(options.count // 4):
-            suffix = ("jsonl", "csv", "parquet")[number % 3]
-            whole = folder / f"whole.{suffix}"
-            if not whole.exists():
-                subprocess.run(infer(pictures, whole), stderr=subprocess.DEVNULL, check=False)
-            output = folder / f"{number}.{suffix}"
-            hits += disturbed(pictures, output, 4, options.seed + number)
-            if rows(output) != rows(whole):
-                wrong += 1
-                print(f"{suffix}, seed {options.seed + number}: {len(rows(output))} rows, not {len(rows(whole))}")
-    print(
-        f"{options.count} kills, {hits} of them of a run at work; {wrong} of {options.count // 4} outputs differ"
-    )
-    sys.exit(wrong > 0)
+        for kill, what in (kill_parent, "parent"), (kill_workers, "random worker"):
+            kills = runs = differ = 0
+            while kills < options.count:
+                suffix = ("jsonl", "csv", "parquet")[runs % 3]
+                whole = folder / f"whole.{suffix}"
+                if not whole.exists():
+                    threads = infer(pictures, whole, "--workers", "threads")
+                    subprocess.run(threads, stderr=subprocess.DEVNULL, check=False)
+                output = folder / f"{what}{runs}.{suffix}"
+                kills += kill(pictures, output, random.Random(options.seed + runs))
+                if rows(output) != rows(whole):
+                    differ += 1
+                    print(f"{output.name}: {len(rows(output))} rows, not {len(rows(whole))}, or others")
+                runs += 1
+            print(f"{kills} kills of the {what} at work; {differ} of {runs} outputs differ", flush=True)
+            wrong |= differ > 0
+    sys.exit(wrong)
 
 
 if __name__ == "__main__":
