@@ -1,13 +1,14 @@
 """A part of what `make fuzz` and `make kills` do, in every run; and what they ever found."""
 
 import io
+import random
 import subprocess
 
 import pytest
 from PIL import Image
 
 from .corpus import MODES, pictures
-from .kills import disturbed, infer, make_pictures, rows
+from .kills import infer, kill_parent, kill_workers, make_pictures, rows
 from .mutate import mutations
 from .oracle import check
 
@@ -63,8 +64,9 @@ def test_every_prefix(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_killed_and_resumed(tmp_path, suffix):
+@pytest.mark.parametrize("kill", [kill_parent, kill_workers])
+def test_killed_and_resumed(tmp_path, suffix, kill):
     folder = make_pictures(tmp_path / "pictures", 1500)
     assert subprocess.run(infer(folder, tmp_path / f"whole.{suffix}"), capture_output=True).returncode == 3
-    disturbed(folder, tmp_path / f"x.{suffix}", kills=3, seed=7)
+    kill(folder, tmp_path / f"x.{suffix}", random.Random(7))
     assert rows(tmp_path / f"x.{suffix}") == rows(tmp_path / f"whole.{suffix}")
