@@ -13,7 +13,7 @@ from ..types import InputBatch
 from .geometry import Size, compute_pad_box
 
 # Levels of standard deviation, of each channel: JPEG's noise on one colour has less, every face has more.
-FLAT = 2.0
+FLAT = 2
 
 
 def is_flat(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
@@ -31,10 +31,11 @@ def is_flat(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     levels = images.reshape(count * channels, height * width).astype(np.uint16)
     total = levels.sum(axis=1, dtype=np.uint64)
     squares = np.multiply(levels, levels, out=levels).sum(axis=1, dtype=np.uint64)  # 255² fits 16 bits
-    pixels = height * width
-    variance = squares / pixels - (total / pixels) ** 2
-    flat: npt.NDArray[np.bool_] = (variance < FLAT**2).reshape(count, channels).all(axis=1)
-    return flat
+    pixels = np.uint64(height * width)
+    # The variance times the squared number of pixels, as a GPU computes it too.
+    flat = pixels * squares - total * total < np.uint64(FLAT**2) * pixels * pixels
+    of_all: npt.NDArray[np.bool_] = flat.reshape(count, channels).all(axis=1)
+    return of_all
 
 
 def _varies(channel: npt.NDArray[np.uint8]) -> bool:
