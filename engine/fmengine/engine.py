@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from .backend.protocol import Backend, DeviceBackend
@@ -23,11 +24,12 @@ from .model.file import ModelFile
 from .options import BackendOptions, EngineOptions, Isolation, Limits
 from .pipeline.coalesce import Coalescer
 from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
+from .pipeline.stack import run_stack
 from .pipeline.stages import Observe, Stages, make_error
 from .pipeline.worker_count import choose_worker_count, find_long_job
 from .system import fork
 from .system.cores import usable_cores
-from .types import Channels, Failure, NetworkInput, Prediction, Result, Source
+from .types import Channels, Failure, NetworkInput, Outputs, Prediction, Result, Source
 
 if TYPE_CHECKING:
     from .pipeline.workers import Workers
@@ -213,6 +215,28 @@ class Engine:
             raise DeadlineError(
                 f"no answer within {timeout} s; give it more, or ask for less at once: a smaller queue_size"
             ) from None
+
+    def predict_batch(self, images: npt.NDArray[np.uint8], *, channels: Channels = "rgb") -> Outputs:
+        """Answer for an array of images of one size with arrays: the fastest way in for pixels.
+
+        The labels of the columns are `spec.labels`; nothing is said of flat or unsure pictures.
+
+        Args:
+            images: uint8 `[N, H, W]`, or `[N, H, W, C]` with C of 1, 3 or 4, any N from 1.
+            channels: as for `predict`.
+
+        Returns:
+            Logits and probabilities, float32 `[N, K]`, those of `predict` for each image.
+
+        Raises:
+            SourceError: for an array that is none of images.
+            ValueError: for other `channels`.
+            DeviceError: if a GPU fails, or has no room.
+            ClosedError: after `close`.
+        """
+        check_channels(channels)
+        self._check_open()
+        return run_stack(self.backend, self.spec.input, np.asarray(images), self.limits, channels, self.max_batch)
 
     def predict_many(
         self,

@@ -208,6 +208,36 @@ def test_the_bare_network_and_the_engine_agree(engine, files):
     np.testing.assert_array_equal(outputs.probabilities, np.float32(answers))
 
 
+@pytest.mark.parametrize("shape", [(48, 48), (60, 50, 1), (30, 70, 3), (90, 40, 4)])
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_an_array_of_images_has_the_answers_of_each(engine, shape, channels):
+    stack = np.random.default_rng(4).integers(0, 256, (engine.max_batch + 5, *shape), np.uint8)
+    found = engine.predict_batch(stack, channels=channels)
+    assert found.logits.shape == (len(stack), len(engine.spec.labels))
+    wanted = [
+        list(answer.probabilities.values()) for answer in engine.predict_many(list(stack), channels=channels)
+    ]
+    np.testing.assert_array_equal(found.probabilities, np.float32(wanted))
+
+
+@pytest.mark.parametrize(
+    ("array", "kind", "says"),
+    [
+        (np.zeros((48, 48), np.uint8), "unsupported", r"array of shape \(48, 48\); expected \[N, H, W\] or"),
+        (np.zeros((0, 48, 48), np.uint8), "empty", r"array of shape \(0, 48, 48\); expected .* N from 1"),
+        (np.zeros((2, 0, 48), np.uint8), "empty", "has no pixels"),
+        (np.zeros((2, 48, 48, 2), np.uint8), "unsupported", "C of 1, 3 or 4"),
+        (np.zeros((2, 48, 48), np.float32), "unsupported", "array of float32; expected uint8"),
+        (np.zeros((2, 500_000, 4), np.uint8), "too_large", "a strip of 4×500000 pixels"),
+    ],
+)
+def test_an_array_that_is_none_of_images_is_refused(engine, monkeypatch, array, kind, says):
+    monkeypatch.setattr("fmengine.image.geometry.MAX_BETWEEN", 300)
+    with pytest.raises(SourceError, match=says) as caught:
+        engine.predict_batch(array)
+    assert caught.value.kind == kind
+
+
 def test_a_closed_engine_says_so(portrait):
     engine = Engine.load()
     engine.close()

@@ -565,6 +565,13 @@ CUresult cuMemFreeHost(void* address) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuMemHostGetDevicePointer(CUdeviceptr* address, void* host, unsigned) {
+    SERVE();
+    if (!is_pinned(host, 1)) return CUDA_ERROR_INVALID_VALUE;
+    *address = reinterpret_cast<CUdeviceptr>(host);
+    return CUDA_SUCCESS;
+}
+
 CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute, CUdeviceptr address) {
     SERVE(false);
     if (!holds(address, 1)) return CUDA_ERROR_INVALID_VALUE;

@@ -34,6 +34,8 @@ def pictures(count: int) -> list[DecodedImage]:
     made: list[DecodedImage] = []
     for index in range(count):
         height, width = (int(side) for side in np.exp(rng.uniform(np.log(8), np.log(160), 2)).round())
+        if index == 14:  # its box is too long for the kernel that takes one launch
+            height, width = 1030, 1100
         if index % 10 == 9:
             made.append(np.full((height, width), int(rng.integers(256)), np.uint8))
         elif real and index % 4:
@@ -85,7 +87,7 @@ def shuffle(seed: int, count: int, backend: str = "tensorrt") -> None:
                 right = [answer.confidence for answer in expected(count)[part::4]]
                 np.testing.assert_allclose(outputs.probabilities.max(axis=1), right, atol=NEAR)
         if backend == "tensorrt":
-            assert engine.backend.describe()["cuda graphs"] == "batches of 1, 16"
+            assert engine.backend.describe()["cuda graphs"] == "batches of 1, 8, 16"
         for size in (1, 3, 5, 16):  # each time written anew, and late
             there = [CudaArray(engine.backend.context, picture) for picture in pictures(count)[:20]]
             check(list(engine.predict_many(there, batch_size=size)), len(there))

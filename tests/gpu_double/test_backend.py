@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from fmengine import Engine, Failure, FmengineError, Isolation, SourceError
+from fmengine import Engine, Failure, FmengineError, Isolation, Prediction, SourceError
 from fmengine.cli.infer import infer
-from fmengine.errors import BackendError, DeviceError, ModelError, UnavailableError
+from fmengine.errors import BackendError, DeviceError, ModelError, NoRoomError, UnavailableError
 from fmengine.model.file import load_model_file
 from fmengine.options import BackendOptions
 from fmengine_bench import bench, on_gpu
@@ -30,6 +30,7 @@ from fmengine_bench.timing import estimate_median
 from . import driver, shuffles
 
 if driver.FOUND:
+    from fmengine.gpu.runner import Runner
     from fmengine.gpu.tensorrt import TensorRtBackend
 
     from . import onnxruntime_double, tensorrt_double
@@ -122,13 +123,13 @@ def test_streams_and_graphs_change_no_bit(streams, graphs):
         for left, right in zip(usual.run(batch), other.run(batch), strict=True):
             np.testing.assert_array_equal(left, right)
         assert other.streams == streams
-        assert other.describe()["cuda graphs"] == ("batches of 1, 16" if graphs else "off")
+        assert other.describe()["cuda graphs"] == ("batches of 1, 8, 16" if graphs else "off")
 
 
-def test_graphs_are_launched_for_captured_batches_alone():
+def test_every_batch_is_one_graph_launch():
     with backend() as opened:
         before = driver.count("graph launches")
-        for size, more in ((1, 1), (16, 1), (15, 0), (33, 3)):  # 33: two of 16, and one
+        for size, more in ((1, 1), (16, 1), (15, 1), (3, 1), (33, 3)):  # 33: two of 16, and one
             opened.run(images(size))
             assert driver.count("graph launches") == before + more, size
             before += more
@@ -148,6 +149,92 @@ def test_a_picture_has_one_answer_in_any_batch():
         whole = opened.run(batch).probabilities
         parts = [opened.run(batch[index : index + 1]).probabilities for index in range(40)]
         np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (48, 48, 1), (30, 70, 3), (90, 40, 4)])
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_an_array_of_images_has_the_answers_of_each(shape, channels):
+    stack = np.random.default_rng(4).integers(0, 256, (40, *shape), np.uint8)
+    with load() as engine:
+        found = engine.predict_batch(stack, channels=channels)
+        wanted = [list(engine.predict(image, channels=channels).probabilities.values()) for image in stack]
+        np.testing.assert_array_equal(found.probabilities, np.float32(wanted))
+        before = driver.count("graph launches")
+        engine.predict_batch(stack)
+        assert driver.count("graph launches") == before + 3  # two of 16, one of 8
+
+
+def test_a_picture_too_long_for_one_launch_is_among_others():
+    """Its batch takes three launches and no graph; the next one takes the graph again."""
+    large = np.random.default_rng(5).integers(0, 256, (1100, 1040), np.uint8)
+    small = shuffles.pictures(9)[:5]
+    with load() as engine, Engine.load(shuffles.FP16, "onnxruntime") as cpu:
+        wanted = cpu.predict(large).confidence
+        for mixed in ([large], [*small, large, *small], [large, large]):
+            found = [answer.confidence for answer in engine.predict_many(mixed) if isinstance(answer, Prediction)]
+            assert len(found) == len(mixed)
+            assert found[5 if len(mixed) > 2 else -1] == pytest.approx(wanted, abs=shuffles.NEAR)
+        before = driver.count("graph launches")
+        engine.predict(small[0])
+        assert driver.count("graph launches") == before + 1
+
+
+def collect_what_was_not_started(runner) -> None:
+    runner._stage(images(3)[:, 0])
+    runner._sequence += 1
+    runner.collect()
+
+
+def test_answers_of_another_batch_are_an_error():
+    """What a GPU that loses a launch would give."""
+    with backend() as opened:
+        opened.run(images(3))
+        with (
+            opened.context.use(),
+            pytest.raises(DeviceError, match=r"batch \d+ is done, and the answers are those"),
+        ):
+            opened.pool.with_runner(collect_what_was_not_started)
+        assert len(opened.run(images(3)).logits) == 3  # and the next batch is answered
+
+
+def test_a_picture_that_leads_out_of_its_batch_is_an_error():
+    with backend() as opened:
+        opened.run(images(3))
+
+        def break_out(runner) -> None:
+            stage = runner.preprocessor.staging.stage
+
+            def hijack(pictures, stream) -> None:
+                stage(pictures, stream)
+                runner.preprocessor.staging._pictures["pixels"][1] = 1 << 30
+
+            runner.preprocessor.staging.stage = hijack
+            try:
+                runner.run(images(3)[:, 0])
+            finally:
+                runner.preprocessor.staging.stage = stage
+
+        with (
+            opened.context.use(),
+            pytest.raises(DeviceError, match="picture 1 of a batch leads out of its memory"),
+        ):
+            opened.pool.with_runner(break_out)
+        assert len(opened.run(images(5)).logits) == 5
+
+
+def test_a_class_that_there_is_no_room_for_is_left_out(monkeypatch, caplog):
+    capture = Runner._capture_class
+
+    def refuse(self, most):
+        if most == 16:
+            raise NoRoomError("no room for 16")
+        return capture(self, most)
+
+    monkeypatch.setattr(Runner, "_capture_class", refuse)
+    with backend() as opened:
+        assert opened.describe()["cuda graphs"] == "batches of 1, 8"
+        assert "batches of 16 run without a CUDA graph: no room for 16" in caplog.text
+        assert len(opened.run(images(40)).logits) == 40
 
 
 def test_threads_share_an_engine():
@@ -225,8 +312,9 @@ def test_large_pictures_wait_small(monkeypatch):
 def test_an_engine_is_built_and_held_against_the_cpu_once():
     with backend() as opened:
         largest = max(passed.largest for passed in opened.passed)
-    paths = ["profile 0", *["profile 1"] * 3, "graph of 1", "graph of 16"]
-    assert [(p.path, p.batch) for p in opened.passed] == list(zip(paths, [1, 1, 9, 16, 1, 16], strict=True))
+    paths = ["profile 0", *["profile 1"] * 3, "graph of 1", *["graph of 8"] * 3, *["graph of 16"] * 3]
+    batches = [1, 1, 9, 16, 1, 2, 5, 8, 9, 13, 16]
+    assert [(p.path, p.batch) for p in opened.passed] == list(zip(paths, batches, strict=True))
     assert largest < 1e-6
     runs = driver.count("operations")
     with backend():
@@ -349,12 +437,12 @@ def test_a_picture_that_does_not_fit_fails_alone(monkeypatch):
     monkeypatch.setattr("fmengine.pipeline.stages.MAX_HELD", 1 << 30)  # else the CPU would preprocess it
     strip = np.zeros((9, 3_000_000), np.uint8)
     with load() as engine:
-        driver.set_fault("memory", 30 << 20)
+        driver.set_fault("memory", 60 << 20)
         some = shuffles.pictures(10)
         answers = list(engine.predict_many([*some[:5], strip, *some[5:]], batch_size=11))
         assert isinstance(answers[5], Failure)
         assert answers[5].kind == "too_large"
-        assert "27,000,256 bytes are needed" in answers[5].message
+        assert "27,000,000 bytes are needed" in answers[5].message
         shuffles.check(answers[:5] + answers[6:], 10)
         with pytest.raises(SourceError, match=r"GPU 0 has no room: .* bytes are needed"):
             engine.predict(strip)
@@ -378,7 +466,7 @@ def test_a_batch_that_does_not_fit_is_cut_smaller(monkeypatch):
     with load(max_batch=32) as engine:
         wanted = [engine.predict(picture).probabilities for picture in pictures]
     with load(max_batch=32) as engine:
-        driver.set_fault("memory", 32 << 20)
+        driver.set_fault("memory", 65 << 20)
         answers = list(engine.predict_many(pictures, batch_size=24))
         assert [answer.probabilities for answer in answers] == wanted
 

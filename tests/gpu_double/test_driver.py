@@ -104,14 +104,15 @@ def test_a_kernel_that_reads_past_an_allocation_loses_the_context(context):
     kernel = kernels().get_function("precompute_coeffs")
     memory, stream = cuda.mem_alloc(256), cuda.Stream(1)
     address = np.uint64(int(memory) + 256)
-    kernel(address, np.int32(1), np.int32(8), np.int32(8), address, grid=(1, 1), block=(128, 1, 1), stream=stream)
+    sizes = [np.int32(size) for size in (1, 8, 8)]
+    kernel(address, *sizes, address, address, grid=(1, 1), block=(128, 1, 1), stream=stream)
     with pytest.raises(cuda.LogicError, match="illegal memory access"):
         stream.synchronize()
     with pytest.raises(cuda.LogicError, match="illegal memory access"):
         cuda.mem_alloc(1)
 
 
-@pytest.mark.parametrize("arguments", [[np.uint64(0)] * 5, [np.uint64(0), np.int32(0)]])
+@pytest.mark.parametrize("arguments", [[np.uint64(0)] * 6, [np.uint64(0), np.int32(0)]])
 def test_a_launch_with_other_arguments_is_an_error(context, capfd, arguments):
     with pytest.raises(cuda.LogicError, match="invalid argument"):
         kernels().get_function("precompute_coeffs")(

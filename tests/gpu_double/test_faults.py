@@ -9,70 +9,119 @@ from fmengine.errors import DeviceError
 from . import driver, mutants, shuffles
 
 pytestmark = pytest.mark.slow
-DOWNLOAD = (
-    "        self._context.cuda.memcpy_dtoh_async(self._answers.host[:used], self._answers.address, self.stream)\n"
-)
-RECORD = "        self._finished.record(self.stream)\n"
+ENQUEUE_NETWORK = "            execution.enqueue(most, self.stream)\n"
+ENQUEUE_PREPROCESSING = "            self.preprocessor.launch(self._images.address, most)\n"
+ENQUEUE_ANSWERS = "            self._publish(most)\n"
+COPY = "self._context.cuda.memcpy_htod_async(self._pixels.address, self._pixels.host[:size], stream)"
 
-# What is changed, and where: waits, copies, buffers, descriptors, launches.
+# What is changed, and where: waits, copies, buffers, descriptors, launches, graphs.
 MUTANTS = {
-    "a dropped wait before the answers": ("gpu/runner.py", "        self._finished.synchronize()\n", ""),
-    "the answers marked finished before they are copied": (
+    "a dropped wait before the answers": (
         "gpu/runner.py",
-        DOWNLOAD + RECORD,
-        RECORD + DOWNLOAD,
+        "            self.stream.synchronize()\n            if",
+        "            if",
     ),
-    "a dropped copy of the answers": (
+    "a dropped wait, and its check": (
         "gpu/runner.py",
-        DOWNLOAD,
-        "",
+        "        if not (poll and self._poll()):\n",
+        "        if False:\n",
     ),
-    "a short copy of the inputs": ("gpu/runner.py", "self._images.host[:size]", "self._images.host[: size // 8]"),
-    "a short copy of the answers": (
+    "a look at the answers that finds any": (
         "gpu/runner.py",
-        "self._answers.host[:used]",
-        "self._answers.host[: used - 4]",
+        "        while sequence[0] != wanted:\n",
+        "        while False:\n",
     ),
-    "a short copy of the pixels": (
-        "gpu/preprocessor.py",
-        "host[:end], self._stream",
-        "host[: end - 64], self._stream",
+    "answers that are not copied": (
+        "gpu/runner.py",
+        "views.probabilities[:count].copy()",
+        "views.probabilities[:count]",
     ),
-    "a dropped copy of the pixels": (
-        "gpu/preprocessor.py",
-        "        self._context.cuda.memcpy_htod_async(self._upload.address, host[:end], self._stream)\n",
-        "",
+    "a batch that is not counted": (
+        "gpu/runner.py",
+        "            self._sequence = (self._sequence + 1) % 2**32\n        except",
+        "        except",
     ),
-    # More than the last row, which the network takes no notice of.
-    "a short copy of images": ("gpu/preprocessor.py", "_async(address, host, ", "_async(address, host[:-1000], "),
-    "pixels copied on another stream": (
-        "gpu/preprocessor.py",
-        "self._context.cuda.memcpy_htod_async(self._upload.address, host[:end], self._stream)",
-        "self._context.cuda.memcpy_htod_async(self._upload.address, host[:end])",
+    "the network before its input": (
+        "gpu/runner.py",
+        ENQUEUE_PREPROCESSING + ENQUEUE_NETWORK,
+        ENQUEUE_NETWORK + ENQUEUE_PREPROCESSING,
     ),
-    "answers copied on another stream": ("gpu/runner.py", DOWNLOAD, DOWNLOAD.replace(", self.stream", "")),
-    "kernels launched on another stream": ("gpu/preprocessor.py", "1), stream=stream)", "1), stream=None)"),
+    "the answers published before the network": (
+        "gpu/runner.py",
+        ENQUEUE_NETWORK + ENQUEUE_ANSWERS,
+        ENQUEUE_ANSWERS + ENQUEUE_NETWORK,
+    ),
+    "answers that are not published": ("gpu/runner.py", ENQUEUE_ANSWERS, ""),
+    "a graph without preprocessing": ("gpu/runner.py", ENQUEUE_PREPROCESSING, ""),
+    "the graph of a smaller class": ("gpu/runner.py", "if most >= count", "if most >= count - 1"),
+    "a context reshaped under its graph": (
+        "gpu/runner.py",
+        "self._own(\n            self.network.create_execution(self._find_profile(most), self._addresses, "
+        "self.stream)\n        )",
+        "self._executions[self._find_profile(most)]",
+    ),
+    "a capture of what has not run": (
+        "gpu/runner.py",
+        "        enqueue()  # TensorRT must have run a shape before it is captured\n        self._sequence += 1\n"
+        "        plain = self.collect()\n",
+        "        plain = ()\n",
+    ),
+    "a short copy of the pixels": ("gpu/staging.py", COPY, COPY.replace("[:size]", "[: size - 64]")),
+    "a dropped copy of the pixels": ("gpu/staging.py", COPY, "pass"),
+    "pixels copied on another stream": ("gpu/staging.py", COPY, COPY.replace(", stream", "")),
     "a wrong descriptor": (
-        "gpu/preprocessor.py",
-        "bgr, stride = False, width * channels",
-        "bgr, stride = False, width",
+        "gpu/staging.py",
+        'described["bgr"] = widths * channels, 0',
+        'described["bgr"] = widths, 0',
     ),
-    "a wrong offset": ("gpu/preprocessor.py", "return Geometry(offset, ", "return Geometry(offset + 1, "),
-    "wrong blocks": ("gpu/preprocessor.py", "block=(*launch.block, 1)", "block=(*launch.block[::-1], 1)"),
+    "a wrong offset": ("gpu/staging.py", "= ends - sizes", "= ends - sizes + 1"),
+    "a wrong offset in device memory": ("gpu/staging.py", "picture.address - base", "picture.address - base + 1"),
+    "the description of another batch": ("gpu/staging.py", "if self._last != (count, shape)", "if not self._last"),
+    "bounds that end early": ("gpu/staging.py", "= begin, end, count", "= begin, end - 1, count"),
+    "a picture too few": ("gpu/staging.py", "= begin, end, count", "= begin, end, count - 1"),
+    "no copy where there should be one": (
+        "gpu/staging.py",
+        "if size and self.base != ",
+        "if size and self.base == ",
+    ),
+    "kernels launched on another stream": ("gpu/kernels.py", "1), stream=stream)", "1), stream=None)"),
+    "wrong blocks": ("gpu/kernels.py", "block=(*launch.block, 1)", "block=(*launch.block[::-1], 1)"),
+    "tables that are not made": ("gpu/preprocessor.py", "if self.tables.longest:", "if not self.tables.longest:"),
     "kernels in another order": (
         "gpu/preprocessor.py",
-        "in plan.list_launches(*addresses)",
-        "in plan.list_launches(*addresses)[::-1]",
+        "for launch in launches:",
+        "for launch in launches[::-1]:",
     ),
-    "one kernel left out": (
+    "one kernel left out": ("gpu/preprocessor.py", "for launch in launches:", "for launch in launches[1:]:"),
+    "one launch for a picture that needs three": (
         "gpu/preprocessor.py",
-        "in plan.list_launches(*addresses)",
-        "in plan.list_launches(*addresses)[1:]",
+        "self.staging.longest <= self._weights.tables.longest",
+        "True",
     ),
     "a launch with a wrong argument size": (
-        "gpu/launch.py",
+        "gpu/plan.py",
         "n, c, h, w = (np.int32(value)",
         "n, c, h, w = (np.int64(value)",
+    ),
+    "fewer blocks than pictures": (
+        "gpu/tables.py",
+        "            most * bands,\n",
+        "            most * bands - 1,\n",
+    ),
+    "fewer blocks than bands": (
+        "gpu/tables.py",
+        "[np.int32(number) for number in (bands,",
+        "[np.int32(number) for number in (bands + 1,",
+    ),
+    "logits for probabilities": (
+        "gpu/publish.py",
+        "        logits, probabilities, marks, sequence = self",
+        "        probabilities, logits, marks, sequence = self",
+    ),
+    "flat for another picture": (
+        "gpu/publish.py",
+        "memory[marks : marks + self.most]",
+        "memory[marks + 1 : marks + 1 + self.most]",
     ),
     "a buffer reused in flight": (
         "gpu/pool.py",
@@ -81,45 +130,21 @@ MUTANTS = {
     ),
     "a runner given back before its answers are read": (
         "gpu/pool.py",
-        "        outputs = runner.collect()\n        in_flight.popleft()\n        self._free.put(runner)\n",
+        "        outputs = runner.collect(poll=len(self._callers) == 1)\n        in_flight.popleft()\n"
+        "        self._free.put(runner)\n",
         "        in_flight.popleft()\n        self._free.put(runner)\n        outputs = runner.collect()\n",
-    ),
-    "a context reshaped under its graph": (
-        "gpu/runner.py",
-        "execution = self._own(self.network.create_execution(index, self._addresses, self.stream))",
-        "execution = self._executions[index]",
-    ),
-    "a capture of what has not run": (
-        "gpu/runner.py",
-        "            plain = self._read_answers()\n",
-        "            plain = 0\n",
-    ),
-    "a picture read before it is written": ("gpu/interop.py", "self._order(producer, self.handle)", "pass"),
-    "a picture read without waiting": ("gpu/interop.py", "self._order(self.handle, reader)", "pass"),
-    "the network before its input": (
-        "gpu/runner.py",
-        "            self._fill_input(batch, record)\n            self._infer(len(batch))\n",
-        "            self._infer(len(batch))\n            self._fill_input(batch, record)\n",
     ),
     "a part left out of a large batch": (
         "gpu/pool.py",
-        "range(0, len(batch), max_batch)",
-        "range(0, len(batch) - max_batch, max_batch)",
+        "range(0, len(batch), step)",
+        "range(0, len(batch) - step, step)",
     ),
-    "logits for probabilities": (
-        "gpu/runner.py",
-        "for at in (0, self._probabilities_offset))",
-        "for at in (self._probabilities_offset, 0))",
-    ),
+    "a picture read before it is written": ("gpu/interop.py", "self._order(producer, self.handle)", "pass"),
+    "a picture read without waiting": ("gpu/interop.py", "self._order(self.handle, reader)", "pass"),
     "a shape that is not renewed": (
         "trt/engine.py",
         "        if batch != self._batch:",
         "        if not self._batch:",
-    ),
-    "pageable memory": (
-        "gpu/arena.py",
-        "self._context.cuda.pagelocked_empty(attempt, np.uint8)",
-        "np.empty(attempt, np.uint8)",
     ),
     "a graph that is not given back": (
         "gpu/graph.py",

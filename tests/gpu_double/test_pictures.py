@@ -47,7 +47,7 @@ def test_they_have_the_answers_of_arrays_in_20_orders(engine, kind, padding):
 
 @pytest.mark.parametrize("kind", ["interface", "dlpack"])
 def test_nothing_is_copied(engine, kind):
-    """What is uploaded is descriptors: as many bytes for a large picture as for a small one."""
+    """What describes it is read where it is, and nothing is uploaded."""
     uploaded = []
     for side in (16, 300):
         source = array(kind, engine, np.zeros((side, side, 3), np.uint8))
@@ -56,7 +56,7 @@ def test_nothing_is_copied(engine, kind):
         engine.predict(source)
         uploaded.append(driver.count("bytes uploaded") - before)
         source.free()
-    assert uploaded[0] == uploaded[1] == 256
+    assert uploaded == [0, 0]
 
 
 def test_the_order_of_the_channels_is_taken_from_the_caller(engine):

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fmengine.gpu.launch import Geometry
+from fmengine.gpu.launch import Geometry, InputShape
 
-from .host import HostKernel, pack
+from .host import HostKernel, fits, pack
 
 Box = tuple[int, int, int, int]
 
@@ -39,8 +39,22 @@ class Case:
         return np.stack([reference(picture, box, bgr, self.channels, self.size) for picture, box, bgr in rows])
 
     def run(self, kernel: HostKernel) -> npt.NDArray[np.uint8]:
+        """By every way through the kernels, which must all give the same."""
+        first, *others = self.run_all(kernel)
+        for other in others:
+            np.testing.assert_array_equal(other, first)
+        return first
+
+    def run_all(self, kernel: HostKernel) -> list[npt.NDArray[np.uint8]]:
+        """By the three launches, and by the one where it takes the batch."""
         buffer, geometries = pack(self.pictures, self.boxes, padding=self.paddings, bgr=self.bgr)
-        return kernel.run(geometries, buffer.ctypes.data, self.channels, *self.size)
+        base, shape = buffer.ctypes.data, InputShape(self.channels, *self.size)
+        images, shown = kernel.preprocess_separately(geometries, base, shape)
+        if not fits(geometries, shape):
+            return [images]
+        fused, its_shown = kernel.preprocess(geometries, base, shape, begin=0, end=len(buffer))
+        np.testing.assert_array_equal(its_shown, shown)
+        return [images, fused]
 
     def geometries(self) -> list[Geometry]:
         return pack(self.pictures, self.boxes, padding=self.paddings, bgr=self.bgr)[1]

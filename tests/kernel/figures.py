@@ -9,6 +9,10 @@ import re
 from fmengine.gpu import kernels as nvrtc
 
 THREADS = {
+    "preprocess_gray": 320,
+    "preprocess_rgb": 320,
+    "publish": 256,
+    "precompute_tables": 128,
     "precompute_coeffs": 128,
     "resize_horizontal_gray": 256,
     "resize_horizontal_rgb": 256,

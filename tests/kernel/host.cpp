@@ -26,6 +26,10 @@ static int sizes(void (*)(A...), size_t* sizes) {
 extern "C" int sizes_of(const char* name, size_t* found) {
 #define SIZES_OF(kernel) \
     if (!strcmp(name, #kernel)) return sizes(kernel, found);
+    SIZES_OF(precompute_tables)
+    SIZES_OF(preprocess_gray)
+    SIZES_OF(preprocess_rgb)
+    SIZES_OF(publish)
     SIZES_OF(precompute_coeffs)
     SIZES_OF(resize_horizontal_gray)
     SIZES_OF(resize_horizontal_rgb)
@@ -36,6 +40,10 @@ extern "C" int sizes_of(const char* name, size_t* found) {
 extern "C" int launch(const char* name, unsigned grid, unsigned x, unsigned y, void** arguments) {
 #define KERNEL_NAMED(kernel, barriers) \
     if (!strcmp(name, #kernel)) return run(kernel, barriers, grid, x, y, arguments), 0;
+    KERNEL_NAMED(precompute_tables, false)
+    KERNEL_NAMED(preprocess_gray, true)
+    KERNEL_NAMED(preprocess_rgb, true)
+    KERNEL_NAMED(publish, true)
     KERNEL_NAMED(precompute_coeffs, false)
     KERNEL_NAMED(resize_horizontal_gray, true)
     KERNEL_NAMED(resize_horizontal_rgb, true)
@@ -44,4 +52,7 @@ extern "C" int launch(const char* name, unsigned grid, unsigned x, unsigned y, v
     return 1;
 }
 
-extern "C" int size_of_descriptor() { return sizeof(Descriptor); }
+// Of the structs that have a NumPy type.
+extern "C" void sizes_of_structs(size_t* sizes) {
+    sizes[0] = sizeof(Picture), sizes[1] = sizeof(Batch), sizes[2] = sizeof(Shown), sizes[3] = sizeof(Descriptor);
+}

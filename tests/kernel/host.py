@@ -12,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 import fmengine.gpu
-from fmengine.gpu.launch import DESCRIPTOR, Geometry, Plan
+from fmengine.gpu.launch import ANYWHERE, BATCH, PICTURE, SHOWN, Geometry, InputShape, Launch, describe_pictures
+from fmengine.gpu.plan import DESCRIPTOR, Plan
+from fmengine.gpu.publish import Published, make_publish_launch
+from fmengine.gpu.tables import Tables
 
 HERE = Path(__file__).parent
 SOURCE = Path(fmengine.gpu.__file__).parent / "preprocess.cu"
@@ -66,28 +69,119 @@ def sanitized_environment() -> dict[str, str]:
 
 
 class HostKernel:
-    """The three launches, run on the CPU."""
+    """The launches, run on the CPU."""
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
-        if (size := self._library.size_of_descriptor()) != DESCRIPTOR.itemsize:
-            raise RuntimeError(f"struct Descriptor has {size} bytes, its NumPy type {DESCRIPTOR.itemsize}")
+        sizes = (ctypes.c_size_t * 4)()
+        self._library.sizes_of_structs(sizes)
+        if list(sizes) != (expected := [kind.itemsize for kind in (PICTURE, BATCH, SHOWN, DESCRIPTOR)]):
+            raise RuntimeError(f"the structs have {list(sizes)} bytes, their NumPy types {expected}")
+        self._tables: dict[Tables, npt.NDArray[np.uint8]] = {}
 
     def run(
         self, geometries: Sequence[Geometry], base: int, channels: int, height: int, width: int
     ) -> npt.NDArray[np.uint8]:
-        """Preprocess a batch that lies at the address `base`; every buffer has just the size of the plan."""
-        plan = Plan.make(geometries, channels, height, width)
+        """Preprocess a batch that lies at the address `base`, as the runtime would."""
+        shape = InputShape(channels, height, width)
+        if fits(geometries, shape):
+            return self.preprocess(geometries, base, shape)[0]
+        return self.preprocess_separately(geometries, base, shape)[0]
+
+    def preprocess(
+        self,
+        geometries: Sequence[Geometry],
+        base: int,
+        shape: InputShape,
+        *,
+        begin: int = -ANYWHERE,
+        end: int = ANYWHERE,
+        bands: int = 3,
+        more: int = 1,
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
+        """Preprocess a batch by the one launch; every buffer has just the size that is needed.
+
+        Args:
+            geometries: of the pictures.
+            base: address that they count from.
+            shape: of the input.
+            begin: bytes from there, from which on may be read.
+            end: where that ends.
+            bands: blocks a picture, at most.
+            more: pictures that the launch has blocks for, and which are not there.
+        """
+        tables = Tables.for_input(shape)
+        pictures = np.zeros(len(geometries), PICTURE)
+        describe_pictures(geometries, pictures)
+        batch = np.zeros(1, BATCH)
+        batch["base"], batch["begin"], batch["end"], batch["count"] = base, begin, end, len(geometries)
+        return self.launch_preprocess(tables, batch, pictures, bands=bands, more=more)
+
+    def launch_preprocess(
+        self, tables: Tables, batch: npt.NDArray[np.void], pictures: npt.NDArray[np.void], *, bands: int, more: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
+        images = np.full((len(pictures), *tables.shape), 0xA5, np.uint8)
+        shown = np.full(len(pictures) * SHOWN.itemsize, 0xA5, np.uint8).view(SHOWN)
+        if tables not in self._tables:
+            self._tables = {tables: np.full(tables.size, 0xA5, np.uint8)}
+            self._launch(tables.list_launches(self._tables[tables].ctypes.data))
+        # There is room for those that are not there, and nothing in it.
+        room = np.concatenate([pictures, np.full(more * PICTURE.itemsize, 0xA5, np.uint8).view(PICTURE)])
+        addresses = [part.ctypes.data for part in (self._tables[tables], batch, room, images, shown)]
+        most = len(pictures) + more
+        self._launch([tables.make_launch(*addresses, most=most, bands=tables.choose_bands(most, bands * most))])
+        return images, shown
+
+    def preprocess_separately(
+        self, geometries: Sequence[Geometry], base: int, shape: InputShape
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
+        """Preprocess a batch by the three launches."""
+        plan = Plan.make(geometries, shape)
         tables = np.full(plan.tables_size, 0xA5, np.uint8)
         workspace = np.full(plan.workspace_size, 0xA5, np.uint8)
         images = np.full(plan.shape, 0xA5, np.uint8)
-        buffers = [plan.descriptors, tables, workspace, images]
-        for launch in plan.list_launches(base, *(buffer.ctypes.data for buffer in buffers)):
+        shown = np.full(len(geometries) * SHOWN.itemsize, 0xA5, np.uint8).view(SHOWN)
+        buffers = [plan.descriptors, tables, workspace, images, shown]
+        self._launch(plan.list_launches(base, *(buffer.ctypes.data for buffer in buffers)))
+        return images, shown
+
+    def publish(
+        self,
+        images: npt.NDArray[np.uint8],
+        shown: npt.NDArray[np.void],
+        logits: npt.NDArray[np.float32],
+        probabilities: npt.NDArray[np.float32],
+        counters: npt.NDArray[np.uint32],
+        *,
+        more: int = 1,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.uint8], int]:
+        """Publish answers; returns logits, probabilities, marks, and the number that says that they are there."""
+        batch = np.zeros(1, BATCH)
+        batch["count"] = len(images)
+        outputs = np.full((2, *logits.shape), np.nan, np.float32)
+        marks, published = np.full(len(images), 0xA5, np.uint8), np.zeros(1, np.uint32)
+        addresses = Published(*(part.ctypes.data for part in (outputs[0], outputs[1], marks, published)))
+        inputs = [part.ctypes.data for part in (batch, shown, images, logits, probabilities)]
+        shape = InputShape(*images.shape[1:])
+        launch = make_publish_launch(
+            shape, logits.shape[1], *inputs, addresses, counters.ctypes.data, most=len(images) + more
+        )
+        self._launch([launch])
+        return outputs[0], outputs[1], marks, int(published[0])
+
+    def _launch(self, launches: Sequence[Launch]) -> None:
+        for launch in launches:
             values = [np.array(argument) for argument in launch.arguments]
             pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
             if self._library.launch(launch.kernel.encode(), launch.grid, *launch.block, pointers):
                 raise RuntimeError(f"cannot launch {launch.kernel}")
-        return images
+
+
+def fits(geometries: Sequence[Geometry], shape: InputShape) -> bool:
+    """Whether the one launch takes all boxes."""
+    longest = Tables.for_input(shape).longest
+    boxes = [geometry.box for geometry in geometries]
+    return all(max(right - left, bottom - top) <= longest for left, top, right, bottom in boxes)
 
 
 def pack(

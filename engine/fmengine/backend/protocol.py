@@ -77,8 +77,12 @@ class DeviceBackend(Backend, Protocol):
         """Decode a plain JPEG on the GPU; None where that is not switched on, or not possible."""
         ...
 
-    def run_pictures(self, pictures: Sequence[AnyImage]) -> ImageOutputs:
-        """Preprocess images and run the network. Raises SourceError if there is no room for one of them alone."""
+    def run_pictures(self, pictures: Sequence[AnyImage] | npt.NDArray[np.uint8]) -> ImageOutputs:
+        """Preprocess images and run the network. Raises SourceError if there is no room for one of them alone.
+
+        Args:
+            pictures: of any sizes; or of one size as one array, uint8 `[N, H, W]` or `[N, H, W, C]`.
+        """
         ...
 
     def time_stages(self, batch: InputBatch | Sequence[AnyImage]) -> tuple[Outputs | ImageOutputs, StageTimes]:

@@ -85,6 +85,8 @@ def check_kernel(
     *,
     pictures: int = 64,
     seed: int = SEED,
+    smallest: int = 1,
+    largest: int = 300,
 ) -> None:
     """Compare the preprocessing kernel with its definition.
 
@@ -92,15 +94,17 @@ def check_kernel(
         run: preprocesses a batch on the GPU.
         spec: of the model.
         batch: pictures at once.
-        pictures: how many in all, of 1 to 300 pixels a side, gray and in colour.
+        pictures: how many in all, gray and in colour.
         seed: of the pictures.
+        smallest: side of a picture, in pixels.
+        largest: side of a picture, in pixels.
 
     Raises:
         GateError: naming the first picture that differs in a pixel.
     """
     rng = np.random.default_rng(seed)
     for start in range(0, pictures, batch):
-        drawn = [draw_picture(rng) for _ in range(min(batch, pictures - start))]
+        drawn = [draw_picture(rng, smallest, largest) for _ in range(min(batch, pictures - start))]
         for index, (picture, found) in enumerate(zip(drawn, run(drawn), strict=True)):
             expected = preprocess(picture, spec.input)
             if wrong := int((found != expected).sum()):
@@ -138,9 +142,9 @@ def draw_gate_pictures() -> list[DecodedImage]:
     return pictures
 
 
-def draw_picture(rng: np.random.Generator) -> DecodedImage:
-    """Draw uniform noise of 1 to 300 pixels a side, gray or in colour, on which every wrong weight shows."""
-    height, width = (int(side) for side in np.exp(rng.uniform(0, np.log(300), 2)).round())
+def draw_picture(rng: np.random.Generator, smallest: int = 1, largest: int = 300) -> DecodedImage:
+    """Draw uniform noise of so many pixels a side, gray or in colour, on which every wrong weight shows."""
+    height, width = (int(side) for side in np.exp(rng.uniform(np.log(smallest), np.log(largest), 2)).round())
     shape = (height, width) if rng.random() < 0.5 else (height, width, 3)
     return DecodedImage(rng.integers(0, 256, shape, np.uint8))
 

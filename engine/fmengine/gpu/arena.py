@@ -1,6 +1,6 @@
 """Memory of a GPU and pinned memory of the host, allocated as it is needed and freed by name."""
 
-from typing import Any, cast
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,49 @@ def align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+class Freeable(Protocol):
+    """What holds memory, and is freed by name."""
+
+    def free(self) -> None:
+        """Release it. Freeing twice is no error."""
+        ...
+
+
+class PinnedMemory:
+    """Pinned memory of the host, which kernels read and write too.
+
+    Attributes:
+        host: its bytes, uint8 `[size]`.
+        address: of the same bytes for the GPU.
+    """
+
+    def __init__(self, context: Context, size: int) -> None:
+        """Allocate it. Raises NoRoomError if the system does not pin as much."""
+        cuda = context.cuda
+        try:
+            self._memory = cuda.pagelocked_empty(size, np.uint8, mem_flags=cuda.host_alloc_flags.DEVICEMAP)
+        except cuda.MemoryError as error:
+            raise NoRoomError(
+                f"GPU {context.index} has no room: {size:,} bytes are needed in pinned memory of the host "
+                f"({error}); `ulimit -l` says how many a process may have"
+            ) from error
+        self.host: npt.NDArray[np.uint8] = self._memory
+        self.address = int(self._memory.base.get_device_pointer())
+
+    def free(self) -> None:
+        """Release it. Freeing twice is no error."""
+        memory, self._memory, self.host = self._memory, None, np.empty(0, np.uint8)
+        if memory is not None:
+            memory.base.free()
+
+
 class Buffer:
     """Bytes on the GPU, with `pinned` as many pinned on the host. It grows on demand, and loses what it held.
 
     Attributes:
         address: on the GPU; 0 while empty.
         host: the pinned bytes, uint8 `[size]`; empty without them.
+        host_address: of the pinned bytes, for the GPU; 0 without them.
         size: bytes.
     """
 
@@ -29,9 +66,9 @@ class Buffer:
         self._context = context
         self._pinned = pinned
         self._memory: Any = None
+        self._pinned_memory: PinnedMemory | None = None
         self.host: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
-        self.address = 0
-        self.size = 0
+        self.address = self.host_address = self.size = 0
         self.reserve(size)
 
     def reserve(self, size: int) -> None:
@@ -48,8 +85,9 @@ class Buffer:
             try:
                 self._memory = self._context.cuda.mem_alloc(attempt)
                 if self._pinned:
-                    self.host = self._context.cuda.pagelocked_empty(attempt, np.uint8)
-            except self._context.cuda.MemoryError:
+                    memory = self._pinned_memory = PinnedMemory(self._context, attempt)
+                    self.host, self.host_address = memory.host, memory.address
+            except (self._context.cuda.MemoryError, NoRoomError):
                 self.free()
             else:
                 self.address, self.size = int(self._memory), attempt
@@ -68,10 +106,10 @@ class Buffer:
 
     def free(self) -> None:
         """Release everything. Freeing twice is no error."""
-        memory, pinned = self._memory, self.host
-        self._memory, self.host = None, np.empty(0, np.uint8)
-        self.address = self.size = 0
+        memory, pinned = self._memory, self._pinned_memory
+        self._memory, self._pinned_memory, self.host = None, None, np.empty(0, np.uint8)
+        self.address = self.host_address = self.size = 0
         if memory is not None:
             memory.free()
-        if pinned.size:
-            cast(Any, pinned.base).free()
+        if pinned is not None:
+            pinned.free()

@@ -20,10 +20,12 @@ from .context import Context
 from .driver import describe_gpu
 from .interop import ImportStream, import_image
 from .kernels import Kernels
+from .launch import InputShape
 from .network import LoadedNetwork
 from .nvjpeg import JpegDecoder
 from .pool import Pool, make_runners
-from .runner import Runner
+from .preprocessor import WeightTables
+from .runner import Images, Runner, as_pictures
 from .timing import StageTimer
 
 STREAMS = 2  # batches in flight at once: the copies of one overlap the computation of the other
@@ -58,14 +60,12 @@ class GpuBackend(ABC):
                     opened.append(self._jpeg.free)
                 self._imports = ImportStream(self.context)
                 opened.append(self._imports.free)
+                weights = WeightTables(self.context, kernels, InputShape(*self.spec.input_shape(1)[1:]))
+                opened.append(weights.free)
                 network = self._load_network(model, options)
                 opened.append(network.close)
-                runners = make_runners(
-                    lambda: Runner(
-                        self.context, network, kernels, self._imports, self.spec, graphs=options.graphs
-                    ),
-                    options.streams or STREAMS,
-                )
+                shared = (self.context, network, kernels, self._imports, weights, self.spec)
+                runners = make_runners(lambda: Runner(*shared, graphs=options.graphs), options.streams or STREAMS)
                 self.pool = Pool(runners, self.spec)
                 opened.append(self.pool.close)
                 self._check_kernel(runners[0], kernels)
@@ -111,7 +111,7 @@ class GpuBackend(ABC):
             image = self._jpeg.decode(data)
             return None if image is None else import_image(image, self.context, self._imports, "rgb")
 
-    def run_pictures(self, pictures: Sequence[AnyImage]) -> ImageOutputs:
+    def run_pictures(self, pictures: Images) -> ImageOutputs:
         try:
             with self.context.use():
                 return self.pool.run_pictures(pictures)
@@ -122,7 +122,8 @@ class GpuBackend(ABC):
         """Run a batch of `max_batch` or fewer, and measure what each stage took on the GPU."""
         with self.context.use():
             timer = StageTimer(self.context.cuda)
-            return self.pool.with_runner(lambda runner: runner.run(batch, timer.record)), timer.elapsed()
+            pictures = as_pictures(batch) if isinstance(batch, np.ndarray) else batch
+            return self.pool.with_runner(lambda runner: runner.run(pictures, timer.record)), timer.elapsed()
 
     def describe(self) -> dict[str, str]:
         return {

@@ -34,6 +34,7 @@ class Context:
         index: of the GPU.
         cuda: the module `pycuda.driver`.
         driver: the module `cuda.bindings.driver`, for graphs and other calls that pycuda lacks.
+        multiprocessors: of the GPU.
     """
 
     def __init__(self, index: int) -> None:
@@ -47,6 +48,7 @@ class Context:
             self._context = self.cuda.Device(index).retain_primary_context()
         except self.cuda.Error as error:
             raise UnavailableError(f"CUDA cannot use GPU {index}: {error}; see `nvidia-smi`") from error
+        self.multiprocessors: int = self.cuda.Device(index).multiprocessor_count
         self._process = os.getpid()
         self._failure = ""
         self._closed = False

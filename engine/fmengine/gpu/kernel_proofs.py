@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,13 @@ from .arena import Buffer
 from .context import Context
 from .interop import ImportStream
 from .kernels import Kernels
-from .preprocessor import Preprocessor, read_back
+from .launch import InputShape
+from .preprocessor import Preprocessor, WeightTables, read_back
+from .tables import LONGEST
 
 SEED = 11
 MAX_BATCH = 64
+AROUND_THE_LIMIT = 12  # pictures
 
 
 def prove_kernels(device: int, model: str | None, pictures: int) -> str:
@@ -34,15 +38,22 @@ def prove_kernels(device: int, model: str | None, pictures: int) -> str:
     opened: list[Callable[[], None]] = []
     try:
         with context.use():
-            check_kernel(_make_preprocessing(context, spec, opened), spec, MAX_BATCH, pictures=pictures, seed=SEED)
+            check = partial(check_kernel, spec=spec, batch=MAX_BATCH, seed=SEED)
+            run = _make_preprocessing(context, spec, opened)
+            check(run, pictures=pictures)
+            check(partial(run, separately=True), pictures=pictures // 4)
+            check(run, pictures=AROUND_THE_LIMIT, largest=LONGEST + 100, smallest=LONGEST - 100)
     finally:
         context.close(opened)
-    return f"{pictures:,} random pictures of 1 to 300 pixels a side, no level differs"
+    return (
+        f"{pictures:,} random pictures of 1 to 300 pixels a side, a quarter of them by the three launches too, "
+        f"and {AROUND_THE_LIMIT} around the longest side of the one launch: no level differs"
+    )
 
 
 def _make_preprocessing(
     context: Context, spec: ModelSpec, opened: list[Callable[[], None]]
-) -> Callable[[Sequence[DecodedImage]], InputBatch]:
+) -> Callable[..., InputBatch]:
     """Make a function that preprocesses on a stream of its own; what frees it is added to `opened`."""
     kernels = Kernels(context)
     opened.append(kernels.free)
@@ -50,13 +61,19 @@ def _make_preprocessing(
     opened.append(streams.clear)
     imports = ImportStream(context)
     opened.append(imports.free)
-    preprocessor = Preprocessor(context, kernels, imports, spec, streams[0])
+    weights = WeightTables(context, kernels, InputShape(*spec.input_shape(1)[1:]))
+    opened.append(weights.free)
+    preprocessor = Preprocessor(context, kernels, imports, weights, spec, streams[0], MAX_BATCH)
     opened.append(preprocessor.free)
     images = Buffer(context, int(np.prod(spec.input_shape(MAX_BATCH))))
     opened.append(images.free)
 
-    def run(batch: Sequence[DecodedImage]) -> InputBatch:
-        preprocessor.launch(batch, preprocessor.upload(batch), images.address)
+    def run(batch: Sequence[DecodedImage], *, separately: bool = False) -> InputBatch:
+        preprocessor.staging.stage(batch, streams[0])
+        if separately or not preprocessor.takes_one_launch:
+            preprocessor.launch_separately(images.address)
+        else:
+            preprocessor.launch(images.address, len(batch))
         streams[0].synchronize()
         return read_back(context, images.address, spec.input_shape(len(batch)))
 

@@ -12,9 +12,19 @@ from ..errors import BackendError, UnavailableError
 from ..system.cache import Cache
 from .context import Context
 from .driver import check_status, describe_gpu
+from .launch import Launch
 
 SOURCE = "preprocess.cu"
-KERNELS = ("precompute_coeffs", "resize_horizontal_gray", "resize_horizontal_rgb", "resize_vertical")
+KERNELS = (
+    "precompute_tables",
+    "preprocess_gray",
+    "preprocess_rgb",
+    "publish",
+    "precompute_coeffs",
+    "resize_horizontal_gray",
+    "resize_horizontal_rgb",
+    "resize_vertical",
+)
 # Without contraction of products and sums, which would round otherwise than Pillow.
 OPTIONS = ("--fmad=false", "--std=c++17")
 
@@ -28,18 +38,22 @@ class Kernels:
 
     Attributes:
         digest: sha256 of the compiled code.
-        functions: by name, one for each of `KERNELS`.
     """
 
     def __init__(self, context: Context, cache: Cache | None = None) -> None:
         cubin = load_cubin(describe_gpu(context.index).compute_capability, cache)
         self.digest = hashlib.sha256(cubin).hexdigest()
         self._module = context.cuda.module_from_buffer(cubin)
-        self.functions = {name: self._module.get_function(name) for name in KERNELS}
+        self._functions = {name: self._module.get_function(name) for name in KERNELS}
+
+    def enqueue(self, launch: Launch, stream: Any) -> None:
+        """Put a launch into a stream."""
+        function = self._functions[launch.kernel]
+        function(*launch.arguments, grid=(launch.grid, 1), block=(*launch.block, 1), stream=stream)
 
     def free(self) -> None:
         """Unload them."""
-        self.functions = {}
+        self._functions = {}
         self._module = None
 
 

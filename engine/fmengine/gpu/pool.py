@@ -5,16 +5,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import ClosedError, NoRoomError
 from ..model.spec import ModelSpec
-from ..types import AnyImage, ImageOutputs, InputBatch, Outputs
+from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs
 from .context import CLOSE_TIMEOUT
 from .preprocessor import count_device_bytes
-from .runner import Runner
+from .runner import Images, Runner, as_pictures
 
 # Bytes on the GPU that the pictures of one part need: enough that copying is efficient, few enough that runners
 # stay small. A larger picture is a part of its own.
@@ -22,7 +22,6 @@ MAX_PART_BYTES = 64 * 1024 * 1024
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Batch = InputBatch | Sequence[AnyImage]
 
 
 class Pool:
@@ -31,28 +30,32 @@ class Pool:
     def __init__(self, runners: Sequence[Runner], spec: ModelSpec) -> None:
         self._free: SimpleQueue[Runner | None] = SimpleQueue()
         self._count = len(runners)
+        self._callers: set[object] = set()  # threads that wait for answers, one entry each
         self._max_batch, self._spec = runners[0].max_batch, spec
         for runner in runners:
             self._free.put(runner)
 
     def run(self, images: InputBatch) -> Outputs:
         """Run preprocessed pictures, uint8 `[N, C, H, W]`. Raises as `run_pictures` does."""
-        return Outputs(*map(np.concatenate, zip(*self._run(images), strict=True)))
+        outputs = self.run_pictures(as_pictures(images))
+        return Outputs(outputs.logits, outputs.probabilities)
 
-    def run_pictures(self, pictures: Sequence[AnyImage]) -> ImageOutputs:
-        """Run pictures of any sizes.
+    def run_pictures(self, pictures: Images) -> ImageOutputs:
+        """Run pictures of any sizes, or one array of those of one size, uint8 `[N, H, W]` or `[N, H, W, C]`.
 
         Raises:
             NoRoomError: if there is no room for one picture alone.
         """
-        answers = cast("list[ImageOutputs]", self._run(pictures))
-        return ImageOutputs(*map(np.concatenate, zip(*answers, strict=True)))
+        answers = self._run(pictures)
+        return answers[0] if len(answers) == 1 else ImageOutputs(*map(np.concatenate, zip(*answers, strict=True)))
 
-    def _run(self, batch: Batch) -> list[Outputs | ImageOutputs]:
+    def _run(self, batch: Images) -> list[ImageOutputs]:
         """Run a batch of any size, in parts that fit, as many at once as runners are free."""
         parts = deque(split_batch(batch, self._max_batch, self._spec))
         in_flight: deque[Runner] = deque()
-        answers: list[Outputs | ImageOutputs] = []
+        answers: list[ImageOutputs] = []
+        caller = object()
+        self._callers.add(caller)
         try:
             while parts or in_flight:
                 # Threads wait for a runner only while they hold none, so that no two wait for each other.
@@ -69,8 +72,9 @@ class Pool:
                     if len(part) == 1:
                         raise
                     middle = len(part) // 2
-                    parts.extendleft(cast("tuple[Batch, Batch]", (part[middle:], part[:middle])))
+                    parts.extendleft((part[middle:], part[:middle]))
         finally:
+            self._callers.discard(caller)
             self._abandon(in_flight)
         return answers
 
@@ -110,9 +114,9 @@ class Pool:
             raise ClosedError
         return runner
 
-    def _collect(self, in_flight: deque[Runner]) -> Outputs | ImageOutputs:
+    def _collect(self, in_flight: deque[Runner]) -> ImageOutputs:
         runner = in_flight[0]
-        outputs = runner.collect()
+        outputs = runner.collect(poll=len(self._callers) == 1)
         in_flight.popleft()
         self._free.put(runner)
         return outputs
@@ -145,11 +149,12 @@ def make_runners(make: Callable[[], Runner], count: int) -> list[Runner]:
     return runners
 
 
-def split_batch(batch: Batch, max_batch: int, spec: ModelSpec) -> list[Batch]:
+def split_batch(batch: Images, max_batch: int, spec: ModelSpec) -> list[Images]:
     """Cut a batch into parts of at most `max_batch` pictures and about `MAX_PART_BYTES` bytes, in order."""
     if isinstance(batch, np.ndarray):
-        return [InputBatch(batch[start : start + max_batch]) for start in range(0, len(batch), max_batch)]
-    parts: list[Batch] = []
+        step = max(1, min(max_batch, MAX_PART_BYTES // count_device_bytes(DecodedImage(batch[0]), spec)))
+        return [batch[start : start + step] for start in range(0, len(batch), step)]
+    parts: list[Images] = []
     start = size = 0
     for index, picture in enumerate(batch):
         needed = count_device_bytes(picture, spec)

@@ -1,116 +1,136 @@
 """Preprocess pictures of any sizes to the network's input, on one stream of a GPU."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import Kind, SourceError
-from ..image.geometry import check_resize, compute_fit_box
+from ..image.geometry import compute_fit_box
 from ..model.spec import ModelSpec
 from ..types import AnyImage, DeviceImage, InputBatch
-from .arena import Buffer, align
+from .arena import Buffer, Freeable, PinnedMemory, align
 from .context import Context
 from .interop import ImportStream
 from .kernels import Kernels
-from .launch import DESCRIPTOR, Geometry, Plan
+from .launch import SHOWN, InputShape
+from .plan import DESCRIPTOR, Plan
+from .staging import INITIAL_SIZE, MAX_KEPT_SIZE, Staging
+from .tables import Tables
 
-# Bytes of a buffer: at the start, as batches of faces need, and the maximum that is kept for the next batch.
-INITIAL_SIZE = 4 * 1024 * 1024
-MAX_KEPT_SIZE = 256 * 1024 * 1024
+BLOCKS_A_MULTIPROCESSOR = 2  # that a small batch is cut into
+T = TypeVar("T", bound=Freeable)
+
+
+class WeightTables:
+    """The weights of every length on the GPU, for all streams. Make and free them within the context.
+
+    Attributes:
+        tables: where they are in the memory.
+        address: of the memory.
+    """
+
+    def __init__(self, context: Context, kernels: Kernels, shape: InputShape) -> None:
+        self.tables = Tables.for_input(shape)
+        self._memory = Buffer(context, self.tables.size)
+        self.address = self._memory.address
+        stream = context.cuda.Stream()
+        if self.tables.longest:
+            for launch in self.tables.list_launches(self.address):
+                kernels.enqueue(launch, stream)
+        stream.synchronize()
+
+    def free(self) -> None:
+        """Release them."""
+        self._memory.free()
 
 
 class Preprocessor:
-    """One batch at a time on one stream: a copy of descriptors and pixels, then three launches.
+    """One batch at a time on one stream, of at most `most` pictures.
 
-    Its buffers are used again for the next batch: nobody may upload that before the stream is done with this one.
+    Attributes:
+        staging: the batch.
+        shown: address of a `SHOWN` for each picture.
     """
 
     def __init__(
-        self, context: Context, kernels: Kernels, imports: ImportStream, spec: ModelSpec, stream: Any
+        self,
+        context: Context,
+        kernels: Kernels,
+        imports: ImportStream,
+        weights: WeightTables,
+        spec: ModelSpec,
+        stream: Any,
+        most: int,
     ) -> None:
-        self._context, self._kernels, self._imports = context, kernels, imports
-        self._spec, self._stream = spec, stream
-        self._upload = Buffer(context, INITIAL_SIZE, pinned=True)
-        self._workspace = Buffer(context, INITIAL_SIZE)
-        self._owners: list[object] = []  # of device images in flight
+        self._kernels, self._imports, self._weights, self._stream = kernels, imports, weights, stream
+        self._shape = InputShape(*spec.input_shape(1)[1:])
+        self._blocks = BLOCKS_A_MULTIPROCESSOR * context.multiprocessors
+        self._to_free: list[Callable[[], None]] = []
+        try:
+            self.staging = self._own(Staging(context, spec, most))
+            self._shown = self._own(Buffer(context, most * SHOWN.itemsize))
+            # For pictures that take three launches.
+            self._descriptors = self._own(PinnedMemory(context, most * DESCRIPTOR.itemsize))
+            self._workspace = self._own(Buffer(context, INITIAL_SIZE))
+        except BaseException:
+            self.free()
+            raise
+        self.shown = self._shown.address
 
-    def upload(self, pictures: Sequence[AnyImage]) -> Plan:
-        """Start the copy of a batch to the GPU: descriptors, and the pixels that are not there yet.
+    @property
+    def takes_one_launch(self) -> bool:
+        """Return whether the batch that is staged has tables for all of its boxes."""
+        return self.staging.longest <= self._weights.tables.longest
+
+    def order_imports(self) -> None:
+        """Have the stream wait for those who write the images in device memory that are staged."""
+        if self.staging.holds_device_images:
+            self._imports.block(self._stream.handle)
+
+    def launch(self, images: int, most: int) -> None:
+        """Preprocess the staged batch, of at most `most` pictures, into the device address `images`.
+
+        It may be captured: what it launches depends on `most` alone.
+        """
+        tables = self._weights.tables
+        bands = tables.choose_bands(most, self._blocks)
+        addresses = (self._weights.address, self.staging.batch, self.staging.pictures, images, self.shown)
+        self._kernels.enqueue(tables.make_launch(*addresses, most=most, bands=bands), self._stream)
+
+    def launch_separately(self, images: int) -> None:
+        """Do the same with boxes of any length, by three launches.
 
         Raises:
-            NoRoomError: if the batch does not fit.
+            SourceError: if the pictures have more rows than a launch takes.
+            NoRoomError: if the rows between the passes do not fit.
         """
-        spec = self._spec
-        head = align(len(pictures) * DESCRIPTOR.itemsize)
-        offsets, end = [], head
-        for picture in pictures:
-            offsets.append(end)
-            end += 0 if isinstance(picture, DeviceImage) else picture.size
-        self._upload.reserve(end)
-        geometries = [
-            self._describe_geometry(picture, offset) for picture, offset in zip(pictures, offsets, strict=True)
-        ]
         try:
-            plan = Plan.make(geometries, spec.channels, spec.height, spec.width)
+            plan = Plan.make(self.staging.list_geometries(), self._shape)
+            self._workspace.reserve(align(plan.tables_size) + plan.workspace_size)
+            self._descriptors.host[: plan.descriptors.nbytes] = plan.descriptors.view(np.uint8)
+            workspace = self._workspace.address + align(plan.tables_size)
+            addresses = (self.staging.base, self._descriptors.address, self._workspace.address, workspace)
+            launches = plan.list_launches(*addresses, images, self.shown)
         except ValueError as error:
             raise SourceError(Kind.TOO_LARGE, f"too large to become the model's input: {error}") from error
-        self._workspace.reserve(align(plan.tables_size) + plan.workspace_size)
-        host = self._upload.host
-        host[: plan.descriptors.nbytes] = plan.descriptors.view(np.uint8)
-        for picture, offset in zip(pictures, offsets, strict=True):
-            if not isinstance(picture, DeviceImage):
-                host[offset : offset + picture.size].reshape(picture.shape)[...] = picture
-        self._context.cuda.memcpy_htod_async(self._upload.address, host[:end], self._stream)
-        return plan
-
-    def launch(self, pictures: Sequence[AnyImage], plan: Plan, images: int) -> None:
-        """Preprocess an uploaded batch into the device address `images`."""
-        stream = self._stream
-        self._owners = [picture.owner for picture in pictures if isinstance(picture, DeviceImage)]
-        if self._owners:
-            self._imports.block(stream.handle)
-        workspace = self._workspace.address + align(plan.tables_size)
-        addresses = (self._upload.address, self._upload.address, self._workspace.address, workspace, images)
-        for launch in plan.list_launches(*addresses):
-            kernel = self._kernels.functions[launch.kernel]
-            kernel(*launch.arguments, grid=(launch.grid, 1), block=(*launch.block, 1), stream=stream)
-
-    def upload_inputs(self, images: InputBatch, address: int) -> None:
-        """Start the copy of pictures that are preprocessed already to the device address `address`.
-
-        Raises:
-            NoRoomError: if they do not fit.
-        """
-        self._upload.reserve(images.nbytes)
-        host = self._upload.host[: images.nbytes]
-        host.reshape(images.shape)[...] = images
-        self._context.cuda.memcpy_htod_async(address, host, self._stream)
+        for launch in launches:
+            self._kernels.enqueue(launch, self._stream)
 
     def release(self) -> None:
         """Drop what the batch read, once the stream is done with it, and free memory that few batches need."""
-        self._owners = []
-        self._upload.trim(MAX_KEPT_SIZE)
+        self.staging.release()
         self._workspace.trim(MAX_KEPT_SIZE)
 
     def free(self) -> None:
         """Release everything; nothing may be in flight."""
-        self._upload.free()
-        self._workspace.free()
         self._stream = None
-        self.release()
+        while self._to_free:
+            self._to_free.pop()()
 
-    def _describe_geometry(self, picture: AnyImage, offset: int) -> Geometry:
-        """Describe where a picture is, in bytes from the uploaded buffer's address, and its part to resize."""
-        spec = self._spec
-        if isinstance(picture, DeviceImage):
-            height, width, channels, bgr = picture.height, picture.width, picture.channels, picture.bgr
-            offset, stride = picture.address - self._upload.address, picture.stride
-        else:
-            height, width, channels = (*picture.shape, 1)[:3]
-            bgr, stride = False, width * channels
-        box = check_resize((width, height), spec.input)
-        return Geometry(offset, height, width, stride, channels, bgr, box)
+    def _own(self, part: T) -> T:
+        self._to_free.append(part.free)
+        return part
 
 
 def get_size(picture: AnyImage) -> tuple[int, int]:

@@ -1,39 +1,45 @@
-"""Run one batch at a time on the GPU, on one stream: upload, preprocessing, network, download.
+"""Run one batch at a time on the GPU, on one stream: preprocessing, network, publishing of the answers.
 
-Several runners let the copies of one batch overlap the computation of another. All memory that a batch uses
-belongs to its runner; runners share the network, the kernels and the stream of imports.
+For each batch class these are one captured graph: what changes from batch to batch is read from memory. Several
+runners let one batch be staged while another is computed. All memory that a batch uses belongs to its runner;
+runners share the network, the kernels, the weight tables and the stream of imports.
 """
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..check.gate import ExecutionPath
-from ..image.flatness import is_flat_input
+from ..errors import DeviceError, NoRoomError
 from ..model.spec import ModelSpec
 from ..trt.profile import Profile
-from ..types import AnyImage, ImageOutputs, InputBatch, Outputs
-from .arena import Buffer, align
+from ..types import AnyImage, ImageOutputs, InputBatch
+from .arena import Buffer, Freeable, PinnedMemory
 from .context import Context
 from .graph import CaptureError, Graph
 from .interop import ImportStream
 from .kernels import Kernels
+from .launch import InputShape
 from .network import Execution, LoadedNetwork
-from .preprocessor import Preprocessor, get_size, read_back
+from .preprocessor import Preprocessor, WeightTables, read_back
+from .publish import FLAT, REFUSED, AnswerLayout, make_publish_launch
 from .timing import record_nothing
 
 FLOAT = np.dtype(np.float32).itemsize
+CLASSES = (1, 8, 64, 256, 1024)  # pictures of a captured graph, and a runner's largest batch
+POLL_SECONDS = 0.0005  # that one caller looks for its answers before it sleeps: waking up takes longer
+
+log = logging.getLogger(__name__)
 
 
-class _Freeable(Protocol):
-    def free(self) -> None: ...
-
-
-T = TypeVar("T", bound=_Freeable)
+T = TypeVar("T", bound=Freeable)
 Record = Callable[[str, Any], None]
+Images = Sequence[AnyImage] | npt.NDArray[np.uint8]
 
 
 class Runner:
@@ -42,8 +48,8 @@ class Runner:
     Attributes:
         network: that it runs.
         max_batch: the largest batch.
-        graphs: the batch sizes that run as a CUDA graph.
-        refusal: why a batch size could not be captured; empty if all were.
+        graphs: by the largest batch that each takes.
+        refusal: why a class could not be captured; empty if all were.
     """
 
     def __init__(
@@ -52,31 +58,38 @@ class Runner:
         network: LoadedNetwork,
         kernels: Kernels,
         imports: ImportStream,
+        weights: WeightTables,
         spec: ModelSpec,
         *,
         graphs: bool,
     ) -> None:
         cuda = context.cuda
-        self._context, self.network, self._spec = context, network, spec
+        self._context, self.network, self._spec, self._kernels = context, network, spec, kernels
         self.max_batch = max(profile.max for profile in network.profiles)
-        self._batch = 0
-        self._sizes: list[tuple[int, int]] | None = None
+        self._count = 0  # pictures in flight
+        self._sequence = 0  # of the batch that was started last
         self._to_free: list[Callable[[], None]] = []
-        self._preprocessor: Any = None
         try:
             # A stream that does not wait for the default one, which other libraries may use.
             self.stream = cuda.Stream(context.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
-            self._finished = cuda.Event(cuda.event_flags.DISABLE_TIMING)
-            # Pinned too: the inputs come back with the answers, to see which of them are flat.
-            self._images = self._own(Buffer(context, int(np.prod(spec.input_shape(self.max_batch))), pinned=True))
-            # Logits, then probabilities, each as large as the largest batch's: graphs hold their addresses.
-            self._probabilities_offset = align(self.max_batch * len(spec.labels) * FLOAT)
-            self._answers = self._own(Buffer(context, 2 * self._probabilities_offset, pinned=True))
-            self._preprocessor = self._own(Preprocessor(context, kernels, imports, spec, self.stream))
+            self._images = self._own(Buffer(context, int(np.prod(spec.input_shape(self.max_batch)))))
+            # Graphs hold these addresses: each is as large as the largest batch's.
+            self._logits, self._probabilities = (
+                self._own(Buffer(context, self.max_batch * len(spec.labels) * FLOAT)) for _ in range(2)
+            )
+            self._counters = self._own(Buffer(context, 2 * FLOAT))
+            cuda.memcpy_htod(self._counters.address, np.zeros(2, np.uint32))
+            self._answers = AnswerLayout(self.max_batch, len(spec.labels))
+            self._published = self._own(PinnedMemory(context, self._answers.size))
+            self._published.host[...] = 0
+            self._answer_views = self._answers.view(self._published.host)
+            self.preprocessor = self._own(
+                Preprocessor(context, kernels, imports, weights, spec, self.stream, self.max_batch)
+            )
             self._addresses = {
                 "images": self._images.address,
-                "logits": self._answers.address,
-                "probabilities": self._answers.address + self._probabilities_offset,
+                "logits": self._logits.address,
+                "probabilities": self._probabilities.address,
             }
             self._executions: list[Execution] = [
                 self._own(network.create_execution(index, self._addresses, self.stream))
@@ -84,144 +97,201 @@ class Runner:
             ]
             self.graphs: dict[int, Graph] = {}
             self.refusal = ""
-            if graphs and network.capturable:
+            if graphs and network.capturable and weights.tables.longest:
                 self._capture()
         except BaseException:
             self.free()
             raise
 
-    def submit(self, batch: InputBatch | Sequence[AnyImage], record: Record = record_nothing) -> None:
+    def submit(self, batch: InputBatch | Images, record: Record = record_nothing) -> None:
         """Start a batch of at most the largest profile's size. `collect` must follow before the next.
 
         Args:
-            batch: pictures of any sizes, or one array of preprocessed ones, uint8 `[N, C, H, W]`.
+            batch: images of any sizes; or those of one size as one array, uint8 `[N, H, W]` or `[N, H, W, C]`.
             record: called with the stream after each stage, named as in `StageTimes`, and with `start` before the
-                first.
+                first; then the stages are launched one by one.
 
         Raises:
             NoRoomError: if it does not fit; the runner is as it was.
         """
         try:
             record("start", self.stream)
-            self._fill_input(batch, record)
-            self._infer(len(batch))
-            record("network", self.stream)
-            self._download(len(batch))
-            record("download", self.stream)
+            self._stage(batch)
+            record("upload", self.stream)
+            count = self._count
+            graph = self._find_graph(count) if record is record_nothing else None
+            if graph is not None:
+                graph.launch(self.stream.handle)
+            else:
+                self._preprocess()
+                record("preprocess", self.stream)
+                self._find_execution(count).enqueue(count, self.stream)
+                record("network", self.stream)
+                self._publish(count)
+                record("download", self.stream)
+            self._sequence = (self._sequence + 1) % 2**32
         except BaseException:
             self.wait()  # what was enqueued reads and writes the runner's buffers
             raise
 
-    def collect(self) -> Outputs | ImageOutputs:
-        """Wait for the batch that was started, and return its outputs: `ImageOutputs` of decoded pictures."""
-        self._finished.synchronize()
-        self._preprocessor.release()
-        count, self._batch = self._batch, 0
-        size = count * len(self._spec.labels) * FLOAT
-        regions = (self._answers.host[at : at + size] for at in (0, self._probabilities_offset))
-        # Copies: the next batch writes over the pinned memory.
-        outputs = Outputs(*(region.view(np.float32).reshape(count, -1).copy() for region in regions))
-        if self._sizes is None:
-            return outputs
-        shape = self._spec.input_shape(count)
-        images = InputBatch(self._images.host[: int(np.prod(shape))].reshape(shape))
-        return ImageOutputs(*outputs, is_flat_input(images, self._sizes, self._spec.input))
+    def collect(self, *, poll: bool = False) -> ImageOutputs:
+        """Wait for the batch that was started, and return its outputs.
+
+        Args:
+            poll: look for the answers for a while, which keeps other threads from running, before it sleeps.
+
+        Raises:
+            DeviceError: if the answers that are there are those of another batch, or a picture was refused.
+        """
+        if not (poll and self._poll()):
+            self.stream.synchronize()
+            if (found := int(self._answer_views.sequence[0])) != self._sequence:
+                raise DeviceError(f"batch {self._sequence} is done, and the answers are those of batch {found}")
+        self.preprocessor.release()
+        count, self._count = self._count, 0
+        views = self._answer_views
+        marks = views.marks[:count]
+        if marks.any() and (refused := marks & REFUSED).any():
+            raise DeviceError(f"picture {int(refused.argmax())} of a batch leads out of its memory")
+        # Copies: the next batch writes over them.
+        return ImageOutputs(views.logits[:count].copy(), views.probabilities[:count].copy(), marks == FLAT)
 
     def wait(self) -> None:
         """Wait until nothing is in flight, whatever happened before."""
         self.stream.synchronize()
-        self._preprocessor.release()
-        self._batch = 0
+        self._sequence = int(self._answer_views.sequence[0])
+        self.preprocessor.release()
+        self._count = 0
 
-    def preprocess(self, pictures: Sequence[AnyImage]) -> InputBatch:
-        """Preprocess a batch alone, and read the network's input back, uint8 `[N, C, H, W]`."""
-        self._fill_input(pictures, record_nothing)
+    def preprocess(self, pictures: Images, *, separately: bool = False) -> InputBatch:
+        """Preprocess a batch alone, and read the network's input back, uint8 `[N, C, H, W]`.
+
+        Args:
+            pictures: as for `submit`.
+            separately: by the three launches also where one would do.
+        """
+        self._stage(pictures)
+        self._preprocess(separately=separately)
         self.wait()
         return read_back(self._context, self._images.address, self._spec.input_shape(len(pictures)))
 
-    def run(
-        self, batch: InputBatch | Sequence[AnyImage], record: Record = record_nothing
-    ) -> Outputs | ImageOutputs:
+    def run(self, batch: Images, record: Record = record_nothing) -> ImageOutputs:
         """Run a batch: `submit`, then `collect`."""
         self.submit(batch, record)
         return self.collect()
 
-    def run_profile(self, profile: int, images: InputBatch) -> Outputs | ImageOutputs:
+    def run_profile(self, profile: int, images: InputBatch) -> ImageOutputs:
         """Run preprocessed images through one profile and no graph, whichever `run` would choose."""
-        self._fill_input(images, record_nothing)
+        self._stage(as_pictures(images))
+        self._preprocess()
         self._executions[profile].enqueue(len(images), self.stream)
-        self._download(len(images))
+        self._publish(len(images))
+        self._sequence = (self._sequence + 1) % 2**32
+        return self.collect()
+
+    def run_class(self, most: int, images: InputBatch) -> ImageOutputs:
+        """Run preprocessed images through the graph of one class, whichever `run` would choose."""
+        self._stage(as_pictures(images))
+        self.graphs[most].launch(self.stream.handle)
+        self._sequence = (self._sequence + 1) % 2**32
         return self.collect()
 
     def free(self) -> None:
         """Release everything. Nothing may be in flight."""
+        self._answer_views = None  # type: ignore[assignment]  # views of memory that is freed
         while self._to_free:
             self._to_free.pop()()
         self._executions, self.graphs = [], {}
-        self._finished = self.stream = self._preprocessor = None  # destroyed here, where the context is current
+        self.stream = None  # destroyed here, where the context is current
 
-    def _fill_input(self, batch: InputBatch | Sequence[AnyImage], record: Record) -> None:
-        """Fill the network's input with preprocessed images, or with those that the kernels make of pictures."""
-        if not 1 <= len(batch) <= self.max_batch:
-            raise ValueError(f"a batch of {len(batch)}; this runner takes 1 to {self.max_batch}")
-        self._sizes = None if isinstance(batch, np.ndarray) else [get_size(picture) for picture in batch]
-        if isinstance(batch, np.ndarray):
-            self._preprocessor.upload_inputs(batch, self._images.address)
-            record("upload", self.stream)
-        else:
-            plan = self._preprocessor.upload(batch)
-            record("upload", self.stream)
-            self._preprocessor.launch(batch, plan, self._images.address)
-        record("preprocess", self.stream)
+    def _stage(self, pictures: Images) -> None:
+        if not 1 <= len(pictures) <= self.max_batch:
+            raise ValueError(f"a batch of {len(pictures)}; this runner takes 1 to {self.max_batch}")
+        self.preprocessor.staging.stage(pictures, self.stream)
+        self.preprocessor.order_imports()
+        self._count = len(pictures)
 
-    def _infer(self, count: int) -> None:
-        if graph := self.graphs.get(count):
-            graph.launch(self.stream.handle)
+    def _preprocess(self, *, separately: bool = False) -> None:
+        if separately or not self.preprocessor.takes_one_launch:
+            self.preprocessor.launch_separately(self._images.address)
         else:
-            self._find_execution(count).enqueue(count, self.stream)
+            self.preprocessor.launch(self._images.address, self._count)
+
+    def _publish(self, most: int) -> None:
+        """Publish the answers of the staged batch, of at most `most` pictures."""
+        preprocessor = self.preprocessor
+        launch = make_publish_launch(
+            InputShape(*self._spec.input_shape(1)[1:]),
+            len(self._spec.labels),
+            preprocessor.staging.batch,
+            preprocessor.shown,
+            self._images.address,
+            self._logits.address,
+            self._probabilities.address,
+            self._answers.list_addresses(self._published.address),
+            self._counters.address,
+            most=most,
+        )
+        self._kernels.enqueue(launch, self.stream)
+
+    def _poll(self) -> bool:
+        """Look for the answers for a while, and return whether they are there."""
+        sequence, wanted = self._answer_views.flag, self._sequence
+        until = time.perf_counter() + POLL_SECONDS
+        while sequence[0] != wanted:
+            if time.perf_counter() > until:
+                return False
+        return True
+
+    def _find_graph(self, count: int) -> Graph | None:
+        """Find the graph of the smallest class that takes the batch."""
+        if not self.preprocessor.takes_one_launch:
+            return None
+        return next((graph for most, graph in self.graphs.items() if most >= count), None)
 
     def _find_execution(self, count: int) -> Execution:
-        """Find the execution on the narrowest profile that takes the batch."""
+        return self._executions[self._find_profile(count)]
+
+    def _find_profile(self, count: int) -> int:
+        """Find the narrowest profile that takes the batch."""
         profiles = self.network.profiles
         fitting = [index for index, profile in enumerate(profiles) if profile.min <= count <= profile.max]
-        return self._executions[min(fitting, key=lambda index: profiles[index].max)]
-
-    def _download(self, count: int) -> None:
-        if self._sizes is not None:
-            size = int(np.prod(self._spec.input_shape(count)))
-            self._context.cuda.memcpy_dtoh_async(self._images.host[:size], self._images.address, self.stream)
-        used = self._probabilities_offset + count * len(self._spec.labels) * FLOAT
-        self._context.cuda.memcpy_dtoh_async(self._answers.host[:used], self._answers.address, self.stream)
-        self._finished.record(self.stream)
-        self._batch = count
+        return min(fitting, key=lambda index: profiles[index].max)
 
     def _capture(self) -> None:
-        """Capture the network alone for each profile's largest batch, on a context that nothing else uses.
-
-        Preprocessing and copies stay outside: their shapes vary with the pictures.
-        """
-        for index, profile in enumerate(self.network.profiles):
-            count = profile.max
-            execution = self._own(self.network.create_execution(index, self._addresses, self.stream))
-            execution.enqueue(count, self.stream)  # TensorRT must have run a shape before it is captured
-            plain = self._read_answers()
+        """Capture a graph for each class, each with an execution that nothing else uses."""
+        for most in sorted({*(size for size in CLASSES if size < self.max_batch), self.max_batch}):
             try:
-                graph = self._own(
-                    Graph(self._context.driver, self.stream.handle, partial(execution.enqueue, count, self.stream))
-                )
-                graph.launch(self.stream.handle)
-                if not np.array_equal(self._read_answers(), plain):
-                    raise CaptureError("a graph answers otherwise than the network that it was captured from")
+                self.graphs[most] = self._capture_class(most)
+            except NoRoomError as error:
+                log.warning("batches of %d run without a CUDA graph: %s", most, error)
+                return
             except CaptureError as error:
                 self.refusal = str(error)
                 return
-            self.graphs[count] = graph
 
-    def _read_answers(self) -> npt.NDArray[np.uint8]:
-        """Return a copy of all bytes of the answers, once the stream is done."""
-        self._context.cuda.memcpy_dtoh_async(self._answers.host, self._answers.address, self.stream)
-        self.stream.synchronize()
-        return self._answers.host.copy()
+    def _capture_class(self, most: int) -> Graph:
+        execution = self._own(
+            self.network.create_execution(self._find_profile(most), self._addresses, self.stream)
+        )
+
+        def enqueue() -> None:
+            self.preprocessor.launch(self._images.address, most)
+            execution.enqueue(most, self.stream)
+            self._publish(most)
+
+        pictures = np.random.default_rng(most).integers(0, 256, (most, 9, 9), np.uint8)
+        self._stage(pictures)
+        enqueue()  # TensorRT must have run a shape before it is captured
+        self._sequence += 1
+        plain = self.collect()
+        graph = self._own(Graph(self._context.driver, self.stream.handle, enqueue))
+        self._stage(pictures)
+        graph.launch(self.stream.handle)
+        self._sequence += 1
+        if any((left != right).any() for left, right in zip(self.collect(), plain, strict=True)):
+            raise CaptureError("a graph answers otherwise than what it was captured from")
+        return graph
 
     def _own(self, part: T) -> T:
         """Register a part of the runner, which `free` then frees too."""
@@ -229,9 +299,19 @@ class Runner:
         return part
 
 
+def as_pictures(images: InputBatch) -> npt.NDArray[np.uint8]:
+    """See a network's inputs, uint8 `[N, C, H, W]`, as pictures that preprocessing leaves as they are."""
+    return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
+
+
 def list_execution_paths(runner: Runner) -> list[ExecutionPath]:
     """List every profile of a runner's network, and every graph."""
     profiles = runner.network.profiles
     paths = [ExecutionPath(f"profile {i}", p, partial(runner.run_profile, i)) for i, p in enumerate(profiles)]
-    paths += [ExecutionPath(f"graph of {n}", Profile(n, n, n), runner.run) for n in runner.graphs]
+    smallest = 1
+    for most in runner.graphs:
+        paths.append(
+            ExecutionPath(f"graph of {most}", Profile(smallest, most, most), partial(runner.run_class, most))
+        )
+        smallest = most + 1
     return paths

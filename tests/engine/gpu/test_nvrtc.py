@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(120)
 pytest.importorskip("cuda.bindings", reason="NVRTC's wheel is not installed; tests/requirements.txt names it")
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
-KERNELS = {"precompute_coeffs", "resize_horizontal_gray", "resize_horizontal_rgb", "resize_vertical"}
+KERNELS = set(nvrtc.KERNELS)
 FIGURES = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
     r"(\d+) bytes spill loads.*?Used (\d+) registers",

@@ -1,0 +1,206 @@
+"""The pictures of one batch where the kernels read them: what describes them, and their pixels.
+
+Both are pinned memory of the host, which a GPU reads by itself. What describes the pictures never moves, so that
+captured graphs can hold its address; the pixels' address stands in it.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..image.geometry import check_resize
+from ..model.spec import ModelSpec
+from ..types import AnyImage, DeviceImage
+from .arena import Buffer, PinnedMemory
+from .context import Context
+from .launch import ANYWHERE, BATCH, PICTURE, Geometry
+
+# Bytes of pixels: room at the start, as batches of faces need, and the most that is kept for the next batch.
+INITIAL_SIZE = 4 * 1024 * 1024
+MAX_KEPT_SIZE = 256 * 1024 * 1024
+# Pictures at most that the GPU reads over PCIe where they are: a copy would take longer to begin.
+MAX_IN_PLACE = 8
+MAX_BYTES_IN_PLACE = 256 * 1024
+
+
+class Staging:
+    """Pictures of one batch. Nobody may stage the next before the GPU is done with it.
+
+    Attributes:
+        batch: address of a `BATCH` for the kernels.
+        pictures: address of a `PICTURE` for each of `most` pictures.
+        base: address that the pictures' pixels count from.
+        longest: side of the boxes of the batch.
+        count: pictures that are staged.
+    """
+
+    def __init__(self, context: Context, spec: ModelSpec, most: int) -> None:
+        self._context, self._spec = context, spec
+        self._head = PinnedMemory(context, BATCH.itemsize + most * PICTURE.itemsize)
+        self._pixels = Buffer(context, INITIAL_SIZE, pinned=True)
+        head = self._head.host
+        self._batch = head[: BATCH.itemsize].view(BATCH)
+        self._pictures = head[BATCH.itemsize :][: most * PICTURE.itemsize].view(PICTURE)
+        self._pictures[...] = np.zeros((), PICTURE)
+        self.batch, self.pictures = self._head.address, self._head.address + BATCH.itemsize
+        self._find_box = lru_cache(4096)(lambda size: check_resize(size, spec.input))
+        self._last: tuple[Any, ...] | None = None  # what the descriptors stand for
+        self.base = self.longest = self.count = self._size = 0
+        self._owners: list[object] = []  # of device images in flight
+
+    @property
+    def holds_device_images(self) -> bool:
+        """Return whether images that are staged lie in device memory."""
+        return bool(self._owners)
+
+    def stage(self, pictures: Sequence[AnyImage] | npt.NDArray[np.uint8], stream: Any) -> None:
+        """Describe a batch, and start the copy of its pixels where that is worth it.
+
+        Args:
+            pictures: images of any sizes, or one array of those of one size, uint8 `[N, H, W]` or `[N, H, W, C]`.
+            stream: of the copy.
+
+        Raises:
+            NoRoomError: if the batch does not fit.
+            SourceError: for a picture that would take far more work than it has pixels.
+        """
+        self._owners = []
+        if isinstance(pictures, np.ndarray):
+            size = self._stage_stack(pictures, pictures.shape[1:])
+        elif len(on_host := [picture for picture in pictures if isinstance(picture, np.ndarray)]) < len(pictures):
+            size = self._stage_mixed(pictures, on_host)
+        elif len({picture.shape for picture in on_host}) == 1:
+            size = self._stage_stack(on_host, on_host[0].shape)
+        else:
+            size = self._stage_list(on_host)
+        self._place(size, stream)
+
+    def list_geometries(self) -> list[Geometry]:
+        """List what is staged, for the launches that take boxes of any length."""
+        described = self._pictures[: self.count]
+        lefts, tops = described["left"], described["top"]
+        boxes = np.stack([lefts, tops, lefts + described["crop_width"], tops + described["crop_height"]], axis=1)
+        names = ("pixels", "height", "width", "stride", "channels", "bgr")
+        columns = [described[name].tolist() for name in names]
+        return [Geometry(*row) for row in zip(*columns, map(tuple, boxes.tolist()), strict=True)]
+
+    def release(self) -> None:
+        """Drop what the batch read, once the stream is done with it, and free memory that few batches need."""
+        self._owners = []
+        self._pixels.trim(MAX_KEPT_SIZE)
+
+    def free(self) -> None:
+        """Release everything; nothing may be in flight."""
+        self._batch, self._pictures = np.empty(0, BATCH), np.empty(0, PICTURE)
+        self._head.free()
+        self._pixels.free()
+        self._owners = []
+
+    def _stage_stack(
+        self, pictures: Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8], shape: tuple[int, ...]
+    ) -> int:
+        """Stage pictures of one size: the same as last time need no new description."""
+        count = len(pictures)
+        if self._last != (count, shape):
+            self._describe_stack(count, shape)
+        size = self._size
+        self._pixels.reserve(size)
+        target = self._pixels.host[:size]
+        if isinstance(pictures, np.ndarray):
+            np.copyto(target.reshape(count, *shape), pictures)
+        elif count == 1:
+            np.copyto(target.reshape(shape), pictures[0])
+        else:
+            np.concatenate(pictures, out=target.reshape(count * shape[0], *shape[1:]))
+        return size
+
+    def _describe_stack(self, count: int, shape: tuple[int, ...]) -> None:
+        height, width, channels = (*shape, 1)[:3]
+        left, top, right, bottom = self._find_box((width, height))
+        size = height * width * channels
+        row = (0, width * channels, height, width, left, top, bottom - top, right - left, channels, 0)
+        self._pictures[:count] = np.array(row, PICTURE)
+        self._pictures["pixels"][:count] = size * np.arange(count)
+        self.longest, self._size = max(right - left, bottom - top), count * size
+        self._set_bounds(0, self._size, count)
+        self._last = count, shape
+
+    def _stage_list(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> int:
+        """Stage pictures of several sizes."""
+        self._last, count = None, len(pictures)
+        shapes = np.array([(*picture.shape, 1)[:3] for picture in pictures])
+        boxes = np.array([self._find_box((width, height)) for height, width, _ in shapes.tolist()])
+        self._describe(self._pictures[:count], shapes, boxes)
+        sizes = shapes.prod(axis=1)
+        ends = np.cumsum(sizes)
+        self._pictures["pixels"][:count] = ends - sizes
+        size = int(ends[-1])
+        self._pixels.reserve(size)
+        flat = [picture.reshape(-1) for picture in pictures]
+        np.concatenate(flat, out=self._pixels.host[:size])
+        self._set_bounds(0, size, count)
+        return size
+
+    def _stage_mixed(self, pictures: Sequence[AnyImage], on_host: Sequence[npt.NDArray[np.uint8]]) -> int:
+        """Stage pictures of which some lie in device memory: they count from the same base."""
+        size = sum(picture.size for picture in on_host)
+        self._pixels.reserve(size)
+        if on_host:
+            np.concatenate([picture.reshape(-1) for picture in on_host], out=self._pixels.host[:size])
+        self._last, count = None, len(pictures)
+        geometries = [_describe_image(picture) for picture in pictures]
+        shapes = np.array([(height, width, channels) for height, width, channels, *_ in geometries])
+        boxes = np.array([self._find_box((width, height)) for height, width, _ in shapes.tolist()])
+        described = self._pictures[:count]
+        self._describe(described, shapes, boxes)
+        described["stride"] = [stride for *_, stride, _ in geometries]
+        described["bgr"] = [bgr for *_, bgr in geometries]
+        self.count = count
+        base = self._choose_base(size)
+        at = 0
+        for index, picture in enumerate(pictures):
+            if isinstance(picture, DeviceImage):
+                described["pixels"][index] = picture.address - base
+            else:
+                described["pixels"][index] = at
+                at += picture.size
+        self._owners = [picture.owner for picture in pictures if isinstance(picture, DeviceImage)]
+        self._set_bounds(-ANYWHERE, ANYWHERE, count)  # which nobody but this process writes
+        return size
+
+    def _describe(
+        self, described: npt.NDArray[np.void], shapes: npt.NDArray[np.int64], boxes: npt.NDArray[np.int64]
+    ) -> None:
+        heights, widths, channels = shapes.T
+        lefts, tops, rights, bottoms = boxes.T
+        described["height"], described["width"], described["channels"] = heights, widths, channels
+        described["stride"], described["bgr"] = widths * channels, 0
+        described["left"], described["top"] = lefts, tops
+        described["crop_width"], described["crop_height"] = rights - lefts, bottoms - tops
+        self.longest = int(max((rights - lefts).max(), (bottoms - tops).max()))
+
+    def _set_bounds(self, begin: int, end: int, count: int) -> None:
+        self._batch["begin"], self._batch["end"], self._batch["count"] = begin, end, count
+        self.count = count
+
+    def _choose_base(self, size: int) -> int:
+        in_place = self.count <= MAX_IN_PLACE and size <= MAX_BYTES_IN_PLACE
+        return self._pixels.host_address if in_place else self._pixels.address
+
+    def _place(self, size: int, stream: Any) -> None:
+        """Say where the pixels are, and start their copy to the GPU unless it reads them where they are."""
+        if (base := self._choose_base(size)) != self.base:
+            self._batch["base"] = self.base = base
+        if size and self.base != self._pixels.host_address:
+            self._context.cuda.memcpy_htod_async(self._pixels.address, self._pixels.host[:size], stream)
+
+
+def _describe_image(picture: AnyImage) -> tuple[int, int, int, int, bool]:
+    """Return height, width, channels, stride and whether blue comes first."""
+    if isinstance(picture, DeviceImage):
+        return picture.height, picture.width, picture.channels, picture.stride, picture.bgr
+    height, width, channels = (*picture.shape, 1)[:3]
+    return height, width, channels, width * channels, False
