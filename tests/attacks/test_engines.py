@@ -111,6 +111,12 @@ def test_one_that_others_could_have_written(expose, given, tmp_path, monkeypatch
     engine.require_trust(allow_untrusted=True)
 
 
+def test_a_shared_folder_is_not_to_be_closed_to_others(given, tmp_path):
+    """As /tmp is, of which `chmod go-w` would take the use."""
+    tmp_path.chmod(0o1777)
+    assert load_model_file(given).engine.distrust.endswith("others may write it; use a folder of your own")
+
+
 def test_a_pipe_by_its_name(tmp_path):
     os.mkfifo(tmp_path / "x.engine", 0o600)
     with pytest.raises(ModelError, match="a pipe, a device or a socket"):

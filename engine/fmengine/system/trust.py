@@ -83,4 +83,6 @@ def _check_owner(status: os.stat_result, path: Path) -> None:
             f"cannot trust {path}: it belongs to user {status.st_uid}, and this process runs as {os.geteuid()}"
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise TrustError(f"cannot trust {path}: others may write it; run: chmod go-w {path}")
+        shared = status.st_mode & stat.S_ISVTX  # as /tmp, which is to stay so
+        remedy = "use a folder of your own" if shared else f"run: chmod go-w {path}"
+        raise TrustError(f"cannot trust {path}: others may write it; {remedy}")
