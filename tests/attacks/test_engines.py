@@ -117,6 +117,11 @@ def test_a_shared_folder_is_not_to_be_closed_to_others(given, tmp_path):
     assert load_model_file(given).engine.distrust.endswith("others may write it; use a folder of your own")
 
 
+def test_where_files_have_no_owner_it_cannot_be_known(given, monkeypatch):
+    monkeypatch.delattr(os, "geteuid")
+    assert "this system has no owners of files as POSIX has" in load_model_file(given).engine.distrust
+
+
 def test_a_pipe_by_its_name(tmp_path):
     os.mkfifo(tmp_path / "x.engine", 0o600)
     with pytest.raises(ModelError, match="a pipe, a device or a socket"):
