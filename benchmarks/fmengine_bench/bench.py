@@ -12,7 +12,6 @@ from typing import Any
 from fmengine.backend.protocol import DeviceBackend
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-from fmengine.model.file import load_model_file
 from fmengine.system.cores import usable_cores
 from fmengine.types import Failure
 
@@ -200,7 +199,7 @@ def _measure_limit(engine: Engine, effort: Effort, alone: Summary) -> tuple[Work
         alone: what the network takes for one picture. On a CPU that is what is wanted, and is not measured twice:
             a second time, in other circumstances, would give another figure under the same name.
     """
-    work, backend = count_work(load_model_file(engine.model_path)), engine.backend
+    work, backend = count_work(engine.model_file), engine.backend
     batches = [batch for batch in BATCHES if batch <= engine.max_batch]
     if isinstance(backend, DeviceBackend):
         peak = measure_gpu_peak(backend.device_index)

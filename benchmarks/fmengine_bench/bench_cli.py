@@ -11,7 +11,7 @@ import click
 
 from fmengine.backend.registry import BACKENDS
 from fmengine.cli.console import inform, print_data, print_json, to_json, warn
-from fmengine.cli.parameters import parse_workers
+from fmengine.cli.parameters import allow_untrusted_engine, parse_workers
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.sources import walk
@@ -32,7 +32,8 @@ CHECK_FAILED = 1
     help="A folder; one for each label in it gives accuracies too.  [default: drawn ones, that are no faces]",
 )
 @click.option("--limit", type=click.IntRange(1), default=2000, show_default=True, help="Pictures at most.")
-@click.option("--model", help="A model file, or the name of a shipped model.")
+@click.option("--model", help="A model file, an engine file, or the name of a shipped model.")
+@allow_untrusted_engine
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @click.option("--device", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Of the CPU.  [default: all cores]")
@@ -65,6 +66,7 @@ def bench(
     pictures: Path | None,
     limit: int,
     model: str | None,
+    allow_untrusted_engine: bool,
     backend: str,
     device: int,
     threads: int,
@@ -117,6 +119,7 @@ def bench(
             workers=workers,
             max_batch=max_batch,
             queue_size=4096,
+            allow_untrusted_engine=allow_untrusted_engine,
         ) as engine,
     ):
         targets = {} if pictures is None else _targets(files, pictures, engine.spec.labels)

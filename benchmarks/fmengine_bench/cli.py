@@ -8,6 +8,7 @@ import click
 
 from fmengine.backend.registry import BACKENDS
 from fmengine.cli.console import print_data, print_json, warn
+from fmengine.cli.parameters import allow_untrusted_engine
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.rows import escape_path
@@ -38,6 +39,7 @@ CHECK_FAILED, SOME_FAILED = 1, 3
 @click.option("--svg", type=click.Path(path_type=Path), help="Also write the plots alone, of one DATA, to x.svg.")
 @click.option("--overwrite", is_flag=True, help="Replace a page or plots that exist.")
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
+@allow_untrusted_engine
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def evaluate(
     model: str,
@@ -49,9 +51,10 @@ def evaluate(
     svg: Path | None,
     overwrite: bool,
     backend: str,
+    allow_untrusted_engine: bool,
     as_json: bool,
 ) -> None:
-    """Score MODEL (a file, or the name of a shipped model) on DATA, folders with a folder for each label.
+    """Score MODEL (a model or engine file, or a shipped model's name) on DATA, folders with one for each label.
 
     Example: fmengine eval alexnet-slim faces/val
     """
@@ -62,7 +65,7 @@ def evaluate(
     for target, suffix in ((page, ".html"), (svg, ".svg")):
         if target is not None:
             check_target(target, [suffix], overwrite=overwrite)
-    with Engine.load(model, backend) as engine:
+    with Engine.load(model, backend, allow_untrusted_engine=allow_untrusted_engine) as engine:
         evaluations = [evaluate(engine, root, held_out, part, corruptions) for root in data]
         if page is not None or svg is not None:
             from . import page as pages
@@ -103,8 +106,16 @@ def evaluate(
     help="Folder of real pictures; a folder for each label gives accuracies too.",
 )
 @click.option("--limit", type=click.IntRange(1), default=2000, show_default=True, help="Pictures at most.")
+@allow_untrusted_engine
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
-def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: int, as_json: bool) -> None:
+def parity(
+    checkpoint: Path,
+    models: tuple[Path, ...],
+    pictures: Path,
+    limit: int,
+    allow_untrusted_engine: bool,
+    as_json: bool,
+) -> None:
     """Compare CHECKPOINT in PyTorch with each exported MODEL, on pixels, logits and decisions.
 
     Exits with 1 if any of them is off by more than its tolerance.
@@ -123,7 +134,7 @@ def parity(checkpoint: Path, models: tuple[Path, ...], pictures: Path, limit: in
     if not files:
         raise DataError(f"no files in {pictures}; expected pictures")
     files = files[:: max(1, -(-len(files) // limit))]
-    engines = [Engine.load(path) for path in models]
+    engines = [Engine.load(path, allow_untrusted_engine=allow_untrusted_engine) for path in models]
     report = run_parity(model, document, engines, files)
     if as_json:
         print_json(dataclasses.asdict(report) | {"passed": report.passed})

@@ -11,7 +11,6 @@ from fmengine.backend.protocol import DeviceBackend
 from fmengine.backend.registry import load_backend_class
 from fmengine.engine import Engine
 from fmengine.errors import BackendError
-from fmengine.model.file import load_model_file
 from fmengine.options import BackendOptions
 from fmengine.types import InputBatch
 
@@ -92,7 +91,6 @@ def _open_backends(
     """Open the engine's own backend with and without graphs, and the same file in ONNX Runtime's CUDA provider."""
     own = engine.backend
     assert isinstance(own, DeviceBackend)
-    file = load_model_file(engine.model_path)
     kinds = [(CUDA_PROVIDER, False)]
     if own.name != CUDA_PROVIDER:
         kinds = [(own.name, True), (own.name, False), *kinds]
@@ -100,8 +98,14 @@ def _open_backends(
         title = f"{kind}, graphs" if graphs else kind
         try:
             for streams in STREAMS:
-                options = BackendOptions(own.device_index, engine.max_batch, streams=streams, graphs=graphs)
-                backend = stack.enter_context(closing(load_backend_class(kind).open(file, options)))
+                options = BackendOptions(
+                    own.device_index,
+                    engine.max_batch,
+                    streams=streams,
+                    graphs=graphs,
+                    allow_untrusted_engine=True,  # these very bytes run already
+                )
+                backend = stack.enter_context(closing(load_backend_class(kind).open(engine.model_file, options)))
                 assert isinstance(backend, DeviceBackend)
                 name = f"{title}, {streams} stream{'s' if streams > 1 else ''}"
                 if backend.streams == streams:

@@ -10,7 +10,6 @@ from fmengine.backend.protocol import DeviceBackend
 from fmengine.check.compare import CPU_LIBRARIES, HALF_PRECISION, compare
 from fmengine.engine import Engine
 from fmengine.image.decode import decode
-from fmengine.model.file import load_model_file
 from fmengine.options import BackendOptions
 from fmengine.types import Failure, InputBatch, NetworkInput
 
@@ -67,8 +66,7 @@ def judge(engine: Engine, paths: Sequence[str]) -> Verdict:
     many = np.array([[answer.probabilities[label] for label in labels] for _, answer in good])
     alone = np.array([[engine.predict(path).probabilities[label] for label in labels] for path, _ in good])
     inputs = [engine.prepare(path) for path, _ in good]
-    model = load_model_file(engine.model_path)
-    reference = OnnxRuntimeBackend.open(model, BackendOptions(threads=1))
+    reference = OnnxRuntimeBackend.open(engine.model_file, BackendOptions(threads=1))
     expected = np.concatenate([reference.run(InputBatch(images[np.newaxis])).probabilities for images in inputs])
     reference.close()
     on_gpu = isinstance(engine.backend, DeviceBackend)

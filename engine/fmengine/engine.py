@@ -44,6 +44,7 @@ class Engine:
 
     Attributes:
         spec: what the model file says of itself.
+        model_file: that was read, once.
         backend: the bare network, `backend.run(uint8[N, C, H, W])`.
         attempts: the backends that were tried, and why each but the last was not taken.
     """
@@ -60,7 +61,8 @@ class Engine:
         """Use an open backend; `open_again` opens it once more, for several batches at once, when needed."""
         spec, device = model.spec, backend if isinstance(backend, DeviceBackend) else None
         self.backend, self.spec, self.attempts = backend, spec, tuple(attempts)
-        self.model_path, self.limits, self.max_batch = model.path, options.limits, options.max_batch
+        self.model_file, self.model_path = model, model.path
+        self.limits, self.max_batch = options.limits, options.max_batch
         recommended = options.unsure_below == "recommended"
         self.unsure_below = spec.unsure_below if recommended else float(options.unsure_below)
         self._options, self._device = options, device
@@ -106,11 +108,13 @@ class Engine:
         queue_size: int = 256,
         jpeg: Literal["cpu", "gpu"] = "cpu",
         scaled_jpeg: bool = False,
+        allow_untrusted_engine: bool = False,
     ) -> Self:
         """Load a model and warm it up.
 
         Args:
-            model: path of a model file, name of a shipped model, or None for the default one.
+            model: path of a model file, name of a shipped model, or None for the default one. An engine file,
+                `x.engine`, names its backend, and its own largest batch holds where `max_batch` is larger.
             backend: a backend's name, or `auto` for the first that works on this machine. A backend
                 asked for by name works, or it is an error.
             device: index of the GPU.
@@ -132,6 +136,9 @@ class Engine:
             jpeg: where JPEG files are decoded. A GPU's pixels may differ from the CPU's by some levels.
             scaled_jpeg: decode large JPEG files smaller by a factor of 2 to 8, never to less than twice the
                 network's input: photographs take half the time, and pixels differ by some levels.
+            allow_untrusted_engine: run an engine file also where somebody else could have written it: another user
+                owns it or its folder, others may write them, or one is a symbolic link. An engine is executable
+                code and runs with all your rights.
 
         Raises:
             ModelError: for a model file that cannot be used.
@@ -152,8 +159,16 @@ class Engine:
             scaled_jpeg=scaled_jpeg,
         )
         threads = threads or usable_cores()
-        settings = BackendOptions(device=device, max_batch=max_batch, threads=threads, jpeg=jpeg)
+        settings = BackendOptions(
+            device=device,
+            max_batch=max_batch,
+            threads=threads,
+            jpeg=jpeg,
+            allow_untrusted_engine=allow_untrusted_engine,
+        )
         opened, file, attempts = open_backend(backend, None if model is None else str(model), settings)
+        if file.engine is not None:
+            options = replace(options, max_batch=min(max_batch, file.engine.max_batch))
         if isinstance(opened, DeviceBackend):
             return cls(opened, file, options, attempts=attempts)
         if jpeg == "gpu":

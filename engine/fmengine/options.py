@@ -68,6 +68,7 @@ class BackendOptions:
             has its share of the threads. 0 for one on a CPU and `gpu.backend.STREAMS` on a GPU.
         jpeg: where JPEG files are decoded, `cpu` or `gpu`.
         graphs: whether a GPU's network is launched as a CUDA graph where its batch size allows it.
+        allow_untrusted_engine: whether an engine file that somebody else could have written is run.
     """
 
     device: int = 0
@@ -76,6 +77,7 @@ class BackendOptions:
     streams: int = 0
     jpeg: Literal["cpu", "gpu"] = "cpu"
     graphs: bool = True
+    allow_untrusted_engine: bool = False
 
 
 @dataclass(frozen=True, slots=True)

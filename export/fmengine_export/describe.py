@@ -50,8 +50,8 @@ def _read_spec(path: Path) -> ModelSpec:
         raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{path} is no JSON object; `fmengine info --json` prints one to start from")
-    # `fmengine info --json` adds the file's path, and the digest is of the file that is written here.
-    values = {key: value for key, value in values.items() if key not in ("path", "file_sha256")}
+    # `fmengine info --json` adds the file's path and engine, and the digest is of the file that is written here.
+    values = {key: value for key, value in values.items() if key not in ("path", "file_sha256", "engine")}
     return ModelSpec.from_json(json.dumps({"version": FORMAT_VERSION} | values))
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from fmengine.cli.console import Progress
 from fmengine.errors import OutputError
+from fmengine.model.engine_file import SUFFIX, pack_engine
 from fmengine.model.file import ModelFile
 from fmengine.system.cache import Cache, write_private_file
 from fmengine.system.files import check_target
-from fmengine.system.manifest import pack
 from fmengine.trt.build import build_engine, load_timings, make_engine_key
 from fmengine.trt.device import describe_gpu, use_gpu
 from fmengine.trt.library import Library, load_library
@@ -27,14 +27,14 @@ def make_engine_target(
         OutputError: if it exists and must not be overwritten, or cannot be written.
     """
     gpu = describe_gpu(device) if form == "tensorrt" else None
-    capability = ".".join(map(str, gpu.compute_capability)) if gpu else "+".join(options.compute_capabilities)
-    target = folder / f"{name}.{form}.{capability or 'any'}.engine"
+    capability = gpu.capability if gpu else "+".join(options.compute_capabilities)
+    target = folder / f"{name}.{form}.{capability or 'any'}{SUFFIX}"
     check_target(target, [target.suffix], overwrite=overwrite)
     return target
 
 
 def export_engine(form: str, model: ModelFile, options: BuildOptions, target: Path, device: int) -> None:
-    """Build an engine and write it, with its manifest.
+    """Build an engine and write its file, the model file inside.
 
     Args:
         form: one of `FORMS`.
@@ -62,7 +62,9 @@ def export_engine(form: str, model: ModelFile, options: BuildOptions, target: Pa
     bar = Progress(None, "steps", caption=f"building {target.name}")
     with bar, use_gpu(device) if form == "tensorrt" else nullcontext():
         engine = build_engine(library, model, options, progress=show, timings=timings)
+    capabilities = (gpu.capability,) if gpu else options.compute_capabilities
+    key = make_engine_key(library, model, options, gpu)
     try:
-        write_private_file(target, pack(make_engine_key(library, model, options, gpu), engine))
+        write_private_file(target, pack_engine(form, key, capabilities, options.max_batch, engine, model.data))
     except OSError as error:
         raise OutputError(f"cannot write {target} ({len(engine):,} bytes): {error.strerror}") from error

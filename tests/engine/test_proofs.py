@@ -6,6 +6,7 @@ from fmengine.check import proofs
 from fmengine.check.gate import GateError
 from fmengine.check.proofs import Claim, Effort, NotRun, Proof, run_proof, summarise, verify_gpu
 from fmengine.errors import DeviceError, UnavailableError
+from fmengine.options import BackendOptions
 
 
 def prove(error: Exception | None = None) -> Proof:
@@ -54,13 +55,13 @@ def test_claims_are_proven_in_order_and_reported_as_they_end(monkeypatch: pytest
         return [Claim(name, lambda: str(len(reported))) for name in ("first", "second")]
 
     monkeypatch.setattr(proofs, "load_object", lambda name: list_claims)
-    found = verify_gpu("auto", None, 1, Effort(soak=1), reported.append)
-    assert given == [("auto", None, 1, Effort(soak=1))]
+    found = verify_gpu("auto", None, BackendOptions(device=1), Effort(soak=1), reported.append)
+    assert given == [("auto", None, BackendOptions(device=1), Effort(soak=1))]
     assert [(proof.name, proof.detail) for proof in found] == [("first", "0"), ("second", "1")]
     assert reported == found
 
 
 def test_the_gpus_claims_are_found_by_name() -> None:
     pytest.importorskip("onnxruntime")
-    claims = proofs.load_object(proofs.GPU_CLAIMS)("auto", None, 0, Effort())
+    claims = proofs.load_object(proofs.GPU_CLAIMS)("auto", None, BackendOptions(), Effort())
     assert len({claim.name for claim in claims}) == len(claims) == 10

@@ -298,6 +298,12 @@ def test_describe_makes_a_foreign_model_loadable(tmp_path: Path) -> None:
         assert engine.predict(np.zeros((8, 8), np.uint8)).label == "sad"
 
 
+def test_describe_takes_what_info_prints_of_an_engine_file(tmp_path: Path) -> None:
+    model = foreign_model(tmp_path / "foreign.onnx")
+    printed = FOREIGN | {"path": "x.engine", "engine": {"backend": "tensorrt"}}
+    assert run(model, "--describe", spec_file(tmp_path, printed), "--output", tmp_path).exit_code == 0
+
+
 def test_describe_does_not_overwrite(tmp_path: Path) -> None:
     model, spec = foreign_model(tmp_path / "foreign.onnx"), spec_file(tmp_path, FOREIGN)
     assert run(model, "--describe", spec, "--output", tmp_path).exit_code == 0

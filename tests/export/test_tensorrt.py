@@ -10,7 +10,6 @@ from click.testing import CliRunner, Result
 
 from fmengine.errors import FmengineError, ModelError, OutputError, UnavailableError
 from fmengine.model.file import load_model_file, resolve
-from fmengine.system.cache import read_file
 from fmengine.trt.profile import BuildError
 from fmengine_export.cli import export
 
@@ -29,7 +28,10 @@ def test_a_shipped_model_becomes_an_engine_that_only_its_owner_may_touch(tmp_pat
     assert result.stdout == f"{path}\n"
     assert path.name == "alexnet-slim.tensorrt-rtx.8.6+12.0.engine"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert len(read_file(path)) > 1_000_000
+    file = load_model_file(path)
+    assert (file.data, file.engine.backend) == (load_model_file(resolve(None, ("fp16",))).data, "tensorrt-rtx")
+    assert (file.engine.capabilities, file.engine.max_batch, file.engine.distrust) == (["8.6", "12.0"], 64, "")
+    assert len(file.engine.data) > 1_000_000
 
 
 def test_a_checkpoint_becomes_a_model_file_and_an_engine(tiny_run: Path, tmp_path: Path) -> None:
@@ -46,7 +48,7 @@ def test_an_engine_that_exists_is_refused_before_anything_is_built(tiny_run: Pat
         assert "exists; replace it with --overwrite" in str(result.exception)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
     assert run("alexnet-slim", "--to", "tensorrt-rtx", "--output", tmp_path, "--overwrite").exit_code == 0
-    assert len(read_file(tmp_path / "alexnet-slim.tensorrt-rtx.any.engine")) > 1_000_000
+    assert len(load_model_file(tmp_path / "alexnet-slim.tensorrt-rtx.any.engine").engine.data) > 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,11 @@ _registered: list[ILogger] = []
 
 
 def register(logger: ILogger) -> ILogger:
-    """The logger that the library writes to: the first that it was given, whatever it is given later."""
-    _registered[1:] = [] if _registered else [logger]
+    """The logger that is written to: the process's first, whichever library got it, whatever is given later."""
+    if not _registered:
+        _registered.append(logger)
+    elif logger is not _registered[0]:
+        _registered[0].log(Severity.WARNING, "The logger passed in differs from one already registered")
     return _registered[0]
 
 
@@ -278,6 +281,7 @@ def install(name: str = "tensorrt", version: str = "11.4.0.106") -> ModuleType:
     module = ModuleType(name)
     module.__dict__.update({key: value for key, value in globals().items() if isinstance(value, type)})
     module.__version__ = version  # type: ignore[attr-defined]
+    module.ILogger = type("ILogger", (ILogger,), {})  # type: ignore[attr-defined]  # each library has its own
     if name == "tensorrt_rtx":
         module.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE=1)  # type: ignore[attr-defined]
         module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER=1)  # type: ignore[attr-defined]

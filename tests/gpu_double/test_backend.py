@@ -344,6 +344,27 @@ def test_an_engine_that_does_not_load_is_built_again(monkeypatch, caplog):
     assert "Its log: Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed" in caplog.text
 
 
+def test_what_one_library_says_reaches_the_other(monkeypatch):
+    """The process's first logger is written to, whichever library brought it."""
+    with Engine.load(shuffles.FP16, "tensorrt", max_batch=4), monkeypatch.context() as patch:
+        patch.setitem(tensorrt_double.faults, "context", True)
+        with pytest.raises(BackendError, match=r"Its log: .*out of memory"):
+            Engine.load(shuffles.FP16, "tensorrt-rtx", max_batch=4)
+
+
+def test_where_an_application_has_a_logger_of_its_own_the_reason_may_be_there(monkeypatch):
+    class Own(tensorrt_double.ILogger):
+        def log(self, severity, message):
+            said.append(message)
+
+    said = []
+    tensorrt_double.register(Own())
+    monkeypatch.setitem(tensorrt_double.faults, "context", True)
+    with pytest.raises(BackendError, match="an application that gave TensorRT a logger before"):
+        load()
+    assert "out of memory" in said
+
+
 # Bad input
 
 

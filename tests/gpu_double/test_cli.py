@@ -55,6 +55,45 @@ def test_infer_on_a_gpu_that_is_not_there(folder):
     assert "no GPU 5: this machine has 2, numbered from 0" in err
 
 
+def test_an_exported_engine_is_run_and_what_keeps_it_from_running_is_one_line(folder, tmp_path):
+    """Exit codes: 4 where this machine is another, 2 where the file is at fault."""
+    out, _ = run("export", shuffles.FP16, "--to", "tensorrt", "--output", tmp_path / "engines")
+    engine = Path(out.strip())
+    options = ["infer", folder / "000.png", "--model", engine]
+    assert run(*options)[0].count("\n") == 1
+    out, _ = run("eval", engine, write_labelled(tmp_path, folder), "--json")
+    assert json.loads(out)[0]["count"] == 8
+    out, _ = run("doctor", "--model", engine, "--json")
+    backends = {row["backend"]: row for row in json.loads(out)["backends"]}
+    assert backends["tensorrt"]["chosen"]
+    assert "is an engine of tensorrt, which onnxruntime does not run" in backends["onnxruntime"]["detail"]
+
+    def check_error(*options: object, code: int, message: str) -> None:
+        out, err = run(*options, code=code)
+        assert out == ""
+        assert message in err
+        assert err.count("\n") == 1
+
+    check_error(*options, "--device", 1, code=4, message="here is tensorrt 11.4.0.106 with test double 1")
+    check_error(*options, "--backend", "onnxruntime", code=2, message="an engine of tensorrt, which onnxruntime")
+    engine.chmod(0o666)
+    check_error(*options, code=2, message="--allow-untrusted-engine")
+    check_error("eval", engine, tmp_path / "labelled", code=2, message="--allow-untrusted-engine")
+    assert run(*options, "--allow-untrusted-engine")[0].count("\n") == 1
+    engine.write_bytes(engine.read_bytes()[:-1])
+    check_error(*options, "--allow-untrusted-engine", code=2, message="cut short or altered")
+
+
+def write_labelled(root: Path, pictures: Path) -> Path:
+    """A folder of pictures for each label."""
+    for index, label in enumerate(("happy", "sad")):
+        (root / "labelled" / label).mkdir(parents=True)
+        for number in range(index, 8, 2):
+            name = f"{number:03}.{'jpg' if number % 2 else 'png'}"
+            (root / "labelled" / label / name).write_bytes((pictures / name).read_bytes())
+    return root / "labelled"
+
+
 def test_doctor_tells_what_works_and_what_auto_takes():
     out, _ = run("doctor", "--json")
     document = json.loads(out)

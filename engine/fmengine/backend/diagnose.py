@@ -61,12 +61,13 @@ class Diagnosis:
     chosen: bool
 
 
-def diagnose(device: int = 0, model: str | None = None) -> list[Diagnosis]:
+def diagnose(options: BackendOptions | None = None, model: str | None = None) -> list[Diagnosis]:
     """Open every backend with a model, by default the shipped one, in the order in which `auto` tries them."""
+    options = options or BackendOptions()
     diagnoses: list[Diagnosis] = []
     for name in BACKENDS:
         try:
-            backend, file, _ = open_backend(name, model, BackendOptions(device=device))
+            backend, file, _ = open_backend(name, model, options)
         except FmengineError as error:
             diagnoses.append(Diagnosis(name, False, str(error), False))
             continue
@@ -74,7 +75,7 @@ def diagnose(device: int = 0, model: str | None = None) -> list[Diagnosis]:
         backend.close()
         diagnoses.append(Diagnosis(name, True, f"{detail}, {file.path.name}", False))
     with suppress(FmengineError):
-        backend, _, attempts = open_backend("auto", model, BackendOptions(device=device))
+        backend, _, attempts = open_backend("auto", model, options)
         backend.close()
         reasons = dict(attempts)
         return [_add_choice(diagnosis, backend.name, reasons) for diagnosis in diagnoses]

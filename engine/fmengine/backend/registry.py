@@ -20,6 +20,7 @@ from ..errors import (
     RefusedModelError,
     UnavailableError,
 )
+from ..model.engine_file import SUFFIX as ENGINE_SUFFIX
 from ..model.file import ModelFile, load_model_file, resolve
 from ..options import BackendOptions
 from ..system.imports import load_object
@@ -61,7 +62,7 @@ def open_backend(
 
     Args:
         name: one of `BACKENDS`, or `auto`. A backend that is named works, or it is an error.
-        model: a path, the name of a shipped model, or None.
+        model: a path, the name of a shipped model, or None. An engine file is run by the backend that it names.
         options: device, batch and threads.
 
     Returns:
@@ -73,6 +74,8 @@ def open_backend(
     """
     if name != "auto" and name not in BACKENDS:
         raise UnavailableError(f"unknown backend {name!r}; available are auto, {', '.join(BACKENDS)}")
+    if model is not None and Path(model).suffix == ENGINE_SUFFIX:
+        return _open_engine_file(name, model, options)
     attempts: list[Attempt] = []
     load = cache(load_model_file)  # several candidates run the same file
     for candidate, others in _list_candidates() if name == "auto" else ((name, ()),):
@@ -89,6 +92,16 @@ def open_backend(
             return backend, file, [*attempts, *others, Attempt(candidate, "")]
     reasons = "; ".join(f"{attempt.name}: {attempt.reason}" for attempt in attempts)
     raise UnavailableError(f"no backend works on this machine: {reasons}")
+
+
+def _open_engine_file(
+    name: str, path: str, options: BackendOptions
+) -> tuple[Backend, ModelFile, Sequence[Attempt]]:
+    """Open an engine file with the backend that it names: no other can run it."""
+    file = load_model_file(path)
+    assert file.engine is not None
+    chosen = file.engine.backend if name == "auto" else name
+    return open_file(chosen, file, options), file, [Attempt(chosen, "")]
 
 
 def _list_candidates() -> Iterator[tuple[str, Sequence[Attempt]]]:
@@ -144,6 +157,11 @@ def open_file(name: str, file: ModelFile, options: BackendOptions) -> Backend:
         BackendError: if it does not work on this machine, or does not run this file.
         ModelError: if the file is at fault.
     """
+    if file.engine is not None and file.engine.backend != name:
+        raise RefusedModelError(
+            f"{file.path} is an engine of {file.engine.backend}, which {name} does not run; leave the backend at "
+            f"auto, or give {name} the model file that the engine was built from"
+        )
     kind = load_backend_class(name)
     if file.spec.precision not in kind.precisions:
         raise RefusedModelError(

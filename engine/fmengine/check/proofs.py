@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ..errors import BackendError, DeviceError
+from ..options import BackendOptions
 from ..system.imports import load_object
 from .gate import GateError
 
@@ -63,18 +64,18 @@ class NotRun(Exception):  # noqa: N818
 
 
 def verify_gpu(
-    backend: str, model: str | None, device: int, effort: Effort, report: Callable[[Proof], None]
+    backend: str, model: str | None, options: BackendOptions, effort: Effort, report: Callable[[Proof], None]
 ) -> list[Proof]:
     """Run every proof that needs a GPU, on a GPU of this machine.
 
     Args:
         backend: one of `GPU_BACKENDS`, or `auto` for the first that works.
         model: a path, the name of a shipped model, or None.
-        device: index of the GPU.
+        options: the GPU, and whether an untrusted engine is run.
         effort: how much is tried.
         report: called with each proof as it ends.
     """
-    claims: Sequence[Claim] = load_object(GPU_CLAIMS)(backend, model, device, effort)
+    claims: Sequence[Claim] = load_object(GPU_CLAIMS)(backend, model, options, effort)
     proofs = []
     for claim in claims:
         proofs.append(run_proof(claim))

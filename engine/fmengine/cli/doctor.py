@@ -10,12 +10,14 @@ import click
 from ..backend.diagnose import Diagnosis, describe_environment, diagnose, make_document
 from ..backend.registry import BACKENDS, GPU_BACKENDS, load_backend_class
 from ..model.file import load_model_file, resolve
+from ..options import BackendOptions
 from ..pipeline.trial import Trial, try_workers
 from ..pipeline.worker_count import choose_worker_count
 from ..system.cache import Cache, CacheError
 from ..system.cores import usable_cores
 from ..system.files import check_target, write_file
 from .console import inform, print_data, print_json, to_json
+from .parameters import allow_untrusted_engine
 
 FAILED = 1
 MACHINE_LACKS = 4
@@ -36,7 +38,10 @@ MACHINE_LACKS = 4
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Write everything as one JSON file, x.json.")
 @click.option("--overwrite", is_flag=True, help="Replace an output file that exists.")
-@click.option("--model", help="What backends are tried with: a model file, or the name of a shipped model.")
+@click.option(
+    "--model", help="What backends are tried with: a model file, an engine file, or the name of a shipped model."
+)
+@allow_untrusted_engine
 @click.option(
     "--soak", type=click.FloatRange(0), default=600.0, show_default=True, help="Seconds of the longest proof."
 )
@@ -55,6 +60,7 @@ def doctor(
     output: Path | None,
     overwrite: bool,
     model: str | None,
+    allow_untrusted_engine: bool,
     soak: float,
     pictures: int,
 ) -> None:
@@ -63,7 +69,8 @@ def doctor(
         _check_backend(backend)
     if output is not None:
         check_target(output, (".json",), overwrite=overwrite)
-    facts, diagnoses = describe_environment(), diagnose(device, model)
+    options = BackendOptions(device=device, allow_untrusted_engine=allow_untrusted_engine)
+    facts, diagnoses = describe_environment(), diagnose(options, model)
     document = make_document(facts, diagnoses)
     document["problems"] += _find_cache_problems()
     document["workers"] = _describe_workers(diagnoses, model)
@@ -72,7 +79,7 @@ def doctor(
     works = any(d.works for d in diagnoses if backend in ("auto", d.backend))
     verdict = "passed"
     if verify:
-        document["verification"] = _verify(backend, model, device, pictures, soak)
+        document["verification"] = _verify(backend, model, options, pictures, soak)
         verdict = document["verification"]["verdict"]
         works = works and any(d.works and d.backend in document["verification"]["backends"] for d in diagnoses)
     if as_json:
@@ -133,13 +140,15 @@ def _check_backend(backend: str) -> None:
         raise click.UsageError(f"{backend} runs on the CPU; --verify proves {', '.join(GPU_BACKENDS)}")
 
 
-def _verify(backend: str, model: str | None, device: int, pictures: int, soak: float) -> dict[str, Any]:
+def _verify(
+    backend: str, model: str | None, options: BackendOptions, pictures: int, soak: float
+) -> dict[str, Any]:
     from ..check.proofs import Effort, Proof, summarise, verify_gpu
 
     def report(proof: Proof) -> None:
         inform(f"{proof.verdict:8} {proof.name} ({proof.seconds} s): {proof.detail}", **proof._asdict())
 
-    proofs = verify_gpu(backend, model, device, Effort(pictures=pictures, soak=soak), report)
+    proofs = verify_gpu(backend, model, options, Effort(pictures=pictures, soak=soak), report)
     verdict = summarise(proofs)
     inform(f"verification {verdict}", verdict=verdict)
     return {

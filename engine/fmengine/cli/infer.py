@@ -22,7 +22,7 @@ from ..pipeline.executor import Feed
 from ..system.files import check_target, get_temporary_path
 from ..system.lock import get_lock_path, hold
 from .console import inform, logger
-from .parameters import Size, parse_threshold, parse_workers
+from .parameters import Size, allow_untrusted_engine, parse_threshold, parse_workers
 from .run import answer_pictures, draw_bar, look_ahead, prepare_workers, summarise, write_rows
 from .streams import silence_decoders
 
@@ -48,7 +48,8 @@ SOME_FAILED = 3
 @click.option("--overwrite", is_flag=True, help="Replace an output file or report that exists.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write a contact sheet, x.html, to look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON lines.")
-@click.option("--model", help="A model file, or the name of a shipped model.")
+@click.option("--model", help="A model file, an engine file, or the name of a shipped model.")
+@allow_untrusted_engine
 @click.option(
     "--unsure-below",
     metavar="CONFIDENCE",
@@ -116,6 +117,7 @@ def infer(
     report: Path | None,
     as_json: bool,
     model: str | None,
+    allow_untrusted_engine: bool,
     unsure_below: float | Literal["recommended"],
     backend: str,
     jpeg: Literal["cpu", "gpu"],
@@ -169,6 +171,7 @@ def infer(
             unsure_below=unsure_below,
             jpeg=jpeg,
             scaled_jpeg=scaled_jpeg,
+            allow_untrusted_engine=allow_untrusted_engine,
         )
         file = None
         if target is not None:

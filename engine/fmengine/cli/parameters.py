@@ -7,6 +7,14 @@ import click
 
 from ..options import MAX_WORKERS
 
+# Beside each option or argument that takes a model.
+allow_untrusted_engine = click.option(
+    "--allow-untrusted-engine",
+    is_flag=True,
+    help="Run an engine file (x.engine) also where somebody else could have written it. An engine is executable "
+    "code and runs with all your rights.",
+)
+
 
 def parse_threshold(context: click.Context, option: click.Parameter, value: str) -> float | Literal["recommended"]:
     """Parse a confidence from 0 to 1, or the word `recommended`."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -35,8 +36,9 @@ SEED = 11
 MAX_BATCH = 64
 
 
-def list_claims(backend: str, model: str | None, device: int, effort: Effort) -> list[Claim]:
+def list_claims(backend: str, model: str | None, options: BackendOptions, effort: Effort) -> list[Claim]:
     """List what is to be proven on a GPU, in order; see `fmengine.check.proofs.verify_gpu`."""
+    device = options.device
     # The kernels need no TensorRT, so they are proven also where that is missing.
     kernels = Claim("preprocessing kernel, bit for bit", lambda: prove_kernels(device, model, effort.pictures))
     sanitized = [
@@ -46,7 +48,7 @@ def list_claims(backend: str, model: str | None, device: int, effort: Effort) ->
         )
         for tool in ("memcheck", "racecheck", "initcheck")
     ]
-    target = _Target(backend, model, device)
+    target = _Target(backend, model, options)
     return [
         kernels,
         *sanitized,
@@ -62,18 +64,16 @@ def list_claims(backend: str, model: str | None, device: int, effort: Effort) ->
 class _Target:
     """The backend to prove, opened with the options of each proof."""
 
-    def __init__(self, name: str, model: str | None, device: int) -> None:
+    def __init__(self, name: str, model: str | None, options: BackendOptions) -> None:
         self.names = GPU_BACKENDS if name == "auto" else (name,)
-        self.model, self.device = model, device
+        self.model, self.options = model, options
 
     @contextmanager
     def open(
         self, *, streams: int = 2, graphs: bool = True, jpeg: Literal["cpu", "gpu"] = "cpu"
     ) -> Iterator[tuple[GpuBackend, ModelFile]]:
         """Open the first backend that works on this machine. Raises NotRun if none does."""
-        options = BackendOptions(
-            device=self.device, max_batch=MAX_BATCH, streams=streams, graphs=graphs, jpeg=jpeg
-        )
+        options = replace(self.options, max_batch=MAX_BATCH, streams=streams, graphs=graphs, jpeg=jpeg)
         reasons = []
         for name in self.names:
             try:

@@ -1,7 +1,7 @@
 """The backends over TensorRT and TensorRT-RTX, on NVIDIA GPUs.
 
-The engine is built from the FP16 model file at first use, on its own GPU, kept in a private cache, and compared
-with the CPU before it may answer.
+The engine is built from the FP16 model file at first use, on its own GPU, and kept in a private cache; or it comes
+out of an engine file. Either is compared with the CPU before it may answer.
 """
 
 import hashlib
@@ -11,13 +11,15 @@ from typing import ClassVar
 
 from ..backend.onnxruntime import OnnxRuntimeBackend
 from ..check.gate import Passed, check_engine
+from ..model.engine_file import BuiltEngine
 from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.cache import Cache
+from ..system.manifest import Key
 from ..trt.build import build_engine, load_timings, make_engine_key
 from ..trt.engine import EngineFileError, Network
-from ..trt.library import Library, get_logger, load_library
+from ..trt.library import Library, describe_library, describe_system, get_logger, load_library
 from ..trt.profile import BuildOptions
 from .backend import GpuBackend
 from .runner import Runner, list_execution_paths
@@ -33,6 +35,8 @@ class TensorRtBackend(GpuBackend):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16",)
 
     def __init__(self, model: ModelFile, options: BackendOptions) -> None:
+        if model.engine is not None:
+            model.engine.require_trust(allow_untrusted=options.allow_untrusted_engine)
         self._library = load_library(self.library)
         self._model = model
         super().__init__(model, options)
@@ -45,7 +49,9 @@ class TensorRtBackend(GpuBackend):
         return BuildOptions.for_batch(options.max_batch)
 
     def _load_network(self, model: ModelFile, options: BackendOptions) -> Network:
-        """Load the engine from the cache, or build it: where there is none, or TensorRT does not load it."""
+        """Load the engine from its file or the cache, or build it: where there is none, or it does not load."""
+        if model.engine is not None:
+            return self._load_engine_file(model.engine, options)
         cache, build = Cache(), self._build_options(options)
         key = make_engine_key(self._library, model, build, self.gpu)
 
@@ -62,8 +68,18 @@ class TensorRtBackend(GpuBackend):
             engine = make()
             network = self._deserialise(engine)
             cache.store("engine", key, engine)
-        graphs = "on" if options.graphs else "off"
-        self._gate_key = {**key, "engine": hashlib.sha256(engine).hexdigest(), "graphs": graphs}
+        self._gate_key = _make_gate_key(key, engine, options)
+        return network
+
+    def _load_engine_file(self, engine: BuiltEngine, options: BackendOptions) -> Network:
+        """Load an engine that was built elsewhere or before; it is never built again."""
+        engine.check_machine(self._describe_library(), describe_system(), self.gpu)
+        try:
+            network = self._deserialise(engine.data)
+        except EngineFileError as error:
+            found = f"{engine.path}, built by {engine.describe()}, on {self.gpu.model}"
+            raise EngineFileError(f"{found}: {error}") from error
+        self._gate_key = _make_gate_key({**engine.manifest, "gpu": str(self.gpu)}, engine.data, options)
         return network
 
     def _deserialise(self, engine: bytes) -> Network:
@@ -84,7 +100,7 @@ class TensorRtBackend(GpuBackend):
         self.passed = [Passed(*row) for row in json.loads(record)]
 
     def _describe_library(self) -> str:
-        return f"{self._library.__name__} {self._library.__version__}"
+        return describe_library(self._library)
 
 
 class TensorRtRtxBackend(TensorRtBackend):
@@ -94,5 +110,10 @@ class TensorRtRtxBackend(TensorRtBackend):
     library: ClassVar[Library] = "tensorrt_rtx"
 
     def _build_options(self, options: BackendOptions) -> BuildOptions:
-        capability = ".".join(map(str, self.gpu.compute_capability))
-        return BuildOptions.for_batch(options.max_batch, compute_capabilities=(capability,))
+        return BuildOptions.for_batch(options.max_batch, compute_capabilities=(self.gpu.capability,))
+
+
+def _make_gate_key(key: Key, engine: bytes, options: BackendOptions) -> Key:
+    """Make the key under which it is kept that an engine passed the gate on this GPU, with this driver."""
+    graphs = "on" if options.graphs else "off"
+    return {**key, "engine": hashlib.sha256(engine).hexdigest(), "graphs": graphs}

@@ -7,11 +7,13 @@ computed with its own 64 digits set to zero. It detects damage, not forgery.
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import ModelError, SourceError
 from ..system.files import read_file
+from .engine_file import SUFFIX as ENGINE_SUFFIX
+from .engine_file import BuiltEngine, read_engine_file
 from .reader import compute_digest, find_digest, find_document, has_external_data
 from .spec import ModelSpec, Precision
 
@@ -21,30 +23,41 @@ MAX_BYTES = 2**31  # protobuf's own limit for one message
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file that was read once and checked: backends take these bytes, not the path."""
+    """A model file that was read once and checked: backends take these bytes, not the path.
+
+    Attributes:
+        path: of the file, or of the engine file that it travels in.
+        data: of the ONNX.
+        spec: what it says of itself.
+        engine: that was built from it, where it travels in an engine file.
+    """
 
     path: Path
     data: bytes = field(repr=False)
     spec: ModelSpec
+    engine: BuiltEngine | None = None
 
 
 def load_model_file(path: str | Path) -> ModelFile:
-    """Read and check a model file.
+    """Read and check a model file, or an engine file, of which nothing is run.
 
     Raises:
         ModelError: for a file that is missing, too large, no ONNX, without metadata, or damaged.
     """
-    path = Path(path)
+    path, engine = Path(path), None
     try:
-        data = read_file(str(path), MAX_BYTES)
+        if path.suffix == ENGINE_SUFFIX:
+            engine, data = read_engine_file(path)
+        else:
+            data = read_file(str(path), MAX_BYTES)
     except SourceError as error:
         raise ModelError(
             f"cannot read the model {path}: {error.message}; expected an ONNX file of at most 2 GiB, "
-            f"or one of {', '.join(available_models())}"
+            f"an engine file, or one of {', '.join(available_models())}"
         ) from error
     if path.parent == get_shipped_folder() and hashlib.sha256(data).hexdigest() != _read_shipped_digest(path.name):
         raise ModelError(f"{path} is not the file that fmengine ships: its sha256 differs; install fmengine again")
-    return check_model_file(path, data)
+    return replace(check_model_file(path, data), engine=engine)
 
 
 def check_model_file(path: Path, data: bytes) -> ModelFile:
@@ -64,7 +77,7 @@ def resolve(model: str | Path | None, precisions: tuple[Precision, ...]) -> Path
         ModelError: if there is no such model, listing those there are.
     """
     # `os.path` answers that a name too long for the file system does not exist; `pathlib` raises.
-    if model is not None and (Path(model).suffix == ".onnx" or os.path.exists(model)):
+    if model is not None and (Path(model).suffix in (".onnx", ENGINE_SUFFIX) or os.path.exists(model)):
         return Path(model)
     name = DEFAULT_MODEL if model is None else str(model)
     folder = get_shipped_folder()

@@ -1,13 +1,11 @@
 """Keep what is built and measured on this machine in a private folder, such as cubins and TensorRT engines.
 
-A file of code runs with the user's rights, so the trust boundary is the user: the folder and its files belong to
-the effective user, nobody else may write them, and no symbolic link is followed. A file begins with its manifest
-(`manifest.py`). It is read once, checked, and those very bytes are used.
+Nobody but the user can have written it (`trust.py`). A file begins with its manifest (`manifest.py`); it is read
+once, checked, and those very bytes are used.
 """
 
 import logging
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 from ..errors import BackendError
 from .files import open_atomic
 from .manifest import Key, StaleError, make_file_name, pack, unpack
+from .trust import TrustError, open_private_folder, read_private
 
 try:
     import fcntl
@@ -99,9 +98,11 @@ class Cache:
         """Read a file's bytes; None where there is none, or it is stale."""
         path = self.folder / name
         try:
-            content = _read_private(name, path, folder)
+            content = read_private(name, folder, path)
         except FileNotFoundError:
             return None
+        except TrustError as error:
+            raise CacheError(f"{error}; or remove it, or set FMENGINE_CACHE") from error
         try:
             return unpack(content, key)
         except StaleError as error:
@@ -115,38 +116,18 @@ class Cache:
             raise CacheError("nothing is kept in a cache: this system has no owners of files as POSIX has")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = open_private_folder(self.folder)
+        except TrustError as error:
+            raise CacheError(f"{error}; or set FMENGINE_CACHE to a folder of your own") from error
         except OSError as error:
             raise CacheError(
                 f"cannot use the cache folder {self.folder}: {error.strerror}; set FMENGINE_CACHE to a folder of "
                 "your own that is no symbolic link"
             ) from error
         try:
-            _check_owner(os.fstat(descriptor), self.folder)
             yield descriptor
         finally:
             os.close(descriptor)
-
-
-def read_file(path: Path, key: Key | None = None) -> bytes:
-    """Read a built file outside the cache, under the same rules.
-
-    Args:
-        path: of the file.
-        key: what it must have been built from and for; None takes any.
-
-    Raises:
-        CacheError: if the file cannot be read or trusted.
-        StaleError: if it is not what fmengine wrote.
-    """
-    try:
-        content = _read_private(str(path), path)
-    except FileNotFoundError as error:
-        raise CacheError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        return unpack(content, key)
-    except StaleError as error:
-        raise StaleError(f"{path} is refused: {error}") from error
 
 
 def write_private_file(path: Path, data: bytes) -> None:
@@ -157,36 +138,6 @@ def write_private_file(path: Path, data: bytes) -> None:
     """
     with open_atomic(path, private=True) as file:
         file.write(data)
-
-
-def _read_private(name: str, path: Path, folder: int | None = None) -> bytes:
-    """Read a regular file that only its owner may write; `path` is its name in messages."""
-    try:
-        # Without O_NONBLOCK, opening a pipe would wait for its other end.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # ELOOP: a symbolic link
-        raise CacheError(f"cannot trust {path}: {error.strerror}; remove it, or set FMENGINE_CACHE") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise CacheError(f"cannot trust {path}: it is no regular file; remove it, or set FMENGINE_CACHE")
-        _check_owner(status, path)
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(descriptor)
-
-
-def _check_owner(status: os.stat_result, path: Path) -> None:
-    if status.st_uid != os.geteuid():
-        raise CacheError(
-            f"cannot trust {path}: it belongs to user {status.st_uid}, and this process runs as {os.geteuid()}; "
-            "set FMENGINE_CACHE to a folder of your own"
-        )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise CacheError(f"cannot trust {path}: others may write it; run: chmod go-w {path}")
 
 
 @contextmanager

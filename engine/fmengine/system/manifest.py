@@ -25,15 +25,29 @@ def pack(key: Key, data: bytes) -> bytes:
     return _to_json(manifest) + b"\n" + data
 
 
-def unpack(content: bytes, key: Key | None) -> bytes:
+def unpack(content: bytes, key: Key) -> bytes:
     """Check a built file and return its bytes without the manifest.
 
     Args:
         content: of the file.
-        key: what it must have been built from and for; None takes any.
+        key: what it must have been built from and for.
 
     Raises:
         StaleError: if anything is not as it was written.
+    """
+    found, data = read_manifest(content)
+    if found != dict(key):
+        wrong = sorted(name for name in {*key, *found} if found.get(name) != key.get(name))
+        details = ", ".join(f"{name} was {found.get(name)!r}, is {key.get(name)!r}" for name in wrong)
+        raise StaleError(f"it was built for something else: {details}")
+    return data
+
+
+def read_manifest(content: bytes) -> tuple[dict[str, str], bytes]:
+    """Check a built file, and return what it was built from and for, and its bytes without the manifest.
+
+    Raises:
+        StaleError: if it has no manifest, or is damaged.
     """
     line = content[:MAX_MANIFEST].partition(b"\n")[0]
     data = content[len(line) + 1 :]
@@ -44,13 +58,9 @@ def unpack(content: bytes, key: Key | None) -> bytes:
         raise StaleError("it has no manifest; it was not built by fmengine") from error
     if manifest.get("version") != VERSION:
         raise StaleError(f"its manifest is of version {manifest.get('version')}, expected {VERSION}")
-    if key is not None and found != dict(key):
-        wrong = sorted(name for name in {*key, *found} if found.get(name) != key.get(name))
-        details = ", ".join(f"{name} was {found.get(name)!r}, is {key.get(name)!r}" for name in wrong)
-        raise StaleError(f"it was built for something else: {details}")
     if _compute_digest(data) != digest:
         raise StaleError("its bytes do not give the sha256 of its manifest: it was cut short or altered")
-    return data
+    return found, data
 
 
 def make_file_name(kind: str, key: Key) -> str:

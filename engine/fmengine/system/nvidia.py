@@ -25,6 +25,16 @@ class Gpu(NamedTuple):
     multiprocessors: int
     driver: str
 
+    @property
+    def capability(self) -> str:
+        """Its compute capability, as `8.6`."""
+        return ".".join(map(str, self.compute_capability))
+
+    @property
+    def model(self) -> str:
+        """What an engine that is built on it depends on, but for the driver."""
+        return f"{self.name}, compute capability {self.capability}, {self.multiprocessors} multiprocessors"
+
 
 def require_driver() -> None:
     """Check that there is a driver, before anything large is imported.

@@ -8,16 +8,16 @@ here, and the logger's messages are in the error.
 import dataclasses
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .. import __version__
 from ..errors import ModelError, RefusedModelError, UnavailableError
+from ..model.engine_file import AHEAD_OF_TIME
 from ..model.file import ModelFile
 from ..system.cache import Cache
 from ..system.nvidia import Gpu
-from .library import get_logger, is_rtx, take_messages
+from .library import describe_library, describe_system, get_logger, is_rtx, take_messages
 from .profile import BuildError, BuildOptions, Profile
 
 
@@ -37,7 +37,7 @@ def load_timings(library: Any, gpu: Gpu, cache: Cache) -> Timings | None:
     """Load what earlier builds on a GPU measured of its kernels; None for TensorRT-RTX, which times nothing."""
     if is_rtx(library):
         return None
-    key = {"library": f"{library.__name__} {library.__version__}", "gpu": str(gpu)}
+    key = {"library": describe_library(library), "gpu": str(gpu)}
     return Timings(cache.load("timings", key) or b"", lambda content: cache.store("timings", key, content))
 
 
@@ -230,10 +230,10 @@ def make_engine_key(library: Any, model: ModelFile, options: BuildOptions, gpu: 
     """
     return {
         "onnx": hashlib.sha256(model.data).hexdigest(),
-        "library": f"{library.__name__} {library.__version__}",
-        "gpu": str(gpu[:3]) if gpu else "ahead of time",
+        "library": describe_library(library),
+        "gpu": gpu.model if gpu else AHEAD_OF_TIME,
         "driver": gpu.driver if gpu else "any",
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": describe_system(),
         "options": json.dumps(dataclasses.asdict(options), sort_keys=True),
         "fmengine": __version__,
     }

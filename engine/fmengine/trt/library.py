@@ -1,5 +1,7 @@
 """Import TensorRT and TensorRT-RTX, check their versions, and read their loggers."""
 
+import logging
+import platform
 import re
 import threading
 from collections import deque
@@ -7,6 +9,8 @@ from importlib import import_module
 from typing import Any, Literal
 
 from ..errors import UnavailableError, format_install_command
+
+log = logging.getLogger(__name__)
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 INSTALL = {
@@ -42,14 +46,26 @@ def is_rtx(library: Any) -> bool:
     return bool(library.__name__ == "tensorrt_rtx")
 
 
+def describe_library(library: Any) -> str:
+    """Return name and version, as `tensorrt 11.4.0.106`."""
+    return f"{library.__name__} {library.__version__}"
+
+
+def describe_system() -> str:
+    """Return the operating system and the processor, between which no engine can be moved."""
+    return f"{platform.system()} {platform.machine()}"
+
+
+# Of the whole process: TensorRT writes to the first logger that it gets, whichever library or caller brought it.
+_messages: deque[str] = deque(maxlen=3)
 _loggers: dict[type, Any] = {}  # by the library's own class
 _loggers_lock = threading.Lock()
 
 
 def get_logger(library: Any) -> Any:
-    """Return the one logger of a library in this process, which keeps messages instead of printing them.
+    """Return the process's logger as an object of the library's own class; it keeps messages, and prints none.
 
-    TensorRT writes to the first logger that it gets, and to no other after it.
+    All of them keep their messages in one place, so that none is lost, whichever of them TensorRT writes to.
     """
     with _loggers_lock:
         if library.ILogger not in _loggers:
@@ -61,11 +77,12 @@ def _make_logger(library: Any) -> Any:
     class Logger(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             library.ILogger.__init__(self)
-            self.messages: deque[str] = deque(maxlen=3)
+            self.messages = _messages
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR, library.ILogger.WARNING):
                 self.messages.append(message)
+                log.debug("%s: %s", library.__name__, message)
 
     return Logger()
 
@@ -74,4 +91,6 @@ def take_messages(logger: Any) -> str:
     """Return TensorRT's last messages as a sentence, and clear them: the next error has messages of its own."""
     messages = "; ".join(logger.messages)
     logger.messages.clear()
-    return f"Its log: {messages}" if messages else "Its log gives no reason"
+    if messages:
+        return f"Its log: {messages}"
+    return "Its log gives no reason; an application that gave TensorRT a logger before has the reason in it"

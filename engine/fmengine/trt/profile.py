@@ -52,6 +52,11 @@ class BuildOptions:
                 "bytes from 0"
             )
 
+    @property
+    def max_batch(self) -> int:
+        """The largest batch of all profiles."""
+        return max(profile.max for profile in self.profiles)
+
     @classmethod
     def for_batch(cls, max_batch: int, **others: Any) -> "BuildOptions":
         """Make options with a profile for single pictures, and one up to `max_batch`, fastest at half of it.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fmengine.system.cache import Cache, CacheError, find_cache_folder, read_file
+from fmengine.system.cache import Cache, CacheError, find_cache_folder
 from fmengine.system.manifest import StaleError, pack, unpack
 
 pytestmark = pytest.mark.timeout(60)
@@ -235,56 +235,3 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_cache_folder() == Path("/somewhere/fmengine")
     monkeypatch.setenv("FMENGINE_CACHE", "/elsewhere")
     assert find_cache_folder() == Path("/elsewhere")
-
-
-# Files outside the cache
-
-
-def written(tmp_path: Path, content: bytes) -> Path:
-    path = tmp_path / "x.engine"
-    path.write_bytes(content)
-    path.chmod(0o600)
-    return path
-
-
-def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
-    assert read_file(written(tmp_path, pack(KEY, DATA)), KEY) == DATA
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"ftrt-engine-of-somebody", "no manifest; it was not built by fmengine"),
-        (b"", "no manifest"),
-        (b"[]\n", "no manifest"),
-        (b'{"key": {}, "sha256": ""}\n', "of version None"),
-        (pack({"gpu": "other"}, DATA), "gpu was 'other', is 'b', onnx was None, is 'a'"),
-        (pack(KEY, DATA)[:-1], "cut short or altered"),
-    ],
-)
-def test_a_foreign_or_altered_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    with pytest.raises(StaleError, match=message):
-        read_file(written(tmp_path, content), KEY)
-
-
-def test_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, pack(KEY, DATA))
-    path.chmod(0o666)
-    with pytest.raises(CacheError, match="others may write it"):
-        read_file(path)
-
-
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe", 0o600)
-    for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(CacheError, match="no regular file"):
-            read_file(path)
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="No such file"):
-        read_file(tmp_path / "none.engine")
-
-
-def test_any_key_is_taken_where_none_is_given() -> None:
-    assert unpack(pack(KEY, DATA), None) == DATA
