@@ -12,6 +12,7 @@ from . import driver
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 Real = onnxruntime.InferenceSession
+faults: dict[str, bool] = {}  # `session`, `capture`: what a graph is refused at
 active = [CUDA, CPU]  # what sessions say that they run on
 
 
@@ -35,6 +36,10 @@ class Session:
             assert name == CUDA
             assert not enable_fallback
             self.stream = int(options["user_compute_stream"])
+            self.captures = options.get("enable_cuda_graph") == "1"
+            if self.captures and faults.get("session"):
+                raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+            self.graphs: dict[str, Binding] = {}
             _say("No registered plugin EP device found for 'CUDAExecutionProvider'")
         self.session = Real(model, settings, providers=[CPU])
 
@@ -47,6 +52,11 @@ class Session:
     def run_with_iobinding(self, binding: Binding, options: Any) -> None:
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
         _say("[cudnn_frontend] Error: No execution plans support the graph.")
+        number = options.get_run_config_entry("gpu_graph_id")
+        if self.captures and number != "-1" and faults.get("capture"):
+            raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
+        if self.captures and number != "-1":  # whatever is bound later: a graph keeps its shapes and addresses
+            binding = self.graphs.setdefault(number, binding)
         if driver.enqueue(self.stream, lambda: self.compute(binding)):
             raise RuntimeError("CUDA failure")
 
@@ -80,8 +90,13 @@ def _say(words: str) -> None:
         os.write(2, f"[E:onnxruntime:Default] {words}\n".encode())
 
 
+def preload_dlls() -> None:
+    print("Failed to load libcublasLt.so.13")
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for onnxruntime-gpu in this process."""
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload_dlls)
     monkeypatch.setattr(onnxruntime, "set_default_logger_severity", _set_severity)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fmengine import Engine, Failure, FmengineError, Isolation, Prediction, SourceError
+from fmengine.backend.registry import open_backend
 from fmengine.cli.infer import infer
 from fmengine.errors import BackendError, DeviceError, ModelError, NoRoomError, UnavailableError
 from fmengine.model.file import load_model_file
@@ -102,7 +103,39 @@ def test_what_onnxruntime_prints_of_runs_that_succeed_reaches_nobody(monkeypatch
     onnxruntime_double.install(monkeypatch)
     with load() as _, Engine.load(shuffles.FP16, "onnxruntime-cuda", max_batch=4) as engine:
         shuffles.check(list(engine.predict_many(shuffles.pictures(10))), 10)
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["tensorrt-rtx", "onnxruntime-cuda"])
+def test_what_makes_its_own_graphs_is_between_two_of_ours(name, monkeypatch):
+    onnxruntime_double.install(monkeypatch)
+    for graphs in (True, False):
+        options = BackendOptions(max_batch=16, graphs=graphs)
+        opened, _, _ = open_backend(name, str(shuffles.FP16), options)
+        try:
+            before = driver.count("graph launches")
+            answers = opened.run(images(19))
+            launched = driver.count("graph launches") - before
+            assert launched == (4 if graphs else 0)  # of 16 and of 3
+            said = "batches of 1, 8, 16, around the network" if graphs else "off"
+            assert opened.describe()["cuda graphs"] == said
+            with backend() as other:
+                np.testing.assert_array_equal(answers.logits, other.run(images(19)).logits)
+        finally:
+            opened.close()
+
+
+@pytest.mark.parametrize("fault", ["session", "capture"])
+def test_where_onnxruntime_makes_no_graph_it_runs_without(fault, monkeypatch):
+    onnxruntime_double.install(monkeypatch)
+    monkeypatch.setitem(onnxruntime_double.faults, fault, True)
+    with Engine.load(shuffles.FP16, "onnxruntime-cuda", max_batch=16) as engine:
+        shuffles.check(list(engine.predict_many(shuffles.pictures(40))), 40)
+        said = engine.backend.describe()["cuda graphs"]
+        if fault == "capture":
+            assert said.startswith("none: the network's library cannot make one: ")
+        else:
+            assert said == "batches of 1, 8, 16, around the network"
 
 
 def test_a_flat_picture_is_called_flat():

@@ -9,9 +9,9 @@ from fmengine.errors import DeviceError
 from . import driver, mutants, shuffles
 
 pytestmark = pytest.mark.slow
-ENQUEUE_NETWORK = "            execution.enqueue(most, self.stream)\n"
-ENQUEUE_PREPROCESSING = "            self.preprocessor.launch(self._images.address, most)\n"
-ENQUEUE_ANSWERS = "            self._publish(most)\n"
+ENQUEUE_PREPROCESSING = "            preprocess()\n"
+ENQUEUE_NETWORK = "            infer()\n"
+ENQUEUE_ANSWERS = "            publish()\n"
 COPY = "self._context.cuda.memcpy_htod_async(self._pixels.address, self._pixels.host[:size], stream)"
 
 # What is changed, and where: waits, copies, buffers, descriptors, launches, graphs.
@@ -56,13 +56,13 @@ MUTANTS = {
     "the graph of a smaller class": ("gpu/runner.py", "if most >= count", "if most >= count - 1"),
     "a context reshaped under its graph": (
         "gpu/runner.py",
-        "self._own(\n            self.network.create_execution(self._find_profile(most), self._addresses, "
-        "self.stream)\n        )",
+        "self._own(\n            self.network.create_class_execution(self._find_profile(most), most, "
+        "self._addresses, self.stream)\n        )",
         "self._executions[self._find_profile(most)]",
     ),
     "a capture of what has not run": (
         "gpu/runner.py",
-        "        enqueue()  # TensorRT must have run a shape before it is captured\n        self._sequence += 1\n"
+        "        do_all()  # TensorRT must have run a shape before it is captured\n        self._sequence += 1\n"
         "        plain = self.collect()\n",
         "        plain = ()\n",
     ),

@@ -169,4 +169,5 @@ def _warm_up(runners: Sequence[Runner]) -> None:
 def _describe_graphs(runner: Runner) -> str:
     if runner.refusal:
         return f"none: {runner.refusal}"
-    return f"batches of {', '.join(map(str, runner.graphs))}" if runner.graphs else "none"
+    around = "" if runner.network.capturable else ", around the network"
+    return f"batches of {', '.join(map(str, runner.graphs))}{around}" if runner.graphs else "none"

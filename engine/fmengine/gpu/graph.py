@@ -57,5 +57,18 @@ class Graph:
             self._executable = None
 
 
+class SurroundingGraphs:
+    """Two graphs, and work that cannot be captured, which is enqueued between them at each launch."""
+
+    def __init__(self, before: Graph, enqueue: Callable[[], None], after: Graph) -> None:
+        self._before, self._enqueue, self._after = before, enqueue, after
+
+    def launch(self, stream: int) -> None:
+        """Put all of it into the stream that the graphs were captured from."""
+        self._before.launch(stream)
+        self._enqueue()
+        self._after.launch(stream)
+
+
 def _check(answer: tuple[Any, ...], action: str) -> tuple[Any, ...]:
     return check_status(answer, f"CUDA cannot {action}: {{status}}", CaptureError)

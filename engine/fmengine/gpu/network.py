@@ -22,7 +22,7 @@ class LoadedNetwork(Protocol):
 
     Attributes:
         profiles: the batch sizes that it takes; each has an execution of its own.
-        capturable: whether its runs may be captured into CUDA graphs.
+        capturable: whether its runs may be captured into CUDA graphs; if not, its library may make its own.
     """
 
     profiles: tuple[Profile, ...]
@@ -30,6 +30,12 @@ class LoadedNetwork(Protocol):
 
     def create_execution(self, profile: int, addresses: dict[str, int], stream: Any) -> Execution:
         """Create an execution for one stream; `addresses` of images, logits and probabilities."""
+        ...
+
+    def create_class_execution(
+        self, profile: int, batch: int, addresses: dict[str, int], stream: Any
+    ) -> Execution:
+        """Create an execution as `create_execution` does, which runs batches of this size alone."""
         ...
 
     def close(self) -> None:

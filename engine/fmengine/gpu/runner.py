@@ -21,7 +21,7 @@ from ..trt.profile import Profile
 from ..types import AnyImage, ImageOutputs, InputBatch
 from .arena import Buffer, Freeable, PinnedMemory
 from .context import Context
-from .graph import CaptureError, Graph
+from .graph import CaptureError, Graph, SurroundingGraphs
 from .interop import ImportStream
 from .kernels import Kernels
 from .launch import InputShape
@@ -48,7 +48,7 @@ class Runner:
     Attributes:
         network: that it runs.
         max_batch: the largest batch.
-        graphs: by the largest batch that each takes.
+        graphs: by the largest batch that each takes; around the network, where that cannot be captured.
         refusal: why a class could not be captured; empty if all were.
     """
 
@@ -95,9 +95,9 @@ class Runner:
                 self._own(network.create_execution(index, self._addresses, self.stream))
                 for index in range(len(network.profiles))
             ]
-            self.graphs: dict[int, Graph] = {}
+            self.graphs: dict[int, Graph | SurroundingGraphs] = {}
             self.refusal = ""
-            if graphs and network.capturable and weights.tables.longest:
+            if graphs and weights.tables.longest:
                 self._capture()
         except BaseException:
             self.free()
@@ -243,7 +243,7 @@ class Runner:
                 return False
         return True
 
-    def _find_graph(self, count: int) -> Graph | None:
+    def _find_graph(self, count: int) -> Graph | SurroundingGraphs | None:
         """Find the graph of the smallest class that takes the batch."""
         if not self.preprocessor.takes_one_launch:
             return None
@@ -269,29 +269,51 @@ class Runner:
             except CaptureError as error:
                 self.refusal = str(error)
                 return
+            except DeviceError as error:
+                if self.network.capturable:
+                    raise
+                self.refusal = f"the network's library cannot make one: {error}"
+                return
 
-    def _capture_class(self, most: int) -> Graph:
+    def _capture_class(self, most: int) -> Graph | SurroundingGraphs:
         execution = self._own(
-            self.network.create_execution(self._find_profile(most), self._addresses, self.stream)
+            self.network.create_class_execution(self._find_profile(most), most, self._addresses, self.stream)
         )
 
-        def enqueue() -> None:
+        def preprocess() -> None:
             self.preprocessor.launch(self._images.address, most)
+
+        def infer() -> None:
             execution.enqueue(most, self.stream)
+
+        def publish() -> None:
             self._publish(most)
+
+        def do_all() -> None:
+            preprocess()
+            infer()
+            publish()
 
         pictures = np.random.default_rng(most).integers(0, 256, (most, 9, 9), np.uint8)
         self._stage(pictures)
-        enqueue()  # TensorRT must have run a shape before it is captured
+        do_all()  # TensorRT must have run a shape before it is captured
         self._sequence += 1
         plain = self.collect()
-        graph = self._own(Graph(self._context.driver, self.stream.handle, enqueue))
-        self._stage(pictures)
-        graph.launch(self.stream.handle)
-        self._sequence += 1
-        if any((left != right).any() for left, right in zip(self.collect(), plain, strict=True)):
-            raise CaptureError("a graph answers otherwise than what it was captured from")
-        return graph
+        captured: Graph | SurroundingGraphs
+        if self.network.capturable:
+            captured = self._capture_work(do_all)
+        else:
+            captured = SurroundingGraphs(self._capture_work(preprocess), infer, self._capture_work(publish))
+        for _ in range(2):  # a library that captures at the first launch answers by its graph at the second
+            self._stage(pictures)
+            captured.launch(self.stream.handle)
+            self._sequence += 1
+            if any((left != right).any() for left, right in zip(self.collect(), plain, strict=True)):
+                raise CaptureError("a graph answers otherwise than what it was captured from")
+        return captured
+
+    def _capture_work(self, enqueue: Callable[[], None]) -> Graph:
+        return self._own(Graph(self._context.driver, self.stream.handle, enqueue))
 
     def _own(self, part: T) -> T:
         """Register a part of the runner, which `free` then frees too."""

@@ -74,6 +74,12 @@ class Network:
                 raise DeviceError(f"TensorRT refuses {address:#x} for {name}. {take_messages(self._logger)}")
         return Execution(context, self._spec, self._logger)
 
+    def create_class_execution(
+        self, profile: int, batch: int, addresses: dict[str, int], stream: Any
+    ) -> "Execution":
+        """See `fmengine.gpu.network.LoadedNetwork`."""
+        return self.create_execution(profile, addresses, stream)
+
     def _make_runtime_settings(self) -> list[Any]:
         """Make a context's settings: TensorRT-RTX is to compile for each shape, and to capture graphs."""
         if self.capturable:
