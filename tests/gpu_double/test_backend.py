@@ -27,6 +27,7 @@ from fmengine_bench.drawn import draw_pictures
 from fmengine_bench.limits import Best, Peak
 from fmengine_bench.scenarios import Server
 from fmengine_bench.timing import estimate_median
+from tests.engine.processes import start_workers
 
 from . import driver, shuffles
 
@@ -512,6 +513,41 @@ def test_isolated_decoding_gives_the_same_answers(tmp_path):
     with load() as plain, load(isolate=Isolation()) as isolated:
         assert list(isolated.predict_many(paths)) == list(plain.predict_many(paths))
         assert list(isolated.predict_many(paths, in_flight=2)) == list(plain.predict_many(paths))
+
+
+@pytest.mark.parametrize("fault", ["none", "device", "nan"])
+def test_workers_decode_for_a_gpu(fault, tmp_path, monkeypatch):
+    """And their answers stay in columns; where a batch fails, each picture is asked for alone."""
+    paths = []
+    for number, picture in enumerate(shuffles.pictures(40)):
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(picture).save(paths[-1])
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with load(workers=2) as engine:
+        start_workers(engine)
+        run, calls = engine.backend.run_pictures, []
+
+        def fail_on_many(images):
+            calls.append(len(images))
+            answers = run(images)
+            if len(images) == 1 or fault == "none":
+                return answers
+            if fault == "nan":
+                return answers._replace(probabilities=np.full_like(answers.probabilities, np.nan))
+            raise SourceError("too_large", "no room for all of them")
+
+        monkeypatch.setattr(engine.backend, "run_pictures", fail_on_many)
+        found = list(engine.predict_many([*paths[:20], str(broken), "missing.png", *paths[20:]] * 3))
+        assert len(found) == 3 * 42
+        for start in (0, 42, 84):
+            kinds = [answer.kind for answer in found[start + 20 : start + 22]]
+            assert kinds == ["not_an_image", "not_found"]
+            if fault != "nan":
+                shuffles.check(found[start : start + 20] + found[start + 22 : start + 42], 40)
+        if fault == "nan":
+            assert {answer.kind for answer in found} == {"not_an_image", "not_found", "not_finite"}
+        assert max(calls) > 1
 
 
 def test_a_batch_that_does_not_fit_is_cut_smaller(monkeypatch):

@@ -288,8 +288,8 @@ class ProcessExecutor(ThreadExecutor):
 
     def _settle(self, chunk: Chunk, reply: Reply) -> list[Chunk]:
         """Give the pictures of a chunk their results; those that there was no room for are a chunk to do again."""
-        if chunk.tasks is None and self._stages.device is None:
-            answers = reply.make_answers(cast("list[str]", chunk.contents), self._stages.spec.labels)
+        if chunk.tasks is None and (answered := self._finish(reply)):
+            answers = answered.make_answers(cast("list[str]", chunk.contents), self._stages.spec.labels)
             self._stages.post_columns(answers)
             chunk.result = answers
             return []
@@ -298,6 +298,15 @@ class ProcessExecutor(ThreadExecutor):
         self._answer(batch)
         chunk.settle()
         return [Chunk.of(left, chunk)] if left else []
+
+    def _finish(self, reply: Reply) -> Reply | None:
+        """Have a GPU do the rest of a reply, if there is one; None where its pictures must be looked at singly."""
+        device = self._stages.device
+        if device is None or not (reply.images or reply.unplaced):
+            return reply
+        if reply.unplaced or (answers := self._stages.infer_images(device, reply.images)) is None:
+            return None
+        return reply._replace(probabilities=answers[0], flat=answers[1])
 
     def _answer(self, batch: Batch) -> None:
         """Give the tasks of a batch that workers filled their results."""

@@ -246,6 +246,24 @@ class Stages(DecodeStages):
         if not math.isfinite(batch.probabilities[:count].sum()):
             self._refuse_not_finite(batch)
 
+    def infer_images(
+        self, device: DeviceBackend, images: Sequence[DecodedImage]
+    ) -> tuple[list[tuple[float, ...]], list[bool]] | None:
+        """Run a GPU's network on images of a chunk, and return the probabilities and whether each is flat.
+
+        None where it fails, or answers NaN: a batch of them finds out for which.
+        """
+        begin = time.perf_counter()
+        try:
+            _, probabilities, flat = device.run_pictures(images)
+        except Exception:
+            return None
+        if self.observer is not None:
+            self.observer("infer", begin, time.perf_counter())
+        if not math.isfinite(probabilities.sum()):
+            return None
+        return list(map(tuple, probabilities.tolist())), flat.tolist()
+
     def post(self, batch: Batch) -> None:
         """Give the tasks of a batch the results that its probabilities say, and free it."""
         count, begin = len(batch.tasks), time.perf_counter()
