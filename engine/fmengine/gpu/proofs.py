@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..backend.onnxruntime import OnnxRuntimeBackend
-from ..backend.registry import GPU_BACKENDS, open_backend
+from ..backend.registry import CPU_BACKENDS, GPU_BACKENDS, open_backend
 from ..check.gate import (
     GateError,
     check_engine,
@@ -25,12 +25,15 @@ from ..check.gate import (
 from ..check.proofs import Claim, Effort, NotRun
 from ..errors import BackendError, DeviceError
 from ..image.decode import decode_bytes
+from ..image.preprocess import preprocess_batch
 from ..model.file import ModelFile
 from ..options import BackendOptions, Limits
-from ..types import ImageOutputs, InputBatch, Outputs
+from ..system.cores import usable_cores
+from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs
 from .backend import GpuBackend
 from .kernel_proofs import prove_kernels, prove_sanitized
 from .runner import Runner, list_execution_paths
+from .tables import LONGEST
 
 SEED = 11
 MAX_BATCH = 64
@@ -54,10 +57,12 @@ def list_claims(backend: str, model: str | None, options: BackendOptions, effort
         *sanitized,
         Claim("engine against the CPU, every profile and graph", lambda: _prove_parity(target)),
         Claim("one answer in any batch", lambda: _prove_batch_invariance(target)),
-        Claim("CUDA graphs on and off", lambda: _prove_graphs(target)),
+        Claim("CUDA graphs against the stream, every class", lambda: _prove_graphs(target)),
+        Claim("answers looked for, and waited for", lambda: _prove_waits(target)),
         Claim("1 to 4 streams", lambda: _prove_streams(target, min(500, effort.pictures))),
         Claim("JPEG files decoded on the GPU", lambda: _prove_jpeg(target)),
         Claim(f"soak of {effort.soak:g} seconds", lambda: _prove_soak(target, effort.soak)),
+        Claim("speed, beside the CPU", lambda: _compare_speed(target)),
     ]
 
 
@@ -124,13 +129,42 @@ def _prove_batch_invariance(target: _Target) -> str:
 
 
 def _prove_graphs(target: _Target) -> str:
-    answers = []
-    for graphs in (True, False):
-        with target.open(graphs=graphs) as (backend, file):
-            answers.append(backend.run(draw_gate_inputs(file.spec)))
-            if graphs and (captured := backend.describe()["cuda graphs"]).startswith("none"):
-                raise NotRun(f"no batch size is captured: {captured}")
-    return _check_bits(answers)
+    pictures = [draw_picture(np.random.default_rng(index)) for index in range(MAX_BATCH)]
+
+    def compare(runner: Runner) -> str:
+        if not runner.graphs:
+            raise NotRun(f"no batch size is captured: {runner.refusal or 'graphs are off'}")
+        smallest = 1
+        for most in runner.graphs:
+            for count in sorted({smallest, most}):
+                batch = pictures[:count]
+                _check_bits([runner.run(batch, _launch_singly), runner.run(batch)])
+            smallest = most + 1
+        return f"batches of at most {', '.join(map(str, runner.graphs))}: the same bits as launched one by one"
+
+    with target.open() as (backend, _), backend.context.use():
+        return backend.pool.with_runner(compare)
+
+
+def _launch_singly(event: str, stream: object) -> None:
+    """Record nothing; that there is something to record keeps a runner from its graphs."""
+
+
+def _prove_waits(target: _Target) -> str:
+    rng = np.random.default_rng(SEED)
+    batches = [[draw_picture(rng) for _ in range(1 + index % 9)] for index in range(100)]
+
+    def compare(runner: Runner) -> str:
+        for batch in batches:
+            answers = []
+            for poll in (True, False):
+                runner.submit(batch)
+                answers.append(runner.collect(poll=poll))
+            _check_bits(answers)
+        return f"{len(batches)} batches of 1 to 9 pictures, the same bits"
+
+    with target.open() as (backend, _), backend.context.use():
+        return backend.pool.with_runner(compare)
 
 
 def _prove_streams(target: _Target, count: int) -> str:
@@ -178,6 +212,7 @@ def _prove_soak(target: _Target, seconds: float) -> str:
     with target.open() as (backend, _):
         rng = np.random.default_rng(SEED)
         batches = [[draw_picture(rng) for _ in range(size)] for size in (1, 5, MAX_BATCH, MAX_BATCH + 9)]
+        batches.append([draw_picture(rng, LONGEST - 300, LONGEST + 300) for _ in range(4)])
         expected = [backend.run_pictures(batch) for batch in batches]
         with backend.context.use():
             before, total = backend.context.free_memory()
@@ -198,6 +233,36 @@ def _prove_soak(target: _Target, seconds: float) -> str:
         lost = before - after
         assert lost < total // 100, f"{lost:,} bytes of the GPU's memory were lost over {runs:,} batches"
         return f"{runs:,} batches in 4 threads, the same bits each time; {lost:,} bytes less are free"
+
+
+def _compare_speed(target: _Target) -> str:
+    """Measure one small picture and many, from pixels to answers, and the same on the CPU of this machine."""
+    pictures = list(np.random.default_rng(SEED).integers(0, 256, (MAX_BATCH, 48, 48, 1), np.uint8)[..., 0])
+    with target.open() as (backend, _):
+        on_cpu, file, _ = open_backend(CPU_BACKENDS[0], None, BackendOptions(threads=usable_cores()))
+        try:
+            ways: list[tuple[str, Callable[[list[DecodedImage]], object]]] = [
+                (backend.name, backend.run_pictures),
+                (on_cpu.name, lambda batch: on_cpu.run(preprocess_batch(batch, file.spec.input))),
+            ]
+            told = []
+            for name, run in ways:
+                one, many = (_measure(partial(run, pictures[:count])) for count in (1, MAX_BATCH))
+                told.append(f"{name} {1e6 * one:,.0f} µs for one, {MAX_BATCH / many:,.0f} pictures/s")
+            return f"48×48 arrays in batches of {MAX_BATCH}: {'; '.join(told)}"
+        finally:
+            on_cpu.close()
+
+
+def _measure(call: Callable[[], object]) -> float:
+    """Return the median of the seconds that a call takes, once it is warm."""
+    times: list[float] = []
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until or len(times) < 20:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times[len(times) // 5 :]))
 
 
 def _check_labels(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], where: str) -> None:
