@@ -143,4 +143,7 @@ def _format_ways(found: list[Way]) -> list[str]:
         lines.append(f"  {way.name:<36}{values}{way.rate.median:13,.0f}  {way.graphs}")
         alone = "".join(f"{way.network[batch].median:11.3f}" for batch in batches)
         lines.append(f"  {'    the network alone, no transfers':<36}{alone}")
+        for part in way.host[batches[0]]:
+            times = "".join(f"{way.host[batch][part]:11.3f}" for batch in batches)
+            lines.append(f"  {f'    on the host: {part}':<36}{times}")
     return lines

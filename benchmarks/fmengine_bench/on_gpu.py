@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median
 
-from fmengine.backend.protocol import DeviceBackend
+from fmengine.backend.protocol import DeviceBackend, HostTimes
 from fmengine.backend.registry import load_backend_class
 from fmengine.engine import Engine
 from fmengine.errors import BackendError
@@ -17,8 +17,8 @@ from fmengine.types import InputBatch
 from .timing import TURN, Call, Figure, estimate_median, random_inputs, time_calls
 
 STREAMS = (1, 2, 4)
-CUDA_PROVIDER = "onnxruntime-cuda"  # whose runs cannot be captured into graphs
-EVENTS = 20  # runs a round that the GPU's events time
+CUDA_PROVIDER = "onnxruntime-cuda"
+EVENTS = 20  # runs a round that the GPU's events time, and the host's parts
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Way:
         with_transfers: by batch, milliseconds from host memory to answers in host memory, one batch at a time, by
             the host's clock.
         network: by batch, milliseconds of the network alone, without transfers, by the GPU's events.
+        host: by batch, milliseconds of each of the host's parts, by its clock: those of `HostTimes`.
         rate: pictures a second in the largest batch, a thread for each stream, transfers included.
     """
 
@@ -38,6 +39,7 @@ class Way:
     graphs: str
     with_transfers: dict[int, Figure]
     network: dict[int, Figure]
+    host: dict[int, dict[str, float]]
     rate: Figure
 
 
@@ -71,6 +73,7 @@ def measure_ways(engine: Engine, rounds: int, notify: Callable[[str], None], tur
                 backend.describe()["cuda graphs"],
                 {batch: estimate_median([median(each) for each in taken[f"{name}/{batch}"]]) for batch in batches},
                 {batch: estimate_median(alone[f"{name}/{batch}"]) for batch in batches},
+                {batch: measure_host(backend, images[batch]) for batch in batches},
                 estimate_median(
                     [1e3 * backend.streams * batches[-1] / fmean(each) for each in taken[f"{name}/all"]]
                 ),
@@ -85,16 +88,20 @@ def measure_network(backend: DeviceBackend, batch: int) -> float:
     return median(backend.time_stages(images)[1].network for _ in range(EVENTS))
 
 
+def measure_host(backend: DeviceBackend, images: InputBatch) -> dict[str, float]:
+    """Measure the milliseconds of the host's parts of a batch: the median of some runs."""
+    runs = [backend.time_host(images) for _ in range(EVENTS)]
+    return {part: median(getattr(run, part) for run in runs) for part in HostTimes._fields}
+
+
 def _open_backends(
     engine: Engine, stack: ExitStack, notify: Callable[[str], None]
 ) -> Iterator[tuple[str, DeviceBackend]]:
     """Open the engine's own backend with and without graphs, and the same file in ONNX Runtime's CUDA provider."""
     own = engine.backend
     assert isinstance(own, DeviceBackend)
-    kinds = [(CUDA_PROVIDER, False)]
-    if own.name != CUDA_PROVIDER:
-        kinds = [(own.name, True), (own.name, False), *kinds]
-    for kind, graphs in kinds:
+    names = dict.fromkeys((own.name, CUDA_PROVIDER))
+    for kind, graphs in ((name, graphs) for name in names for graphs in (True, False)):
         title = f"{kind}, graphs" if graphs else kind
         try:
             for streams in STREAMS:

@@ -214,7 +214,7 @@ def test_a_picture_too_long_for_one_launch_is_among_others():
 
 
 def collect_what_was_not_started(runner) -> None:
-    runner._stage(images(3)[:, 0])
+    runner.stage(images(3)[:, 0])
     runner._sequence += 1
     runner.collect()
 
@@ -657,20 +657,27 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
     assert "ms, without transfers, " in as_text(replace(report, rooflines=rooflines))
     assert [way.name for way in report.ways_on_gpu] == [
         f"{kind}, {streams}"
-        for kind in ("tensorrt, graphs", "tensorrt", "onnxruntime-cuda")
+        for kind in ("tensorrt, graphs", "tensorrt", "onnxruntime-cuda, graphs", "onnxruntime-cuda")
         for streams in ("1 stream", "2 streams", "4 streams")
     ]
     for way in report.ways_on_gpu:
-        assert way.graphs == ("batches of 1, 4" if "graphs" in way.name else "off")
+        around = ", around the network" if way.name.startswith("onnx") else ""
+        assert way.graphs == (f"batches of 1, 4{around}" if "graphs" in way.name else "off")
         for batch in (1, 4):
-            assert min(way.network[batch].low, way.with_transfers[batch].low) > 0
+            assert min(way.network[batch].low, way.with_transfers[batch].low, *way.host[batch].values()) > 0
         assert way.rate.median > 0
     assert set(seen) == {1, 2, 4}
     assert list(report.serial.device) == ["host-to-device", "preprocess", "network", "device-to-host"]
     assert (report.peak, report.pictures_a_joule, report.verdict.pixels) == (None, None, None)
     assert bench.find_pci_address(engine) == "0000:01:00.0"
     text = as_text(report)
-    for part in ("the network alone, no transfers", "on the GPU, by its events", "peak: not measured", "energy: "):
+    for part in (
+        "the network alone, no transfers",
+        "on the host: stage",
+        "on the GPU, by its events",
+        "peak: not measured",
+        "energy: ",
+    ):
         assert part in text
 
 

@@ -38,8 +38,8 @@ MUTANTS = {
     ),
     "a batch that is not counted": (
         "gpu/runner.py",
-        "            self._sequence = (self._sequence + 1) % 2**32\n        except",
-        "        except",
+        "        self._sequence = (self._sequence + 1) % 2**32\n\n    def collect",
+        "\n    def collect",
     ),
     "the network before its input": (
         "gpu/runner.py",

@@ -45,6 +45,20 @@ class StageTimes(NamedTuple):
     download: float
 
 
+class HostTimes(NamedTuple):
+    """What a batch took on the host of a GPU, in milliseconds by its own clock.
+
+    Attributes:
+        stage: pixels into pinned memory, and their description.
+        launch: calls into the driver.
+        wait: until the answers were there, and copied.
+    """
+
+    stage: float
+    launch: float
+    wait: float
+
+
 @runtime_checkable
 class DeviceBackend(Backend, Protocol):
     """A backend on a GPU, which preprocesses there too: it takes decoded images of any sizes."""
@@ -87,6 +101,10 @@ class DeviceBackend(Backend, Protocol):
 
     def time_stages(self, batch: InputBatch | Sequence[AnyImage]) -> tuple[Outputs | ImageOutputs, StageTimes]:
         """Run a batch of `max_batch` or fewer, and measure what each stage took on the GPU."""
+        ...
+
+    def time_host(self, batch: InputBatch | Sequence[AnyImage]) -> HostTimes:
+        """Run a batch of `max_batch` or fewer as always, and measure what each part took on the host."""
         ...
 
 

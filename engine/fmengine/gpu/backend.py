@@ -1,14 +1,16 @@
 """The base of every backend on a GPU: a context, the kernels, and a pool of runners around its network."""
 
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..backend.protocol import StageTimes
+from ..backend.protocol import HostTimes, StageTimes
 from ..check.gate import check_kernel
 from ..errors import Kind, ModelError, NoRoomError, SourceError
 from ..model.file import ModelFile
@@ -124,6 +126,19 @@ class GpuBackend(ABC):
             timer = StageTimer(self.context.cuda)
             pictures = as_pictures(batch) if isinstance(batch, np.ndarray) else batch
             return self.pool.with_runner(lambda runner: runner.run(pictures, timer.record)), timer.elapsed()
+
+    def time_host(self, batch: InputBatch | Sequence[AnyImage]) -> HostTimes:
+        pictures = as_pictures(batch) if isinstance(batch, np.ndarray) else batch
+
+        def run(runner: Runner) -> HostTimes:
+            times = [time.perf_counter()]
+            for part in (lambda: runner.stage(pictures), runner.launch, lambda: runner.collect(poll=True)):
+                part()
+                times.append(time.perf_counter())
+            return HostTimes(*(1e3 * (end - begin) for begin, end in pairwise(times)))
+
+        with self.context.use():
+            return self.pool.with_runner(run)
 
     def describe(self) -> dict[str, str]:
         return {

@@ -103,36 +103,56 @@ class Runner:
             self.free()
             raise
 
-    def submit(self, batch: InputBatch | Images, record: Record = record_nothing) -> None:
-        """Start a batch of at most the largest profile's size. `collect` must follow before the next.
+    def submit(self, batch: Images, record: Record = record_nothing) -> None:
+        """Start a batch of at most the largest profile's size: `stage`, then `launch`. `collect` must follow.
 
         Args:
-            batch: images of any sizes; or those of one size as one array, uint8 `[N, H, W]` or `[N, H, W, C]`.
-            record: called with the stream after each stage, named as in `StageTimes`, and with `start` before the
-                first; then the stages are launched one by one.
+            batch: as of `stage`.
+            record: as of `launch`.
 
         Raises:
             NoRoomError: if it does not fit; the runner is as it was.
         """
         try:
             record("start", self.stream)
-            self._stage(batch)
+            self.stage(batch)
             record("upload", self.stream)
-            count = self._count
-            graph = self._find_graph(count) if record is record_nothing else None
-            if graph is not None:
-                graph.launch(self.stream.handle)
-            else:
-                self._preprocess()
-                record("preprocess", self.stream)
-                self._find_execution(count).enqueue(count, self.stream)
-                record("network", self.stream)
-                self._publish(count)
-                record("download", self.stream)
-            self._sequence = (self._sequence + 1) % 2**32
+            self.launch(record)
         except BaseException:
             self.wait()  # what was enqueued reads and writes the runner's buffers
             raise
+
+    def stage(self, pictures: Images) -> None:
+        """Put a batch where the kernels read it.
+
+        Args:
+            pictures: images of any sizes; or those of one size as one array, uint8 `[N, H, W]` or `[N, H, W, C]`.
+        """
+        if not 1 <= len(pictures) <= self.max_batch:
+            raise ValueError(f"a batch of {len(pictures)}; this runner takes 1 to {self.max_batch}")
+        self.preprocessor.staging.stage(pictures, self.stream)
+        self.preprocessor.order_imports()
+        self._count = len(pictures)
+
+    def launch(self, record: Record = record_nothing) -> None:
+        """Launch what is staged: by the graph of its class, if there is one.
+
+        Args:
+            record: called with the stream after each stage, named as in `StageTimes`; then the stages are launched
+                one by one.
+        """
+        count = self._count
+        graph = self._find_graph(count) if record is record_nothing else None
+        if graph is not None:
+            graph.launch(self.stream.handle)
+        else:
+            self._preprocess()
+            record("preprocess", self.stream)
+            self._find_execution(count).enqueue(count, self.stream)
+            record("network", self.stream)
+            self._publish(count)
+            record("download", self.stream)
+        self._sequence = (self._sequence + 1) % 2**32
 
     def collect(self, *, poll: bool = False) -> ImageOutputs:
         """Wait for the batch that was started, and return its outputs.
@@ -170,7 +190,7 @@ class Runner:
             pictures: as for `submit`.
             separately: by the three launches also where one would do.
         """
-        self._stage(pictures)
+        self.stage(pictures)
         self._preprocess(separately=separately)
         self.wait()
         return read_back(self._context, self._images.address, self._spec.input_shape(len(pictures)))
@@ -182,7 +202,7 @@ class Runner:
 
     def run_profile(self, profile: int, images: InputBatch) -> ImageOutputs:
         """Run preprocessed images through one profile and no graph, whichever `run` would choose."""
-        self._stage(as_pictures(images))
+        self.stage(as_pictures(images))
         self._preprocess()
         self._executions[profile].enqueue(len(images), self.stream)
         self._publish(len(images))
@@ -191,7 +211,7 @@ class Runner:
 
     def run_class(self, most: int, images: InputBatch) -> ImageOutputs:
         """Run preprocessed images through the graph of one class, whichever `run` would choose."""
-        self._stage(as_pictures(images))
+        self.stage(as_pictures(images))
         self.graphs[most].launch(self.stream.handle)
         self._sequence = (self._sequence + 1) % 2**32
         return self.collect()
@@ -203,13 +223,6 @@ class Runner:
             self._to_free.pop()()
         self._executions, self.graphs = [], {}
         self.stream = None  # destroyed here, where the context is current
-
-    def _stage(self, pictures: Images) -> None:
-        if not 1 <= len(pictures) <= self.max_batch:
-            raise ValueError(f"a batch of {len(pictures)}; this runner takes 1 to {self.max_batch}")
-        self.preprocessor.staging.stage(pictures, self.stream)
-        self.preprocessor.order_imports()
-        self._count = len(pictures)
 
     def _preprocess(self, *, separately: bool = False) -> None:
         if separately or not self.preprocessor.takes_one_launch:
@@ -295,7 +308,7 @@ class Runner:
             publish()
 
         pictures = np.random.default_rng(most).integers(0, 256, (most, 9, 9), np.uint8)
-        self._stage(pictures)
+        self.stage(pictures)
         do_all()  # TensorRT must have run a shape before it is captured
         self._sequence += 1
         plain = self.collect()
@@ -305,7 +318,7 @@ class Runner:
         else:
             captured = SurroundingGraphs(self._capture_work(preprocess), infer, self._capture_work(publish))
         for _ in range(2):  # a library that captures at the first launch answers by its graph at the second
-            self._stage(pictures)
+            self.stage(pictures)
             captured.launch(self.stream.handle)
             self._sequence += 1
             if any((left != right).any() for left, right in zip(self.collect(), plain, strict=True)):
