@@ -219,6 +219,25 @@ def collect_what_was_not_started(runner) -> None:
     runner.collect()
 
 
+@pytest.mark.parametrize("chunk", [1000, 4096])
+def test_photographs_are_copied_by_several_threads(chunk, monkeypatch):
+    """In lists of one size and of several, and as one array; odd strides too."""
+    monkeypatch.setattr("fmengine.gpu.copier.usable_cores", lambda: 4)
+    monkeypatch.setattr("fmengine.gpu.copier.CHUNK_BYTES", chunk)
+    for module in ("copier", "staging"):
+        monkeypatch.setattr(f"fmengine.gpu.{module}.PARALLEL_BYTES", 20_000)
+    rng = np.random.default_rng(6)
+    same = rng.integers(0, 256, (9, 101, 97, 3), np.uint8)
+    several = [rng.integers(0, 256, (70 + 9 * i, 55), np.uint8) for i in range(9)]
+    with load() as engine:
+        alone = [np.float32(list(engine.predict(image).probabilities.values())) for image in [*same, *several]]
+        assert any(thread.name.startswith("fmengine-copy") for thread in threading.enumerate())
+        for batch in (list(same), same, same[:, ::-1][:, ::-1], several):
+            found = engine.backend.run_pictures(batch)
+            np.testing.assert_array_equal(found.probabilities, alone[9:] if batch is several else alone[:9])
+    assert not any(thread.name.startswith("fmengine-copy") for thread in threading.enumerate())
+
+
 def test_answers_of_another_batch_are_an_error():
     """What a GPU that loses a launch would give."""
     with backend() as opened:

@@ -16,6 +16,7 @@ from ..model.spec import ModelSpec
 from ..types import AnyImage, DeviceImage
 from .arena import Buffer, PinnedMemory
 from .context import Context
+from .copier import PARALLEL_BYTES, Copier
 from .launch import ANYWHERE, BATCH, PICTURE, Geometry
 
 # Bytes of pixels: room at the start, as batches of faces need, and the most that is kept for the next batch.
@@ -41,6 +42,7 @@ class Staging:
         self._context, self._spec = context, spec
         self._head = PinnedMemory(context, BATCH.itemsize + most * PICTURE.itemsize)
         self._pixels = Buffer(context, INITIAL_SIZE, pinned=True)
+        self._copier = Copier()
         head = self._head.host
         self._batch = head[: BATCH.itemsize].view(BATCH)
         self._pictures = head[BATCH.itemsize :][: most * PICTURE.itemsize].view(PICTURE)
@@ -95,6 +97,7 @@ class Staging:
     def free(self) -> None:
         """Release everything; nothing may be in flight."""
         self._batch, self._pictures = np.empty(0, BATCH), np.empty(0, PICTURE)
+        self._copier.free()
         self._head.free()
         self._pixels.free()
         self._owners = []
@@ -109,7 +112,9 @@ class Staging:
         size = self._size
         self._pixels.reserve(size)
         target = self._pixels.host[:size]
-        if isinstance(pictures, np.ndarray):
+        if size >= PARALLEL_BYTES:
+            self._copier.copy(list(pictures), target)
+        elif isinstance(pictures, np.ndarray):
             np.copyto(target.reshape(count, *shape), pictures)
         elif count == 1:
             np.copyto(target.reshape(shape), pictures[0])
@@ -139,8 +144,7 @@ class Staging:
         self._pictures["pixels"][:count] = ends - sizes
         size = int(ends[-1])
         self._pixels.reserve(size)
-        flat = [picture.reshape(-1) for picture in pictures]
-        np.concatenate(flat, out=self._pixels.host[:size])
+        self._copier.copy(pictures, self._pixels.host[:size])
         self._set_bounds(0, size, count)
         return size
 
@@ -149,7 +153,7 @@ class Staging:
         size = sum(picture.size for picture in on_host)
         self._pixels.reserve(size)
         if on_host:
-            np.concatenate([picture.reshape(-1) for picture in on_host], out=self._pixels.host[:size])
+            self._copier.copy(on_host, self._pixels.host[:size])
         self._last, count = None, len(pictures)
         geometries = [_describe_image(picture) for picture in pictures]
         shapes = np.array([(height, width, channels) for height, width, channels, *_ in geometries])
