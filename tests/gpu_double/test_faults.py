@@ -16,30 +16,26 @@ COPY = "self._context.cuda.memcpy_htod_async(self._pixels.address, self._pixels.
 
 # What is changed, and where: waits, copies, buffers, descriptors, launches, graphs.
 MUTANTS = {
-    "a dropped wait before the answers": (
-        "gpu/runner.py",
-        "            self.stream.synchronize()\n            if",
-        "            if",
-    ),
+    "a dropped wait before the answers": ("gpu/answers.py", "        self._stream.synchronize()\n", ""),
     "a dropped wait, and its check": (
         "gpu/runner.py",
-        "        if not (poll and self._poll()):\n",
+        "        if not (poll and self._answers.poll()):\n",
         "        if False:\n",
     ),
     "a look at the answers that finds any": (
-        "gpu/runner.py",
-        "        while sequence[0] != wanted:\n",
+        "gpu/answers.py",
+        "        while flag[0] != wanted:\n",
         "        while False:\n",
     ),
     "answers that are not copied": (
-        "gpu/runner.py",
-        "views.probabilities[:count].copy()",
-        "views.probabilities[:count]",
+        "gpu/answers.py",
+        "self._views.probabilities[:count].copy()",
+        "self._views.probabilities[:count]",
     ),
     "a batch that is not counted": (
-        "gpu/runner.py",
-        "        self._sequence = (self._sequence + 1) % 2**32\n\n    def collect",
-        "\n    def collect",
+        "gpu/answers.py",
+        "self._sequence = (self._sequence + 1) % 2**32",
+        "pass",
     ),
     "the network before its input": (
         "gpu/runner.py",
@@ -62,8 +58,8 @@ MUTANTS = {
     ),
     "a capture of what has not run": (
         "gpu/runner.py",
-        "        do_all()  # TensorRT must have run a shape before it is captured\n        self._sequence += 1\n"
-        "        plain = self.collect()\n",
+        "        do_all()  # TensorRT must have run a shape before it is captured\n"
+        "        self._answers.expect()\n        plain = self.collect()\n",
         "        plain = ()\n",
     ),
     "a short copy of the pixels": ("gpu/staging.py", COPY, COPY.replace("[:size]", "[: size - 64]")),

@@ -6,7 +6,6 @@ runners share the network, the kernels, the weight tables and the stream of impo
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -19,20 +18,17 @@ from ..errors import DeviceError, NoRoomError
 from ..model.spec import ModelSpec
 from ..trt.profile import Profile
 from ..types import AnyImage, ImageOutputs, InputBatch
-from .arena import Buffer, Freeable, PinnedMemory
+from .answers import StreamAnswers
+from .arena import Buffer, Freeable
 from .context import Context
 from .graph import CaptureError, Graph, SurroundingGraphs
 from .interop import ImportStream
 from .kernels import Kernels
-from .launch import InputShape
 from .network import Execution, LoadedNetwork
 from .preprocessor import Preprocessor, WeightTables, read_back
-from .publish import FLAT, REFUSED, AnswerLayout, make_publish_launch
 from .timing import record_nothing
 
-FLOAT = np.dtype(np.float32).itemsize
 CLASSES = (1, 8, 64, 256, 1024)  # pictures of a captured graph, and a runner's largest batch
-POLL_SECONDS = 0.0005  # that one caller looks for its answers before it sleeps: waking up takes longer
 
 log = logging.getLogger(__name__)
 
@@ -64,32 +60,22 @@ class Runner:
         graphs: bool,
     ) -> None:
         cuda = context.cuda
-        self._context, self.network, self._spec, self._kernels = context, network, spec, kernels
+        self._context, self.network, self._spec = context, network, spec
         self.max_batch = max(profile.max for profile in network.profiles)
         self._count = 0  # pictures in flight
-        self._sequence = 0  # of the batch that was started last
         self._to_free: list[Callable[[], None]] = []
         try:
             # A stream that does not wait for the default one, which other libraries may use.
             self.stream = cuda.Stream(context.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
             self._images = self._own(Buffer(context, int(np.prod(spec.input_shape(self.max_batch)))))
-            # Graphs hold these addresses: each is as large as the largest batch's.
-            self._logits, self._probabilities = (
-                self._own(Buffer(context, self.max_batch * len(spec.labels) * FLOAT)) for _ in range(2)
-            )
-            self._counters = self._own(Buffer(context, 2 * FLOAT))
-            cuda.memcpy_htod(self._counters.address, np.zeros(2, np.uint32))
-            self._answers = AnswerLayout(self.max_batch, len(spec.labels))
-            self._published = self._own(PinnedMemory(context, self._answers.size))
-            self._published.host[...] = 0
-            self._answer_views = self._answers.view(self._published.host)
+            self._answers = self._own(StreamAnswers(context, kernels, self.stream, spec, self.max_batch))
             self.preprocessor = self._own(
                 Preprocessor(context, kernels, imports, weights, spec, self.stream, self.max_batch)
             )
-            self._addresses = {
+            self._addresses = {  # which graphs hold: there is room for the largest batch
                 "images": self._images.address,
-                "logits": self._logits.address,
-                "probabilities": self._probabilities.address,
+                "logits": self._answers.logits,
+                "probabilities": self._answers.probabilities,
             }
             self._executions: list[Execution] = [
                 self._own(network.create_execution(index, self._addresses, self.stream))
@@ -152,7 +138,7 @@ class Runner:
             record("network", self.stream)
             self._publish(count)
             record("download", self.stream)
-        self._sequence = (self._sequence + 1) % 2**32
+        self._answers.expect()
 
     def collect(self, *, poll: bool = False) -> ImageOutputs:
         """Wait for the batch that was started, and return its outputs.
@@ -163,23 +149,16 @@ class Runner:
         Raises:
             DeviceError: if the answers that are there are those of another batch, or a picture was refused.
         """
-        if not (poll and self._poll()):
-            self.stream.synchronize()
-            if (found := int(self._answer_views.sequence[0])) != self._sequence:
-                raise DeviceError(f"batch {self._sequence} is done, and the answers are those of batch {found}")
+        if not (poll and self._answers.poll()):
+            self._answers.wait()
         self.preprocessor.release()
         count, self._count = self._count, 0
-        views = self._answer_views
-        marks = views.marks[:count]
-        if marks.any() and (refused := marks & REFUSED).any():
-            raise DeviceError(f"picture {int(refused.argmax())} of a batch leads out of its memory")
-        # Copies: the next batch writes over them.
-        return ImageOutputs(views.logits[:count].copy(), views.probabilities[:count].copy(), marks == FLAT)
+        return self._answers.read(count)
 
     def wait(self) -> None:
         """Wait until nothing is in flight, whatever happened before."""
         self.stream.synchronize()
-        self._sequence = int(self._answer_views.sequence[0])
+        self._answers.forget()
         self.preprocessor.release()
         self._count = 0
 
@@ -206,19 +185,18 @@ class Runner:
         self._preprocess()
         self._executions[profile].enqueue(len(images), self.stream)
         self._publish(len(images))
-        self._sequence = (self._sequence + 1) % 2**32
+        self._answers.expect()
         return self.collect()
 
     def run_class(self, most: int, images: InputBatch) -> ImageOutputs:
         """Run preprocessed images through the graph of one class, whichever `run` would choose."""
         self.stage(as_pictures(images))
         self.graphs[most].launch(self.stream.handle)
-        self._sequence = (self._sequence + 1) % 2**32
+        self._answers.expect()
         return self.collect()
 
     def free(self) -> None:
         """Release everything. Nothing may be in flight."""
-        self._answer_views = None  # type: ignore[assignment]  # views of memory that is freed
         while self._to_free:
             self._to_free.pop()()
         self._executions, self.graphs = [], {}
@@ -232,29 +210,8 @@ class Runner:
 
     def _publish(self, most: int) -> None:
         """Publish the answers of the staged batch, of at most `most` pictures."""
-        preprocessor = self.preprocessor
-        launch = make_publish_launch(
-            InputShape(*self._spec.input_shape(1)[1:]),
-            len(self._spec.labels),
-            preprocessor.staging.batch,
-            preprocessor.shown,
-            self._images.address,
-            self._logits.address,
-            self._probabilities.address,
-            self._answers.list_addresses(self._published.address),
-            self._counters.address,
-            most=most,
-        )
-        self._kernels.enqueue(launch, self.stream)
-
-    def _poll(self) -> bool:
-        """Look for the answers for a while, and return whether they are there."""
-        sequence, wanted = self._answer_views.flag, self._sequence
-        until = time.perf_counter() + POLL_SECONDS
-        while sequence[0] != wanted:
-            if time.perf_counter() > until:
-                return False
-        return True
+        batch, shown = self.preprocessor.staging.batch, self.preprocessor.shown
+        self._answers.enqueue(batch, shown, self._images.address, most)
 
     def _find_graph(self, count: int) -> Graph | SurroundingGraphs | None:
         """Find the graph of the smallest class that takes the batch."""
@@ -310,7 +267,7 @@ class Runner:
         pictures = np.random.default_rng(most).integers(0, 256, (most, 9, 9), np.uint8)
         self.stage(pictures)
         do_all()  # TensorRT must have run a shape before it is captured
-        self._sequence += 1
+        self._answers.expect()
         plain = self.collect()
         captured: Graph | SurroundingGraphs
         if self.network.capturable:
@@ -320,7 +277,7 @@ class Runner:
         for _ in range(2):  # a library that captures at the first launch answers by its graph at the second
             self.stage(pictures)
             captured.launch(self.stream.handle)
-            self._sequence += 1
+            self._answers.expect()
             if any((left != right).any() for left, right in zip(self.collect(), plain, strict=True)):
                 raise CaptureError("a graph answers otherwise than what it was captured from")
         return captured
