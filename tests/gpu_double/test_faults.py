@@ -65,11 +65,7 @@ MUTANTS = {
     "a short copy of the pixels": ("gpu/staging.py", COPY, COPY.replace("[:size]", "[: size - 64]")),
     "a dropped copy of the pixels": ("gpu/staging.py", COPY, "pass"),
     "pixels copied on another stream": ("gpu/staging.py", COPY, COPY.replace(", stream", "")),
-    "a wrong descriptor": (
-        "gpu/staging.py",
-        'described["bgr"] = widths * channels, 0',
-        'described["bgr"] = widths, 0',
-    ),
+    "a wrong descriptor": ("gpu/staging.py", "row = (0, width * channels, height", "row = (0, width, height"),
     "a wrong offset": ("gpu/staging.py", "= ends - sizes", "= ends - sizes + 1"),
     "a wrong offset in device memory": ("gpu/staging.py", "picture.address - base", "picture.address - base + 1"),
     "the description of another batch": ("gpu/staging.py", "if self._last != (count, shape)", "if not self._last"),

@@ -5,14 +5,14 @@ captured graphs can hold its address; the pixels' address stands in it.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..image.geometry import check_resize
-from ..model.spec import ModelSpec
+from ..model.spec import InputSpec, ModelSpec
 from ..types import AnyImage, DeviceImage
 from .arena import Buffer, PinnedMemory
 from .context import Context
@@ -48,7 +48,7 @@ class Staging:
         self._pictures = head[BATCH.itemsize :][: most * PICTURE.itemsize].view(PICTURE)
         self._pictures[...] = np.zeros((), PICTURE)
         self.batch, self.pictures = self._head.address, self._head.address + BATCH.itemsize
-        self._find_box = lru_cache(4096)(lambda size: check_resize(size, spec.input))
+        self._describe_shape = lru_cache(4096)(partial(describe_shape, spec=spec.input))
         self._last: tuple[Any, ...] | None = None  # what the descriptors stand for
         self.base = self.longest = self.count = self._size = 0
         self._owners: list[object] = []  # of device images in flight
@@ -123,29 +123,22 @@ class Staging:
         return size
 
     def _describe_stack(self, count: int, shape: tuple[int, ...]) -> None:
-        height, width, channels = (*shape, 1)[:3]
-        left, top, right, bottom = self._find_box((width, height))
-        size = height * width * channels
-        row = (0, width * channels, height, width, left, top, bottom - top, right - left, channels, 0)
-        self._pictures[:count] = np.array(row, PICTURE)
+        row, size, self.longest = self._describe_shape(shape)
+        self._pictures[:count] = np.frombuffer(count * row, PICTURE)
         self._pictures["pixels"][:count] = size * np.arange(count)
-        self.longest, self._size = max(right - left, bottom - top), count * size
+        self._size = count * size
         self._set_bounds(0, self._size, count)
         self._last = count, shape
 
     def _stage_list(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> int:
         """Stage pictures of several sizes."""
-        self._last, count = None, len(pictures)
-        shapes = np.array([(*picture.shape, 1)[:3] for picture in pictures])
-        boxes = np.array([self._find_box((width, height)) for height, width, _ in shapes.tolist()])
-        self._describe(self._pictures[:count], shapes, boxes)
-        sizes = shapes.prod(axis=1)
+        sizes = self._describe([picture.shape for picture in pictures])
         ends = np.cumsum(sizes)
-        self._pictures["pixels"][:count] = ends - sizes
+        self._pictures["pixels"][: len(pictures)] = ends - sizes
         size = int(ends[-1])
         self._pixels.reserve(size)
         self._copier.copy(pictures, self._pixels.host[:size])
-        self._set_bounds(0, size, count)
+        self._set_bounds(0, size, len(pictures))
         return size
 
     def _stage_mixed(self, pictures: Sequence[AnyImage], on_host: Sequence[npt.NDArray[np.uint8]]) -> int:
@@ -154,37 +147,28 @@ class Staging:
         self._pixels.reserve(size)
         if on_host:
             self._copier.copy(on_host, self._pixels.host[:size])
-        self._last, count = None, len(pictures)
-        geometries = [_describe_image(picture) for picture in pictures]
-        shapes = np.array([(height, width, channels) for height, width, channels, *_ in geometries])
-        boxes = np.array([self._find_box((width, height)) for height, width, _ in shapes.tolist()])
-        described = self._pictures[:count]
-        self._describe(described, shapes, boxes)
-        described["stride"] = [stride for *_, stride, _ in geometries]
-        described["bgr"] = [bgr for *_, bgr in geometries]
-        self.count = count
+        self._describe([_get_shape(picture) for picture in pictures])
+        self.count = len(pictures)
         base = self._choose_base(size)
         at = 0
-        for index, picture in enumerate(pictures):
+        for picture, described in zip(pictures, self._pictures, strict=False):
             if isinstance(picture, DeviceImage):
-                described["pixels"][index] = picture.address - base
+                described["pixels"] = picture.address - base
+                described["stride"], described["bgr"] = picture.stride, picture.bgr
+                self._owners.append(picture.owner)
             else:
-                described["pixels"][index] = at
+                described["pixels"] = at
                 at += picture.size
-        self._owners = [picture.owner for picture in pictures if isinstance(picture, DeviceImage)]
-        self._set_bounds(-ANYWHERE, ANYWHERE, count)  # which nobody but this process writes
+        self._set_bounds(-ANYWHERE, ANYWHERE, len(pictures))  # which nobody but this process writes
         return size
 
-    def _describe(
-        self, described: npt.NDArray[np.void], shapes: npt.NDArray[np.int64], boxes: npt.NDArray[np.int64]
-    ) -> None:
-        heights, widths, channels = shapes.T
-        lefts, tops, rights, bottoms = boxes.T
-        described["height"], described["width"], described["channels"] = heights, widths, channels
-        described["stride"], described["bgr"] = widths * channels, 0
-        described["left"], described["top"] = lefts, tops
-        described["crop_width"], described["crop_height"] = rights - lefts, bottoms - tops
-        self.longest = int(max((rights - lefts).max(), (bottoms - tops).max()))
+    def _describe(self, shapes: Sequence[tuple[int, ...]]) -> npt.NDArray[np.int64]:
+        """Describe pictures of these shapes, but for where they are; return their bytes."""
+        self._last = None
+        rows, sizes, sides = zip(*map(self._describe_shape, shapes), strict=True)
+        self._pictures[: len(rows)] = np.frombuffer(b"".join(rows), PICTURE)
+        self.longest = max(sides)
+        return np.array(sizes, np.int64)
 
     def _set_bounds(self, begin: int, end: int, count: int) -> None:
         self._batch["begin"], self._batch["end"], self._batch["count"] = begin, end, count
@@ -202,9 +186,35 @@ class Staging:
             self._context.cuda.memcpy_htod_async(self._pixels.address, self._pixels.host[:size], stream)
 
 
-def _describe_image(picture: AnyImage) -> tuple[int, int, int, int, bool]:
-    """Return height, width, channels, stride and whether blue comes first."""
+class ShapeDescription(NamedTuple):
+    """What pictures of one shape have in common.
+
+    Attributes:
+        row: a `PICTURE` at offset 0, as bytes.
+        size: of a picture, in bytes.
+        longest: side of its box.
+    """
+
+    row: bytes
+    size: int
+    longest: int
+
+
+def describe_shape(shape: tuple[int, ...], spec: InputSpec) -> ShapeDescription:
+    """Describe pictures of a shape, `[H, W]` or `[H, W, C]`, whose rows follow each other.
+
+    Raises:
+        SourceError: for a picture that would take far more work than it has pixels.
+    """
+    height, width, channels = (*shape, 1)[:3]
+    left, top, right, bottom = check_resize((width, height), spec)
+    row = (0, width * channels, height, width, left, top, bottom - top, right - left, channels, 0)
+    size = height * width * channels
+    return ShapeDescription(np.array(row, PICTURE).tobytes(), size, max(right - left, bottom - top))
+
+
+def _get_shape(picture: AnyImage) -> tuple[int, ...]:
     if isinstance(picture, DeviceImage):
-        return picture.height, picture.width, picture.channels, picture.stride, picture.bgr
-    height, width, channels = (*picture.shape, 1)[:3]
-    return height, width, channels, width * channels, False
+        return picture.height, picture.width, picture.channels
+    shape: tuple[int, ...] = picture.shape
+    return shape
