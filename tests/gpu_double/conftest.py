@@ -3,6 +3,7 @@
 So a lost device, a crash or a leak is one test's, and the other tests' process never loads a driver.
 """
 
+import gc
 import multiprocessing
 import os
 import re
@@ -77,6 +78,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("gpu-double") / "output")
     yield server
     server.close()
+
+
+@pytest.fixture
+def nothing_is_left() -> Iterator[None]:
+    """Everything that a test made in the driver is given back at its end."""
+    yield
+    if INSIDE:
+        gc.collect()
+        assert driver.live() == {}
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:

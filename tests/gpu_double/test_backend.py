@@ -37,7 +37,7 @@ if driver.FOUND:
 
     from . import onnxruntime_double, tensorrt_double
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_left")]
 FILE = load_model_file(shuffles.FP16)
 
 
@@ -52,14 +52,6 @@ def backend(file=FILE, **options):
         yield opened
     finally:
         opened.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left():
-    yield
-    if driver.FOUND:
-        gc.collect()
-        assert driver.live() == {}
 
 
 def images(count: int) -> np.ndarray:

@@ -8,8 +8,9 @@ import pytest
 from fmengine import Engine
 from tests.contract import CHECKS, check_camera, check_refilled_buffer
 
-from .test_backend import load, nothing_is_left  # noqa: F401
+from .test_backend import load
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 QUICK = (check_camera, check_refilled_buffer)  # what differs on a GPU: when chunks are formed, and from what
 
 

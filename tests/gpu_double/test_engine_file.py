@@ -1,6 +1,5 @@
 """What `fmengine export` writes is run, on what it was built for, if nobody else can have written it."""
 
-import gc
 import json
 import os
 import sys
@@ -30,18 +29,10 @@ if driver.FOUND:
 
     from . import tensorrt_double
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_left")]
 BOTH = quick_first(["tensorrt", "tensorrt-rtx"])
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 MANY = 1000  # operations of the driver: the gate alone runs over a thousand, a load without it under a hundred
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left():
-    yield
-    if driver.FOUND:
-        gc.collect()
-        assert driver.live() == {}
 
 
 @pytest.fixture

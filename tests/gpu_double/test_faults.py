@@ -52,7 +52,7 @@ MUTANTS = {
     "the graph of a smaller class": ("gpu/runner.py", "if most >= count", "if most >= count - 1"),
     "a context reshaped under its graph": (
         "gpu/runner.py",
-        "self._own(\n            self.network.create_class_execution(self._find_profile(most), most, "
+        "self._owned.add(\n            self.network.create_class_execution(self._find_profile(most), most, "
         "self._addresses, self.stream)\n        )",
         "self._executions[self._find_profile(most)]",
     ),

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmengine.errors import SourceError
+from fmengine.gpu import plan, publish, tables
 from fmengine.gpu.launch import BATCH, PICTURE, SHOWN, Geometry, InputShape, describe_pictures
 from fmengine.gpu.plan import DESCRIPTOR, Plan
 from fmengine.gpu.tables import LONGEST, Tables
+from fmengine.image import flatness
 from fmengine.image.decode import decode
 from fmengine.image.flatness import is_flat_input
 from fmengine.image.geometry import compute_fit_box
@@ -518,6 +520,24 @@ def test_the_structs_are_the_kernels(kind: np.dtype, request: pytest.FixtureRequ
     name = request.node.callspec.id
     fields = list_fields(name) if name != "Descriptor" else list_fields("Picture") + list_fields(name)
     assert fields == [(name, kind[name].name) for name in kind.names]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LONGEST", LONGEST),
+        ("BETWEEN_BYTES", tables.BETWEEN_BYTES),
+        ("BLOCK", tables.BLOCK),
+        ("PUBLISHERS", publish.THREADS),
+        ("FLAT", flatness.FLAT),
+        ("WARP", plan.WARP),
+        ("ROWS", plan.ROWS),
+    ],
+)
+def test_the_numbers_are_the_kernels(name: str, value: int) -> None:
+    """A launch with others would read or write past shared memory, or leave pictures out."""
+    (found,) = re.findall(rf"constexpr int {name} = ([\d* ]+);", SOURCE.read_text(encoding="utf-8"))
+    assert eval(found) == value
 
 
 def list_fields(struct: str) -> list[tuple[str, str]]:

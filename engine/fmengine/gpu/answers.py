@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import DeviceError
 from ..model.spec import ModelSpec
 from ..types import ImageOutputs
-from .arena import Buffer, PinnedMemory
+from .arena import Buffer, Owned, PinnedMemory
 from .context import Context
 from .kernels import Kernels
 from .launch import InputShape
@@ -32,21 +32,22 @@ class StreamAnswers:
 
     def __init__(self, context: Context, kernels: Kernels, stream: Any, spec: ModelSpec, most: int) -> None:
         self._kernels, self._stream = kernels, stream
-        self._shape, self._labels = InputShape(*spec.input_shape(1)[1:]), len(spec.labels)
+        self._shape, self._labels = InputShape(*spec.input.shape), len(spec.labels)
         self._layout = AnswerLayout(most, self._labels)
         self._sequence = 0  # of the batch that was started last
-        self._parts: list[Buffer | PinnedMemory] = []
+        self._owned = Owned()
         try:
-            for _ in range(2):
-                self._parts.append(Buffer(context, most * self._labels * FLOAT))
-            self._parts.append(counters := Buffer(context, 2 * FLOAT))
-            self._parts.append(published := PinnedMemory(context, self._layout.size))
+            logits, probabilities = (
+                self._owned.add(Buffer(context, most * self._labels * FLOAT)) for _ in range(2)
+            )
+            counters = self._owned.add(Buffer(context, 2 * FLOAT))
+            published = self._owned.add(PinnedMemory(context, self._layout.size))
         except BaseException:
             self.free()
             raise
         context.cuda.memcpy_htod(counters.address, np.zeros(2, np.uint32))
         published.host[...] = 0
-        self.logits, self.probabilities = (part.address for part in self._parts[:2])
+        self.logits, self.probabilities = logits.address, probabilities.address
         self._counters, self._published = counters.address, self._layout.list_addresses(published.address)
         self._views = self._layout.view(published.host)
 
@@ -114,5 +115,4 @@ class StreamAnswers:
         """Release everything; nothing may be in flight."""
         self._views = None  # type: ignore[assignment]  # views of memory that is freed
         self._stream = None
-        while self._parts:
-            self._parts.pop().free()
+        self._owned.free()

@@ -1,6 +1,6 @@
 """Memory of a GPU and pinned memory of the host, allocated as it is needed and freed by name."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,26 @@ class Freeable(Protocol):
     def free(self) -> None:
         """Release it. Freeing twice is no error."""
         ...
+
+
+T = TypeVar("T", bound=Freeable)
+
+
+class Owned:
+    """The parts of something, which are freed together, last first."""
+
+    def __init__(self) -> None:
+        self._parts: list[Freeable] = []
+
+    def add(self, part: T) -> T:
+        """Add a part, and return it."""
+        self._parts.append(part)
+        return part
+
+    def free(self) -> None:
+        """Free all of them. Freeing twice is no error."""
+        while self._parts:
+            self._parts.pop().free()
 
 
 class PinnedMemory:

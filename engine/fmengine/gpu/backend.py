@@ -62,7 +62,7 @@ class GpuBackend(ABC):
                     opened.append(self._jpeg.free)
                 self._imports = ImportStream(self.context)
                 opened.append(self._imports.free)
-                weights = WeightTables(self.context, kernels, InputShape(*self.spec.input_shape(1)[1:]))
+                weights = WeightTables(self.context, kernels, InputShape(*self.spec.input.shape))
                 opened.append(weights.free)
                 network = self._load_network(model, options)
                 opened.append(network.close)
@@ -124,11 +124,11 @@ class GpuBackend(ABC):
         """Run a batch of `max_batch` or fewer, and measure what each stage took on the GPU."""
         with self.context.use():
             timer = StageTimer(self.context.cuda)
-            pictures = as_pictures(batch) if isinstance(batch, np.ndarray) else batch
+            pictures = as_pictures(batch)
             return self.pool.with_runner(lambda runner: runner.run(pictures, timer.record)), timer.elapsed()
 
     def time_host(self, batch: InputBatch | Sequence[AnyImage]) -> HostTimes:
-        pictures = as_pictures(batch) if isinstance(batch, np.ndarray) else batch
+        pictures = as_pictures(batch)
 
         def run(runner: Runner) -> HostTimes:
             times = [time.perf_counter()]

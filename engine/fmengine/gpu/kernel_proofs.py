@@ -61,7 +61,7 @@ def _make_preprocessing(
     opened.append(streams.clear)
     imports = ImportStream(context)
     opened.append(imports.free)
-    weights = WeightTables(context, kernels, InputShape(*spec.input_shape(1)[1:]))
+    weights = WeightTables(context, kernels, InputShape(*spec.input.shape))
     opened.append(weights.free)
     preprocessor = Preprocessor(context, kernels, imports, weights, spec, streams[0], MAX_BATCH)
     opened.append(preprocessor.free)
@@ -70,10 +70,7 @@ def _make_preprocessing(
 
     def run(batch: Sequence[DecodedImage], *, separately: bool = False) -> InputBatch:
         preprocessor.staging.stage(batch, streams[0])
-        if separately or not preprocessor.takes_one_launch:
-            preprocessor.launch_separately(images.address)
-        else:
-            preprocessor.launch(images.address, len(batch))
+        preprocessor.preprocess(images.address, separately=separately)
         streams[0].synchronize()
         return read_back(context, images.address, spec.input_shape(len(batch)))
 

@@ -118,12 +118,13 @@ __device__ Level luma_of(int red, int green, int blue) {
 
 // Both passes in one launch
 
-constexpr int LONGEST = 1024;             // pixels of a box's side, at most; `launch.find_longest` says less for some inputs
+constexpr int LONGEST = 1024;             // pixels of a box's side, at most: see `fmengine.gpu.tables`
 constexpr int SOURCE_BYTES = 16 * 1024;   // of source rows that are in shared memory at a time
 constexpr int BETWEEN_BYTES = 16 * 1024;  // of rows between the passes
 constexpr int UNIT = 16;                  // bytes that one thread copies at once
 constexpr int BLOCK = 320;                // threads, at most
 constexpr long long FAR = 1ll << 61;      // bytes: sums of three stay in 64 bits
+static_assert(4 * LONGEST + 2 * UNIT <= SOURCE_BYTES, "a source row fits, wherever its first unit begins");
 
 // The table of one length: for each of `size` outputs first tap and taps << 16, and then the weights, tap by tap. A
 // table of each length up to the longest follows the other, with room for as many taps as the longest has.

@@ -1,25 +1,23 @@
 """Preprocess pictures of any sizes to the network's input, on one stream of a GPU."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from ..errors import Kind, SourceError
 from ..image.geometry import compute_fit_box
 from ..model.spec import ModelSpec
-from ..types import AnyImage, DeviceImage, InputBatch
-from .arena import Buffer, Freeable, PinnedMemory, align
+from ..types import AnyImage, InputBatch
+from .arena import Buffer, Owned, PinnedMemory, align
 from .context import Context
 from .interop import ImportStream
 from .kernels import Kernels
 from .launch import SHOWN, InputShape
 from .plan import DESCRIPTOR, Plan
-from .staging import INITIAL_SIZE, MAX_KEPT_SIZE, Staging
+from .staging import INITIAL_SIZE, MAX_KEPT_SIZE, Staging, get_shape
 from .tables import Tables
 
 BLOCKS_A_MULTIPROCESSOR = 2  # that a small batch is cut into
-T = TypeVar("T", bound=Freeable)
 
 
 class WeightTables:
@@ -64,15 +62,14 @@ class Preprocessor:
         most: int,
     ) -> None:
         self._kernels, self._imports, self._weights, self._stream = kernels, imports, weights, stream
-        self._shape = InputShape(*spec.input_shape(1)[1:])
         self._blocks = BLOCKS_A_MULTIPROCESSOR * context.multiprocessors
-        self._to_free: list[Callable[[], None]] = []
+        self._owned = Owned()
         try:
-            self.staging = self._own(Staging(context, spec, most))
-            self._shown = self._own(Buffer(context, most * SHOWN.itemsize))
+            self.staging = self._owned.add(Staging(context, spec, most))
+            self._shown = self._owned.add(Buffer(context, most * SHOWN.itemsize))
             # For pictures that take three launches.
-            self._descriptors = self._own(PinnedMemory(context, most * DESCRIPTOR.itemsize))
-            self._workspace = self._own(Buffer(context, INITIAL_SIZE))
+            self._descriptors = self._owned.add(PinnedMemory(context, most * DESCRIPTOR.itemsize))
+            self._workspace = self._owned.add(Buffer(context, INITIAL_SIZE))
         except BaseException:
             self.free()
             raise
@@ -87,6 +84,22 @@ class Preprocessor:
         """Have the stream wait for those who write the images in device memory that are staged."""
         if self.staging.holds_device_images:
             self._imports.block(self._stream.handle)
+
+    def preprocess(self, images: int, *, separately: bool = False) -> None:
+        """Preprocess the staged batch, of whatever boxes, into the device address `images`.
+
+        Args:
+            images: where it goes.
+            separately: by the three launches also where one would do.
+
+        Raises:
+            SourceError: as of `launch_separately`.
+            NoRoomError: as of `launch_separately`.
+        """
+        if separately or not self.takes_one_launch:
+            self.launch_separately(images)
+        else:
+            self.launch(images, self.staging.count)
 
     def launch(self, images: int, most: int) -> None:
         """Preprocess the staged batch, of at most `most` pictures, into the device address `images`.
@@ -106,7 +119,7 @@ class Preprocessor:
             NoRoomError: if the rows between the passes do not fit.
         """
         try:
-            plan = Plan.make(self.staging.list_geometries(), self._shape)
+            plan = Plan.make(self.staging.list_geometries(), self._weights.tables.shape)
             self._workspace.reserve(align(plan.tables_size) + plan.workspace_size)
             self._descriptors.host[: plan.descriptors.nbytes] = plan.descriptors.view(np.uint8)
             workspace = self._workspace.address + align(plan.tables_size)
@@ -125,24 +138,13 @@ class Preprocessor:
     def free(self) -> None:
         """Release everything; nothing may be in flight."""
         self._stream = None
-        while self._to_free:
-            self._to_free.pop()()
-
-    def _own(self, part: T) -> T:
-        self._to_free.append(part.free)
-        return part
-
-
-def get_size(picture: AnyImage) -> tuple[int, int]:
-    """Return the width and height of a picture."""
-    if isinstance(picture, DeviceImage):
-        return picture.width, picture.height
-    return picture.shape[1], picture.shape[0]
+        self._owned.free()
 
 
 def count_device_bytes(picture: AnyImage, spec: ModelSpec) -> int:
     """Count the bytes on the GPU that a picture needs: pixels to upload, and the rows between the passes."""
-    _, top, _, bottom = compute_fit_box(get_size(picture), spec.input)
+    height, width = get_shape(picture)[:2]
+    _, top, _, bottom = compute_fit_box((width, height), spec.input)
     uploaded = picture.size if isinstance(picture, np.ndarray) else 0
     return int(uploaded + (bottom - top) * spec.width * spec.channels)
 

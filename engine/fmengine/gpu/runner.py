@@ -8,7 +8,7 @@ runners share the network, the kernels, the weight tables and the stream of impo
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from ..model.spec import ModelSpec
 from ..trt.profile import Profile
 from ..types import AnyImage, ImageOutputs, InputBatch
 from .answers import StreamAnswers
-from .arena import Buffer, Freeable
+from .arena import Buffer, Owned
 from .context import Context
 from .graph import CaptureError, Graph, SurroundingGraphs
 from .interop import ImportStream
@@ -33,7 +33,6 @@ CLASSES = (1, 8, 64, 256, 1024)  # pictures of a captured graph, and a runner's 
 log = logging.getLogger(__name__)
 
 
-T = TypeVar("T", bound=Freeable)
 Record = Callable[[str, Any], None]
 Images = Sequence[AnyImage] | npt.NDArray[np.uint8]
 
@@ -63,13 +62,13 @@ class Runner:
         self._context, self.network, self._spec = context, network, spec
         self.max_batch = max(profile.max for profile in network.profiles)
         self._count = 0  # pictures in flight
-        self._to_free: list[Callable[[], None]] = []
+        self._owned = Owned()
         try:
             # A stream that does not wait for the default one, which other libraries may use.
             self.stream = cuda.Stream(context.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
-            self._images = self._own(Buffer(context, int(np.prod(spec.input_shape(self.max_batch)))))
-            self._answers = self._own(StreamAnswers(context, kernels, self.stream, spec, self.max_batch))
-            self.preprocessor = self._own(
+            self._images = self._owned.add(Buffer(context, int(np.prod(spec.input_shape(self.max_batch)))))
+            self._answers = self._owned.add(StreamAnswers(context, kernels, self.stream, spec, self.max_batch))
+            self.preprocessor = self._owned.add(
                 Preprocessor(context, kernels, imports, weights, spec, self.stream, self.max_batch)
             )
             self._addresses = {  # which graphs hold: there is room for the largest batch
@@ -78,7 +77,7 @@ class Runner:
                 "probabilities": self._answers.probabilities,
             }
             self._executions: list[Execution] = [
-                self._own(network.create_execution(index, self._addresses, self.stream))
+                self._owned.add(network.create_execution(index, self._addresses, self.stream))
                 for index in range(len(network.profiles))
             ]
             self.graphs: dict[int, Graph | SurroundingGraphs] = {}
@@ -132,9 +131,9 @@ class Runner:
         if graph is not None:
             graph.launch(self.stream.handle)
         else:
-            self._preprocess()
+            self.preprocessor.preprocess(self._images.address)
             record("preprocess", self.stream)
-            self._find_execution(count).enqueue(count, self.stream)
+            self._executions[self._find_profile(count)].enqueue(count, self.stream)
             record("network", self.stream)
             self._publish(count)
             record("download", self.stream)
@@ -170,7 +169,7 @@ class Runner:
             separately: by the three launches also where one would do.
         """
         self.stage(pictures)
-        self._preprocess(separately=separately)
+        self.preprocessor.preprocess(self._images.address, separately=separately)
         self.wait()
         return read_back(self._context, self._images.address, self._spec.input_shape(len(pictures)))
 
@@ -182,7 +181,7 @@ class Runner:
     def run_profile(self, profile: int, images: InputBatch) -> ImageOutputs:
         """Run preprocessed images through one profile and no graph, whichever `run` would choose."""
         self.stage(as_pictures(images))
-        self._preprocess()
+        self.preprocessor.preprocess(self._images.address)
         self._executions[profile].enqueue(len(images), self.stream)
         self._publish(len(images))
         self._answers.expect()
@@ -197,16 +196,9 @@ class Runner:
 
     def free(self) -> None:
         """Release everything. Nothing may be in flight."""
-        while self._to_free:
-            self._to_free.pop()()
+        self._owned.free()
         self._executions, self.graphs = [], {}
         self.stream = None  # destroyed here, where the context is current
-
-    def _preprocess(self, *, separately: bool = False) -> None:
-        if separately or not self.preprocessor.takes_one_launch:
-            self.preprocessor.launch_separately(self._images.address)
-        else:
-            self.preprocessor.launch(self._images.address, self._count)
 
     def _publish(self, most: int) -> None:
         """Publish the answers of the staged batch, of at most `most` pictures."""
@@ -218,9 +210,6 @@ class Runner:
         if not self.preprocessor.takes_one_launch:
             return None
         return next((graph for most, graph in self.graphs.items() if most >= count), None)
-
-    def _find_execution(self, count: int) -> Execution:
-        return self._executions[self._find_profile(count)]
 
     def _find_profile(self, count: int) -> int:
         """Find the narrowest profile that takes the batch."""
@@ -246,7 +235,7 @@ class Runner:
                 return
 
     def _capture_class(self, most: int) -> Graph | SurroundingGraphs:
-        execution = self._own(
+        execution = self._owned.add(
             self.network.create_class_execution(self._find_profile(most), most, self._addresses, self.stream)
         )
 
@@ -283,16 +272,17 @@ class Runner:
         return captured
 
     def _capture_work(self, enqueue: Callable[[], None]) -> Graph:
-        return self._own(Graph(self._context.driver, self.stream.handle, enqueue))
-
-    def _own(self, part: T) -> T:
-        """Register a part of the runner, which `free` then frees too."""
-        self._to_free.append(part.free)
-        return part
+        return self._owned.add(Graph(self._context.driver, self.stream.handle, enqueue))
 
 
-def as_pictures(images: InputBatch) -> npt.NDArray[np.uint8]:
-    """See a network's inputs, uint8 `[N, C, H, W]`, as pictures that preprocessing leaves as they are."""
+def as_pictures(batch: InputBatch | Sequence[AnyImage]) -> Images:
+    """See a network's inputs, uint8 `[N, C, H, W]`, as pictures that preprocessing leaves as they are.
+
+    A list of images is returned as it is.
+    """
+    if not isinstance(batch, np.ndarray):
+        return batch
+    images: npt.NDArray[np.uint8] = batch
     return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
 
 

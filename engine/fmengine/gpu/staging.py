@@ -147,7 +147,7 @@ class Staging:
         self._pixels.reserve(size)
         if on_host:
             self._copier.copy(on_host, self._pixels.host[:size])
-        self._describe([_get_shape(picture) for picture in pictures])
+        self._describe([get_shape(picture) for picture in pictures])
         self.count = len(pictures)
         base = self._choose_base(size)
         at = 0
@@ -213,7 +213,8 @@ def describe_shape(shape: tuple[int, ...], spec: InputSpec) -> ShapeDescription:
     return ShapeDescription(np.array(row, PICTURE).tobytes(), size, max(right - left, bottom - top))
 
 
-def _get_shape(picture: AnyImage) -> tuple[int, ...]:
+def get_shape(picture: AnyImage) -> tuple[int, ...]:
+    """Return the shape of an image in whichever memory, `[H, W]` or `[H, W, C]`."""
     if isinstance(picture, DeviceImage):
         return picture.height, picture.width, picture.channels
     shape: tuple[int, ...] = picture.shape

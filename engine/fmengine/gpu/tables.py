@@ -10,8 +10,9 @@ import numpy as np
 from .arena import align
 from .launch import InputShape, Launch
 
-LONGEST = 1024  # pixels of a box's side, and bytes of rows between the passes: as in preprocess.cu
-BETWEEN_BYTES = 16 * 1024
+# As in preprocess.cu.
+LONGEST = 1024  # pixels of a box's side
+BETWEEN_BYTES = 16 * 1024  # of rows between the passes
 BLOCK = 320  # threads, at most
 MAX_COLUMNS = 256  # of a block
 TABLE_THREADS = 128  # of a block that makes tables
