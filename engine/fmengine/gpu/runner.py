@@ -222,17 +222,17 @@ class Runner:
         for most in sorted({*(size for size in CLASSES if size < self.max_batch), self.max_batch}):
             try:
                 self.graphs[most] = self._capture_class(most)
+                continue
             except NoRoomError as error:
                 log.warning("batches of %d run without a CUDA graph: %s", most, error)
-                return
             except CaptureError as error:
                 self.refusal = str(error)
-                return
             except DeviceError as error:
                 if self.network.capturable:
                     raise
                 self.refusal = f"the network's library cannot make one: {error}"
-                return
+            self.wait()  # what was enqueued before it failed
+            return
 
     def _capture_class(self, most: int) -> Graph | SurroundingGraphs:
         execution = self._owned.add(
