@@ -501,7 +501,7 @@ def _set_up_workers(
 
     limits, isolation = options.limits, options.isolate
     if isinstance(backend, DeviceBackend):
-        setup = set_up_images(model.spec, limits, isolation, min_side=min_side)
+        setup = set_up_images(model.spec, limits, isolation, min_side=min_side, register=backend.register_memory)
     else:
         setup = set_up_answers(
             backend.name, model, limits, isolation, min_side=min_side, max_batch=options.max_batch

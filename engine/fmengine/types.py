@@ -1,9 +1,11 @@
 """What goes through the engine: sources, images, a network's inputs and outputs, and each picture's result."""
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple, NewType, Protocol, get_args
+from typing import Any, Literal, NamedTuple, NewType, Protocol, Self, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +73,48 @@ class DeviceImage(NamedTuple):
 
 
 AnyImage = _Bytes | DeviceImage  # a decoded image, in host or in device memory
+
+
+class PackedImages(Sequence[DecodedImage]):
+    """Decoded images that lie in one memory of the host, as a worker process leaves them.
+
+    Attributes:
+        memory: uint8 `[size]`.
+        places: offset into `memory`, height, width and channels of each image, int32 `[N, 4]`; no channels for an
+            image `[H, W]`. They do not lead out of it.
+        address: of `memory` for a GPU that reads it by itself; 0 for none.
+    """
+
+    __slots__ = ("address", "memory", "places")
+
+    def __init__(self, memory: _Bytes, places: npt.NDArray[np.int32], address: int = 0) -> None:
+        self.memory, self.places, self.address = memory, places, address
+
+    @classmethod
+    def pack(cls, images: Sequence[_Bytes]) -> Self:
+        """Copy images into new memory, one behind the other."""
+        ends = np.cumsum([image.size for image in images])
+        places = [
+            (end - image.size, *image.shape[:2], image.shape[2] if image.ndim == 3 else 0)
+            for image, end in zip(images, ends.tolist(), strict=True)
+        ]
+        return cls(np.concatenate([image.reshape(-1) for image in images]), np.array(places, np.int32))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> DecodedImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "PackedImages": ...
+
+    def __getitem__(self, index: int | slice) -> "DecodedImage | PackedImages":
+        if isinstance(index, slice):
+            return PackedImages(self.memory, self.places[index], self.address)
+        at, height, width, channels = self.places[index].tolist()
+        shape = (height, width, channels) if channels else (height, width)
+        return DecodedImage(self.memory[at : at + math.prod(shape)].reshape(shape))
 
 
 class Outputs(NamedTuple):

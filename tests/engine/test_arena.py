@@ -22,7 +22,7 @@ def spec() -> ModelSpec:
 def regions(arena: Arena) -> list[np.ndarray]:
     found: list[np.ndarray] = [arena.pulse]
     for slot in arena.slots:
-        found += [slot.rows, slot.shapes, slot.pixels]
+        found += [slot.rows, slot.places, slot.pixels]
         if slot.batch is not None:
             found += [slot.batch.inputs, slot.batch.probabilities, slot.batch.flat]
     return [region for region in found if region.size]
@@ -49,7 +49,7 @@ def test_shapes(spec: ModelSpec) -> None:
     assert arena.pulse.tolist() == [0, 0, 0]
     for slot in arena.slots:
         assert slot.rows.shape == (10,)
-        assert slot.shapes.shape == (10, 4)
+        assert slot.places.shape == (10, 4)
         assert slot.pixels.shape == (300,)
         assert slot.batch is not None
         assert slot.batch.inputs.shape == (10, *spec.input_shape(1)[1:])

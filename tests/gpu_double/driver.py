@@ -4,7 +4,17 @@ import ctypes
 import os
 from collections.abc import Callable
 
-LIVE = ("allocations", "pinned", "streams", "events", "graphs", "modules", "contexts", "current contexts")
+LIVE = (
+    "allocations",
+    "pinned",
+    "registered",
+    "streams",
+    "events",
+    "graphs",
+    "modules",
+    "contexts",
+    "current contexts",
+)
 
 FOUND = "GPU_DOUBLE_KERNELS" in os.environ  # by this process, which conftest.py started
 if FOUND:
@@ -16,7 +26,8 @@ _calls: dict[int, Callable[[], int]] = {}
 
 
 def set_fault(name: str, value: int) -> None:
-    """Plant a fault: `fail allocation`, `fail allocations from`, `lose device after`, `memory`."""
+    """Plant a fault: `fail allocation`, `fail allocations from`, `lose device after`, `memory`,
+    `refuse registration`."""
     _library.gpu_double_set(name.encode(), ctypes.c_long(value))
 
 

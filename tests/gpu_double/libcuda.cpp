@@ -109,6 +109,7 @@ struct Driver {
     size_t used = 0;
     std::map<CUdeviceptr, Allocation> memory;
     std::map<char*, Allocation> pinned;
+    std::map<char*, Allocation> registered;  // memory of others, pinned
     std::set<CUstream> streams;
     std::set<CUevent> events;
     std::set<CUgraph> graphs;
@@ -176,12 +177,15 @@ bool holds(CUdeviceptr address, size_t size) {
     return address + size <= found->first + found->second.size;
 }
 
-bool is_pinned(const void* address, size_t size) {
-    auto& pinned = driver().pinned;
-    auto found = pinned.upper_bound(static_cast<char*>(const_cast<void*>(address)));
-    if (found == pinned.begin()) return false;
+bool lies_in(std::map<char*, Allocation>& parts, const void* address, size_t size) {
+    auto found = parts.upper_bound(static_cast<char*>(const_cast<void*>(address)));
+    if (found == parts.begin()) return false;
     --found;
     return static_cast<const char*>(address) + size <= found->first + found->second.size;
+}
+
+bool is_pinned(const void* address, size_t size) {
+    return lies_in(driver().pinned, address, size) || lies_in(driver().registered, address, size);
 }
 
 char* first_page(CUdeviceptr address) { return reinterpret_cast<char*>(address / PAGE * PAGE); }
@@ -381,6 +385,7 @@ void destroy(CUcontext context) {
     };
     lost(d.memory, [&](auto& entry) { return entry.second.context == context; });
     lost(d.pinned, [&](auto& entry) { return entry.second.context == context; });
+    lost(d.registered, [&](auto& entry) { return entry.second.context == context; });
     lost(d.streams, [&](CUstream stream) { return stream->context == context; });
     lost(d.modules, [&](CUmodule module) { return module->context == context; });
     lost(d.events, [&](CUevent event) { return event->context == context; });
@@ -565,6 +570,23 @@ CUresult cuMemFreeHost(void* address) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuMemHostRegister(void* address, size_t size, unsigned) {
+    SERVE();
+    if (CUresult forbidden = forbidden_by_capture()) return forbidden;
+    if (allocation_fails(0)) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (d.settings["refuse registration"]) return CUDA_ERROR_NOT_PERMITTED;
+    if (is_pinned(address, 1)) return complain(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, "registered twice");
+    d.registered[static_cast<char*>(address)] = {size, current()};
+    return CUDA_SUCCESS;
+}
+
+CUresult cuMemHostUnregister(void* address) {
+    SERVE();
+    if (!d.registered.erase(static_cast<char*>(address)))
+        return complain(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, "unregistered what is not registered");
+    return CUDA_SUCCESS;
+}
+
 CUresult cuMemHostGetDevicePointer(CUdeviceptr* address, void* host, unsigned) {
     SERVE();
     if (!is_pinned(host, 1)) return CUDA_ERROR_INVALID_VALUE;
@@ -585,7 +607,14 @@ CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t size, CUstre
     if (!holds(to, size)) return complain(CUDA_ERROR_INVALID_VALUE, "copied past device memory");
     d.counts["bytes uploaded"] += (long)size;
     Op op;
-    op.run = copy(pointer(to), from, size);
+    op.run = [=] {
+        {
+            Lock lock(driver().mutex);
+            if (!is_pinned(from, size))
+                return complain(CUDA_ERROR_ILLEGAL_ADDRESS, "read what is not pinned any more");
+        }
+        return copy(pointer(to), from, size)();
+    };
     if (!is_pinned(from, size)) {  // the driver stages it before it returns
         d.counts["copies of pageable memory"]++;
         auto staged = std::make_shared<std::vector<char>>(static_cast<const char*>(from), static_cast<const char*>(from) + size);
@@ -886,6 +915,7 @@ extern "C" long gpu_double_count(const char* name) {
     const std::string what = name;
     if (what == "allocations") return (long)d.memory.size();
     if (what == "pinned") return (long)d.pinned.size();
+    if (what == "registered") return (long)d.registered.size();
     if (what == "streams") return (long)d.streams.size();
     if (what == "events") return (long)d.events.size();
     if (what == "graphs") return (long)(d.graphs.size() + d.executables.size());

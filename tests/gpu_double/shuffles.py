@@ -4,6 +4,7 @@ python -m tests.gpu_double.shuffles [SEEDS] [PICTURES]
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -14,7 +15,7 @@ from PIL import Image
 
 from fmengine import Engine, Prediction
 from fmengine.model.file import resolve
-from fmengine.types import DecodedImage
+from fmengine.types import DecodedImage, PackedImages
 
 from . import driver
 
@@ -67,6 +68,26 @@ def check(answers: Sequence[object], count: int) -> None:
         assert difference <= NEAR, f"picture {index}: {answer}, on the CPU {right}"
 
 
+def check_packed(engine: Engine, count: int) -> None:
+    """Images in registered memory: many sizes, one size, few of them, and memory that is given back meanwhile."""
+    right = np.array([answer.confidence for answer in expected(count)])
+    of_one_size = [np.resize(picture, (30, 40)) for picture in pictures(count)[:7]]
+    wanted = engine.backend.run_pictures(of_one_size).probabilities
+    for images, answers in ((pictures(count), right), (of_one_size, wanted.max(axis=1))):
+        packed = PackedImages.pack(images)
+        unregister = engine.backend.register_memory(packed.memory)
+        for part in (slice(0, len(images)), slice(3, 7), slice(5, 6)):
+            found = engine.backend.run_pictures(packed[part]).probabilities.max(axis=1)
+            np.testing.assert_allclose(found, answers[part], atol=NEAR)
+        assert driver.count("registered") == 1
+        with ThreadPoolExecutor(1) as thread:
+            late = thread.submit(engine.backend.run_pictures, packed)
+            time.sleep(0.001)
+            unregister()
+        np.testing.assert_allclose(late.result().probabilities.max(axis=1), answers, atol=NEAR)
+        assert not driver.count("registered")
+
+
 def shuffle(seed: int, count: int, backend: str = "tensorrt") -> None:
     """One order: every picture through `predict_many`, the bare network, `predict`, and some in device memory."""
     print(f"seed {seed}")
@@ -88,6 +109,7 @@ def shuffle(seed: int, count: int, backend: str = "tensorrt") -> None:
                 np.testing.assert_allclose(outputs.probabilities.max(axis=1), right, atol=NEAR)
         if backend == "tensorrt":
             assert engine.backend.describe()["cuda graphs"] == "batches of 1, 8, 16"
+        check_packed(engine, count)
         for size in (1, 3, 5, 16):  # each time written anew, and late
             there = [CudaArray(engine.backend.context, picture) for picture in pictures(count)[:20]]
             check(list(engine.predict_many(there, batch_size=size)), len(there))

@@ -19,8 +19,10 @@ from fmengine import Engine, Failure, FmengineError, Isolation, Prediction, Sour
 from fmengine.backend.registry import open_backend
 from fmengine.cli.infer import infer
 from fmengine.errors import BackendError, DeviceError, ModelError, NoRoomError, UnavailableError
+from fmengine.gpu.copier import Copier
 from fmengine.model.file import load_model_file
 from fmengine.options import BackendOptions
+from fmengine.types import PackedImages
 from fmengine_bench import bench, on_gpu
 from fmengine_bench.bench_text import as_text
 from fmengine_bench.drawn import draw_pictures
@@ -551,6 +553,7 @@ def test_workers_decode_for_a_gpu(fault, tmp_path, monkeypatch):
         monkeypatch.setattr(engine.backend, "run_pictures", fail_on_many)
         found = list(engine.predict_many([*paths[:20], str(broken), "missing.png", *paths[20:]] * 3))
         assert len(found) == 3 * 42
+        assert driver.count("registered") == 2  # arenas
         for start in (0, 42, 84):
             kinds = [answer.kind for answer in found[start + 20 : start + 22]]
             assert kinds == ["not_an_image", "not_found"]
@@ -559,6 +562,52 @@ def test_workers_decode_for_a_gpu(fault, tmp_path, monkeypatch):
         if fault == "nan":
             assert {answer.kind for answer in found} == {"not_an_image", "not_found", "not_finite"}
         assert max(calls) > 1
+    assert not driver.live()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_images_of_workers_go_up_from_where_they_are(refused, tmp_path, monkeypatch, caplog):
+    """Where the system refuses that, as containers may, they are copied, and it is said once."""
+    driver.set_fault("refuse registration", refused)
+    paths = []
+    for number, picture in enumerate(shuffles.pictures(40)):
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(picture).save(paths[-1])
+    with load(workers=2) as engine:
+        start_workers(engine)
+        copied, copy = [], Copier.copy
+        monkeypatch.setattr(Copier, "copy", lambda *arguments: copied.append(1) or copy(*arguments))
+        shuffles.check(list(engine.predict_many(paths)), 40)
+        assert bool(copied) == refused
+        assert driver.count("registered") == (0 if refused else 2)
+    assert caplog.text.count("does not read the memory of worker processes by itself") == refused
+    assert ("CUDA_ERROR_NOT_PERMITTED" in caplog.text) == refused
+
+
+def test_what_a_worker_writes_in_flight_changes_its_own_answers_alone():
+    """A decoder that was taken over can write to its pixels at any time; where they are, it cannot change."""
+    with load() as engine:
+        stop = threading.Event()
+        packed = PackedImages.pack(shuffles.pictures(40))
+        unregister = engine.backend.register_memory(packed.memory)
+
+        def scribble():
+            rng = np.random.default_rng(0)
+            while not stop.is_set():
+                packed.memory[:] = rng.integers(0, 256, 1)
+
+        with ThreadPoolExecutor(1) as thread:
+            scribbling = thread.submit(scribble)
+            try:
+                for _ in range(20):
+                    outputs = engine.backend.run_pictures(packed)
+                    assert len(outputs.probabilities) == 40
+                    shuffles.check(list(engine.predict_many(shuffles.pictures(10))), 10)
+            finally:
+                stop.set()
+            scribbling.result()
+        unregister()
+    assert not driver.live()
 
 
 def test_a_batch_that_does_not_fit_is_cut_smaller(monkeypatch):

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 ENQUEUE_PREPROCESSING = "            preprocess()\n"
 ENQUEUE_NETWORK = "            infer()\n"
 ENQUEUE_ANSWERS = "            publish()\n"
-COPY = "self._context.cuda.memcpy_htod_async(self._pixels.address, self._pixels.host[:size], stream)"
+COPY = "self._context.cuda.memcpy_htod_async(self._pixels.address, pixels, stream)"
 
 # What is changed, and where: waits, copies, buffers, descriptors, launches, graphs.
 MUTANTS = {
@@ -62,7 +62,7 @@ MUTANTS = {
         "        self._answers.expect()\n        plain = self.collect()\n",
         "        plain = ()\n",
     ),
-    "a short copy of the pixels": ("gpu/staging.py", COPY, COPY.replace("[:size]", "[: size - 64]")),
+    "a short copy of the pixels": ("gpu/staging.py", COPY, COPY.replace("pixels, stream", "pixels[:-64], stream")),
     "a dropped copy of the pixels": ("gpu/staging.py", COPY, "pass"),
     "pixels copied on another stream": ("gpu/staging.py", COPY, COPY.replace(", stream", "")),
     "a wrong descriptor": ("gpu/staging.py", "row = (0, width * channels, height", "row = (0, width, height"),
@@ -73,8 +73,33 @@ MUTANTS = {
     "a picture too few": ("gpu/staging.py", "= begin, end, count", "= begin, end, count - 1"),
     "no copy where there should be one": (
         "gpu/staging.py",
-        "if size and self.base != ",
-        "if size and self.base == ",
+        "if len(pixels) and base != ",
+        "if len(pixels) and base == ",
+    ),
+    "registered memory that goes while it is read": (
+        "gpu/registered.py",
+        "        with view.registered.lock:\n",
+        "        if True:\n",
+    ),
+    "registered memory that is not given back": (
+        "gpu/registered.py",
+        "self._driver.cuMemHostUnregister(self._start)",
+        "pass",
+    ),
+    "registered memory read elsewhere": (
+        "gpu/registered.py",
+        "self._address + at if",
+        "self._address + at + 1 if",
+    ),
+    "the places of another batch": (
+        "gpu/staging.py",
+        "        if self._last != key:\n",
+        "        if not self._last:\n",
+    ),
+    "pixels from the beginning of an arena": (
+        "gpu/staging.py",
+        "pictures.address + self._begin\n",
+        "pictures.address\n",
     ),
     "kernels launched on another stream": ("gpu/kernels.py", "1), stream=stream)", "1), stream=None)"),
     "wrong blocks": ("gpu/kernels.py", "block=(*launch.block, 1)", "block=(*launch.block[::-1], 1)"),

@@ -1,6 +1,6 @@
 """What runs a network: the four methods of every backend, and what one on a GPU has besides."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -89,6 +89,14 @@ class DeviceBackend(Backend, Protocol):
 
     def decode_jpeg(self, data: bytes) -> DeviceImage | None:
         """Decode a plain JPEG on the GPU; None where that is not switched on, or not possible."""
+        ...
+
+    def register_memory(self, memory: npt.NDArray[np.uint8]) -> Callable[[], None]:
+        """Have the GPU read memory by itself, where the system lets it, until what is returned is called.
+
+        Args:
+            memory: whose `PackedImages` are given to `run_pictures`; nothing may write to them meanwhile.
+        """
         ...
 
     def run_pictures(self, pictures: Sequence[AnyImage] | npt.NDArray[np.uint8]) -> ImageOutputs:

@@ -17,7 +17,16 @@ from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.cache import Cache
-from ..types import AnyImage, Channels, DecodedImage, DeviceImage, ImageOutputs, InputBatch, Outputs
+from ..types import (
+    AnyImage,
+    Channels,
+    DecodedImage,
+    DeviceImage,
+    ImageOutputs,
+    InputBatch,
+    Outputs,
+    PackedImages,
+)
 from .context import Context
 from .driver import describe_gpu
 from .interop import ImportStream, import_image
@@ -27,6 +36,7 @@ from .network import LoadedNetwork
 from .nvjpeg import JpegDecoder
 from .pool import Pool, make_runners
 from .preprocessor import WeightTables
+from .registered import RegisteredMemories
 from .runner import Images, Runner, as_pictures
 from .timing import StageTimer
 
@@ -39,6 +49,7 @@ class GpuBackend(ABC):
     Attributes:
         gpu: that it runs on.
         context: its primary context.
+        registered: memory of the host that it reads by itself.
         device_index: of the GPU.
         pci_bus_id: address of the GPU.
     """
@@ -60,6 +71,8 @@ class GpuBackend(ABC):
                 self._jpeg = JpegDecoder(self.context, self.spec.color) if options.jpeg == "gpu" else None
                 if self._jpeg is not None:
                     opened.append(self._jpeg.free)
+                self.registered = RegisteredMemories(self.context)
+                opened.append(self.registered.free)
                 self._imports = ImportStream(self.context)
                 opened.append(self._imports.free)
                 weights = WeightTables(self.context, kernels, InputShape(*self.spec.input.shape))
@@ -113,10 +126,15 @@ class GpuBackend(ABC):
             image = self._jpeg.decode(data)
             return None if image is None else import_image(image, self.context, self._imports, "rgb")
 
+    def register_memory(self, memory: npt.NDArray[np.uint8]) -> Callable[[], None]:
+        return self.registered.register(memory)
+
     def run_pictures(self, pictures: Images) -> ImageOutputs:
         try:
             with self.context.use():
-                return self.pool.run_pictures(pictures)
+                if not isinstance(pictures, PackedImages):
+                    return self.pool.run_pictures(pictures)
+                return self.registered.read(pictures, self.pool.run_pictures)
         except NoRoomError as error:
             raise SourceError(Kind.TOO_LARGE, str(error)) from error
 

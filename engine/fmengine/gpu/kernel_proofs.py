@@ -17,13 +17,14 @@ from ..check.gate import check_kernel
 from ..check.proofs import NotRun
 from ..model.file import load_model_file, resolve
 from ..model.spec import ModelSpec
-from ..types import DecodedImage, InputBatch
+from ..types import DecodedImage, InputBatch, PackedImages
 from .arena import Buffer
 from .context import Context
 from .interop import ImportStream
 from .kernels import Kernels
 from .launch import InputShape
 from .preprocessor import Preprocessor, WeightTables, read_back
+from .registered import RegisteredMemories
 from .tables import LONGEST
 
 SEED = 11
@@ -42,12 +43,17 @@ def prove_kernels(device: int, model: str | None, pictures: int) -> str:
             run = _make_preprocessing(context, spec, opened)
             check(run, pictures=pictures)
             check(partial(run, separately=True), pictures=pictures // 4)
+            registered = RegisteredMemories(context)
+            opened.append(registered.free)
+            check(partial(_run_registered, registered, run), pictures=pictures // 4)
             check(run, pictures=AROUND_THE_LIMIT, largest=LONGEST + 100, smallest=LONGEST - 100)
     finally:
         context.close(opened)
+    refusal = f" (not registered: {registered.refusal})" if registered.refusal else ""
     return (
         f"{pictures:,} random pictures of 1 to 300 pixels a side, a quarter of them by the three launches too, "
-        f"and {AROUND_THE_LIMIT} around the longest side of the one launch: no level differs"
+        f"a quarter from registered memory{refusal}, and {AROUND_THE_LIMIT} around the longest side of the one "
+        "launch: no level differs"
     )
 
 
@@ -75,6 +81,18 @@ def _make_preprocessing(
         return read_back(context, images.address, spec.input_shape(len(batch)))
 
     return run
+
+
+def _run_registered(
+    registered: RegisteredMemories, run: Callable[[PackedImages], InputBatch], batch: Sequence[DecodedImage]
+) -> InputBatch:
+    """Run a batch out of memory that is registered for it."""
+    images = PackedImages.pack(batch)
+    unregister = registered.register(images.memory)
+    try:
+        return registered.read(images, run)
+    finally:
+        unregister()
 
 
 def prove_sanitized(tool: str, device: int, pictures: int) -> str:

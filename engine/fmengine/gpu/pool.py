@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ClosedError, NoRoomError
 from ..model.spec import ModelSpec
-from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs
+from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs, PackedImages
 from .context import CLOSE_TIMEOUT
 from .preprocessor import count_device_bytes
 from .runner import Images, Runner, as_pictures
@@ -151,6 +151,8 @@ def make_runners(make: Callable[[], Runner], count: int) -> list[Runner]:
 
 def split_batch(batch: Images, max_batch: int, spec: ModelSpec) -> list[Images]:
     """Cut a batch into parts of at most `max_batch` pictures and about `MAX_PART_BYTES` bytes, in order."""
+    if isinstance(batch, PackedImages):  # one memory of their pixels has no more than fits
+        return [batch[start : start + max_batch] for start in range(0, len(batch), max_batch)]
     if isinstance(batch, np.ndarray):
         step = max(1, min(max_batch, MAX_PART_BYTES // count_device_bytes(DecodedImage(batch[0]), spec)))
         return [batch[start : start + step] for start in range(0, len(batch), step)]

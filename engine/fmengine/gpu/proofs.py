@@ -29,7 +29,7 @@ from ..image.preprocess import preprocess_batch
 from ..model.file import ModelFile
 from ..options import BackendOptions, Limits
 from ..system.cores import usable_cores
-from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs
+from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs, PackedImages
 from .backend import GpuBackend
 from .kernel_proofs import prove_kernels, prove_sanitized
 from .runner import Runner, list_execution_paths
@@ -59,6 +59,7 @@ def list_claims(backend: str, model: str | None, options: BackendOptions, effort
         Claim("one answer in any batch", lambda: _prove_batch_invariance(target)),
         Claim("CUDA graphs against the stream, every class", lambda: _prove_graphs(target)),
         Claim("answers looked for, and waited for", lambda: _prove_waits(target)),
+        Claim("memory of others, registered", lambda: _prove_registered(target)),
         Claim("1 to 4 streams", lambda: _prove_streams(target, min(500, effort.pictures))),
         Claim("JPEG files decoded on the GPU", lambda: _prove_jpeg(target)),
         Claim(f"soak of {effort.soak:g} seconds", lambda: _prove_soak(target, effort.soak)),
@@ -165,6 +166,24 @@ def _prove_waits(target: _Target) -> str:
 
     with target.open() as (backend, _), backend.context.use():
         return backend.pool.with_runner(compare)
+
+
+def _prove_registered(target: _Target) -> str:
+    """Read batches out of memory as workers share it: few where they lie, many by DMA."""
+    rng = np.random.default_rng(SEED)
+    batches = [[draw_picture(rng) for _ in range(size)] for size in (1, 8, MAX_BATCH, MAX_BATCH + 9)]
+    with target.open() as (backend, _):
+        for batch in batches:
+            images = PackedImages.pack(batch)
+            unregister = backend.register_memory(images.memory)
+            try:
+                if backend.registered.refusal:
+                    raise NotRun(f"this system registers none: {backend.registered.refusal}")
+                _check_bits([backend.run_pictures(batch), *(backend.run_pictures(images) for _ in range(20))])
+            finally:
+                unregister()
+        sizes = ", ".join(str(len(batch)) for batch in batches)
+        return f"batches of {sizes}, 20 times each: the same bits as of copies"
 
 
 def _prove_streams(target: _Target, count: int) -> str:

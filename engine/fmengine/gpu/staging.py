@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..image.geometry import check_resize
 from ..model.spec import InputSpec, ModelSpec
-from ..types import AnyImage, DeviceImage
+from ..types import AnyImage, DeviceImage, PackedImages
 from .arena import Buffer, PinnedMemory
 from .context import Context
 from .copier import PARALLEL_BYTES, Copier
@@ -49,8 +49,9 @@ class Staging:
         self._pictures[...] = np.zeros((), PICTURE)
         self.batch, self.pictures = self._head.address, self._head.address + BATCH.itemsize
         self._describe_shape = lru_cache(4096)(partial(describe_shape, spec=spec.input))
-        self._last: tuple[Any, ...] | None = None  # what the descriptors stand for
+        self._last: object = None  # what the descriptors stand for
         self.base = self.longest = self.count = self._size = 0
+        self._begin = 0  # of packed images, in their memory
         self._owners: list[object] = []  # of device images in flight
 
     @property
@@ -62,7 +63,8 @@ class Staging:
         """Describe a batch, and start the copy of its pixels where that is worth it.
 
         Args:
-            pictures: images of any sizes, or one array of those of one size, uint8 `[N, H, W]` or `[N, H, W, C]`.
+            pictures: images of any sizes; or those of one size as one array, uint8 `[N, H, W]` or `[N, H, W, C]`.
+                The memory of `PackedImages` that has an address must not change until the batch is done.
             stream: of the copy.
 
         Raises:
@@ -70,6 +72,9 @@ class Staging:
             SourceError: for a picture that would take far more work than it has pixels.
         """
         self._owners = []
+        if isinstance(pictures, PackedImages):
+            self._stage_packed(pictures, stream)
+            return
         if isinstance(pictures, np.ndarray):
             size = self._stage_stack(pictures, pictures.shape[1:])
         elif len(on_host := [picture for picture in pictures if isinstance(picture, np.ndarray)]) < len(pictures):
@@ -78,7 +83,7 @@ class Staging:
             size = self._stage_stack(on_host, on_host[0].shape)
         else:
             size = self._stage_list(on_host)
-        self._place(size, stream)
+        self._place(self._pixels.host[:size], self._pixels.host_address, stream)
 
     def list_geometries(self) -> list[Geometry]:
         """List what is staged, for the launches that take boxes of any length."""
@@ -149,7 +154,7 @@ class Staging:
             self._copier.copy(on_host, self._pixels.host[:size])
         self._describe([get_shape(picture) for picture in pictures])
         self.count = len(pictures)
-        base = self._choose_base(size)
+        base = self._choose_base(size, self._pixels.host_address)
         at = 0
         for picture, described in zip(pictures, self._pictures, strict=False):
             if isinstance(picture, DeviceImage):
@@ -162,10 +167,32 @@ class Staging:
         self._set_bounds(-ANYWHERE, ANYWHERE, len(pictures))  # which nobody but this process writes
         return size
 
-    def _describe(self, shapes: Sequence[tuple[int, ...]]) -> npt.NDArray[np.int64]:
+    def _stage_packed(self, pictures: PackedImages, stream: Any) -> None:
+        """Stage pictures that lie in one memory, without a copy on the host where a GPU reads it."""
+        key = pictures.places.tobytes()
+        if self._last != key:
+            self._describe_places(pictures.places)
+            self._last = key
+        self._pixels.reserve(self._size)
+        pixels = pictures.memory[self._begin : self._begin + self._size]
+        address = pictures.address + self._begin
+        if not pictures.address:
+            target, address = self._pixels.host[: self._size], self._pixels.host_address
+            self._copier.copy([pixels], target)
+            pixels = target
+        self._place(pixels, address, stream)
+
+    def _describe_places(self, places: npt.NDArray[np.int32]) -> None:
+        sizes, offsets = self._describe(places[:, 1:].tolist()), places[:, 0].astype(np.int64)
+        self._begin = int(offsets.min())
+        self._size = int((offsets + sizes).max()) - self._begin
+        self._pictures["pixels"][: len(places)] = offsets - self._begin
+        self._set_bounds(0, self._size, len(places))
+
+    def _describe(self, shapes: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
         """Describe pictures of these shapes, but for where they are; return their bytes."""
         self._last = None
-        rows, sizes, sides = zip(*map(self._describe_shape, shapes), strict=True)
+        rows, sizes, sides = zip(*map(self._describe_shape, map(tuple, shapes)), strict=True)
         self._pictures[: len(rows)] = np.frombuffer(b"".join(rows), PICTURE)
         self.longest = max(sides)
         return np.array(sizes, np.int64)
@@ -174,16 +201,22 @@ class Staging:
         self._batch["begin"], self._batch["end"], self._batch["count"] = begin, end, count
         self.count = count
 
-    def _choose_base(self, size: int) -> int:
+    def _choose_base(self, size: int, host_address: int) -> int:
         in_place = self.count <= MAX_IN_PLACE and size <= MAX_BYTES_IN_PLACE
-        return self._pixels.host_address if in_place else self._pixels.address
+        return host_address if in_place else self._pixels.address
 
-    def _place(self, size: int, stream: Any) -> None:
-        """Say where the pixels are, and start their copy to the GPU unless it reads them where they are."""
-        if (base := self._choose_base(size)) != self.base:
+    def _place(self, pixels: npt.NDArray[np.uint8], address: int, stream: Any) -> None:
+        """Say where the pixels are, and start their copy to the GPU unless it reads them where they are.
+
+        Args:
+            pixels: of the batch, in memory that a GPU reads.
+            address: of the same, for the GPU.
+            stream: of the copy.
+        """
+        if (base := self._choose_base(len(pixels), address)) != self.base:
             self._batch["base"] = self.base = base
-        if size and self.base != self._pixels.host_address:
-            self._context.cuda.memcpy_htod_async(self._pixels.address, self._pixels.host[:size], stream)
+        if len(pixels) and base != address:
+            self._context.cuda.memcpy_htod_async(self._pixels.address, pixels, stream)
 
 
 class ShapeDescription(NamedTuple):
@@ -201,12 +234,13 @@ class ShapeDescription(NamedTuple):
 
 
 def describe_shape(shape: tuple[int, ...], spec: InputSpec) -> ShapeDescription:
-    """Describe pictures of a shape, `[H, W]` or `[H, W, C]`, whose rows follow each other.
+    """Describe pictures of a shape, `[H, W]` or `[H, W, C]`, whose rows follow each other; no C is one channel.
 
     Raises:
         SourceError: for a picture that would take far more work than it has pixels.
     """
-    height, width, channels = (*shape, 1)[:3]
+    height, width = shape[:2]
+    channels = sum(shape[2:]) or 1
     left, top, right, bottom = check_resize((width, height), spec)
     row = (0, width * channels, height, width, left, top, bottom - top, right - left, channels, 0)
     size = height * width * channels

@@ -51,18 +51,18 @@ class Slot:
 
     Attributes:
         rows: which picture of the chunk is in each row, uint16 `[capacity]`.
-        shapes: offset into `pixels`, height, width and channels of each row's image, int32 `[capacity, 4]`;
+        places: offset into `pixels`, height, width and channels of each row's image, int32 `[capacity, 4]`;
             no channels for an image `[H, W]`.
         batch: inputs and probabilities; None where the layout has none.
         pixels: of decoded images, uint8.
     """
 
-    __slots__ = ("batch", "pixels", "rows", "shapes")
+    __slots__ = ("batch", "pixels", "places", "rows")
 
     def __init__(self, layout: Layout, memory: memoryview) -> None:
         at = align(2 * layout.capacity)
         self.rows: npt.NDArray[np.uint16] = np.frombuffer(memory, np.uint16, layout.capacity)
-        self.shapes: npt.NDArray[np.int32] = np.frombuffer(memory, np.int32, 4 * layout.capacity, at).reshape(
+        self.places: npt.NDArray[np.int32] = np.frombuffer(memory, np.int32, 4 * layout.capacity, at).reshape(
             -1, 4
         )
         at += align(16 * layout.capacity)

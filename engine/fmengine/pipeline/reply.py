@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import Kind
-from ..types import DecodedImage, Failure
+from ..types import DecodedImage, Failure, PackedImages
 from .arena import Slot
 from .batch import Batch, Task
 from .chunk import Answers
@@ -71,7 +71,7 @@ def read_reply(answer: Answer, slot: Slot, network: bool, copy: bool) -> Reply:
     rows = _read_rows(slot, answer)
     reply, count = Reply(rows, answer.failures, answer.unplaced), len(rows)
     if slot.batch is None:
-        images = [_get_image(slot, shape) for shape in slot.shapes[:count].tolist()]
+        images = _read_images(slot, count)
         return reply._replace(images=[DecodedImage(image.copy()) for image in images] if copy else images)
     flat = slot.batch.flat[:count].tolist()
     if not network:
@@ -96,10 +96,13 @@ def _read_rows(slot: Slot, answer: Answer) -> Sequence[int]:
     return rows
 
 
-def _get_image(slot: Slot, shape: list[int]) -> DecodedImage:
-    at, height, width, channels = shape
-    size = height * width * (channels or 1)
-    if not (at >= 0 and height > 0 and width > 0 and channels in (0, 1, 3) and at + size <= len(slot.pixels)):
-        raise NonsenseError(f"an image of {shape}")
-    pixels = slot.pixels[at : at + size]
-    return DecodedImage(pixels.reshape(height, width, channels) if channels else pixels.reshape(height, width))
+def _read_images(slot: Slot, count: int) -> PackedImages:
+    """Read where the images of a slot are; none of them may lead out of it."""
+    places, size = slot.places[:count].copy(), len(slot.pixels)
+    at, height, width, channels = places.astype(np.int64).T
+    possible = (at >= 0) & (height > 0) & (height <= size) & (width > 0) & (width <= size)
+    possible &= (channels == 0) | (channels == 1) | (channels == 3)
+    possible &= at + height * width * np.maximum(channels, 1) <= size
+    if not possible.all():
+        raise NonsenseError(f"an image of {places[~possible][0].tolist()}")
+    return PackedImages(slot.pixels, places)

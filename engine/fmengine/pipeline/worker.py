@@ -201,7 +201,7 @@ class ImageService(ChunkService):
                 continue
             slot.pixels[at:end] = image.reshape(-1)
             slot.rows[row] = _get_index(task)
-            slot.shapes[row] = at, *image.shape[:2], image.shape[2] if image.ndim == 3 else 0
+            slot.places[row] = at, *image.shape[:2], image.shape[2] if image.ndim == 3 else 0
             at, row = end, row + 1
         return unplaced
 

@@ -12,10 +12,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from typing import Protocol, cast
+
+import numpy as np
 
 from ..errors import Kind, UnavailableError
 from .arena import SLOTS, Arena, Memory
@@ -59,12 +61,14 @@ class Worker:
         self.answered, self.network, self.tainted, self.may_take_another = 0, False, False, True
         self._ending, self.ended = threading.Lock(), False
         self._code: int | None = None
+        self._unregister: Callable[[], None] = _do_nothing
         self.outstanding: deque[tuple[int, int, Chunk]] = deque()
         self._generation = 0
         self._server, self._setup = server, setup
         with closing(Memory(setup.layout.size)) as file:
             try:
-                self._arena = Arena(setup.layout, mmap.mmap(file.descriptor, setup.layout.size))
+                memory = mmap.mmap(file.descriptor, setup.layout.size)
+                self._arena = Arena(setup.layout, memory)
                 self._socket, theirs = socket.socketpair()
             except OSError as error:  # no room, or too many open files
                 raise UnavailableError(f"cannot start another worker process: {error}") from error
@@ -78,6 +82,8 @@ class Worker:
         self._socket.setblocking(False)
         self._reader = AnswerReader(self._socket)
         self._wait_until_ready()
+        if setup.register is not None:
+            self._unregister = setup.register(np.frombuffer(memory, np.uint8))
 
     def _wait_until_ready(self) -> None:
         try:
@@ -159,7 +165,7 @@ class Worker:
 
     def end(self) -> int | None:
         """Kill it, and return its exit code, if that is known."""
-        self._socket.close()
+        self.let_go()
         with self._ending:
             if not self.ended:
                 self.ended, self._code = True, self._server.reap(self.pid)
@@ -175,6 +181,7 @@ class Worker:
     def let_go(self) -> None:
         """Close this process's copy of our end: it goes on for the process that started it."""
         self._socket.close()
+        self._unregister()
 
     def check_pulse(self) -> None:
         """Raise WorkerDiedError if a picture takes longer than it may; it may wait for its turn some time more."""
@@ -211,6 +218,10 @@ class Worker:
             return WorkerDiedError(Kind.CRASHED, message, suspect=suspect, killed=True)
         how = f"died of {_get_signal_name(-code)}" if code < 0 else f"ended the process with exit code {code}"
         return WorkerDiedError(Kind.CRASHED, f"its decoder {how}", suspect=suspect)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _get_signal_name(number: int) -> str:

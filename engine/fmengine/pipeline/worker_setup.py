@@ -1,6 +1,10 @@
 """What workers are to do, and what each may take: set up by the engine, carried out in `worker.py`."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from ..model.file import ModelFile
 from ..model.spec import ModelSpec
@@ -11,6 +15,9 @@ CAPACITY = 64  # pictures a chunk, unless the network's batch is smaller
 PIXEL_BYTES = 16 * 1024 * 1024  # of decoded images a chunk
 HANG_SECONDS = 30.0  # that a picture may take without `Isolation`: six times what `Limits` lets any take
 MIN_WAIT, MAX_WAIT = 0.01, 1.0  # seconds between looks at a worker's pulse
+
+
+Register = Callable[[npt.NDArray[np.uint8]], Callable[[], None]]
 
 
 class Setup(NamedTuple):
@@ -24,6 +31,7 @@ class Setup(NamedTuple):
         isolation: limits of the process; None for none.
         min_side: rows and columns that a JPEG keeps at least where it is decoded smaller.
         model: bytes of a model file; empty for none.
+        register: is called with the memory of each worker's arena, and returns what is called before that goes.
     """
 
     service: str
@@ -33,6 +41,7 @@ class Setup(NamedTuple):
     isolation: Isolation | None
     min_side: int = 0
     model: bytes = b""
+    register: Register | None = None
 
     @property
     def seconds(self) -> float:
@@ -54,11 +63,21 @@ def set_up_answers(
     return Setup(f"{__package__}.worker:AnswerService", settings, layout, limits, isolation, min_side, model.data)
 
 
-def set_up_images(spec: ModelSpec, limits: Limits, isolation: Isolation | None, *, min_side: int) -> Setup:
+def set_up_images(
+    spec: ModelSpec,
+    limits: Limits,
+    isolation: Isolation | None,
+    *,
+    min_side: int,
+    register: Register | None = None,
+) -> Setup:
     """Set up workers that read and decode, for a GPU that does the rest."""
     shape = {"height": spec.height, "width": spec.width, "color": spec.color, "fit": spec.fit}
     make = f"{__package__}.worker:make_holdable"
-    return set_up_shrinking(spec.color, limits, isolation, make=make, arguments={"spec": shape}, min_side=min_side)
+    setup = set_up_shrinking(
+        spec.color, limits, isolation, make=make, arguments={"spec": shape}, min_side=min_side
+    )
+    return setup._replace(register=register)
 
 
 def set_up_shrinking(
