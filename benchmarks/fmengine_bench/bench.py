@@ -21,6 +21,7 @@ from .limits import (
     Peak,
     Roofline,
     Work,
+    compute_pixel_roofline,
     compute_roofline,
     count_work,
     explain_bounds,
@@ -29,7 +30,7 @@ from .limits import (
 )
 from .machine import describe, warn_of_load
 from .metrics import Accuracy, compute_accuracy
-from .on_gpu import Way, measure_network, measure_ways
+from .on_gpu import SIDE, BatchParts, Way, measure_parts, measure_ways
 from .peers import check_peers
 from .processes import Usage
 from .scenarios import NETWORK, Server, measure_offline, measure_server, measure_single_stream
@@ -37,7 +38,7 @@ from .stages import Overlapped, Serial, measure_overlapped, measure_serial
 from .timing import Figure, Summary, estimate_median, random_inputs, summarise, time_calls
 from .verdict import Verdict, judge
 
-SCHEMA = "fmengine.bench/5"
+SCHEMA = "fmengine.bench/6"
 JUDGED = 256  # pictures that the verdict is on
 BATCHES = (1, 32)  # of the roofline
 
@@ -80,6 +81,7 @@ class Report:
     rooflines: list[Roofline] = field(default_factory=list)
     holds_back: list[str] = field(default_factory=list)
     pictures_a_joule: Figure | None = None
+    parts_on_gpu: list[BatchParts] = field(default_factory=list)
     ways_on_gpu: list[Way] = field(default_factory=list)
     contenders: list[Contender] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # peers that failed, and why
@@ -141,7 +143,11 @@ def run(
     served = measure_server(engine, good, effort.deadline, effort.seconds / 5, effort.rounds)
     notify("the limit")
     alone = streams[NETWORK]
-    work, peak, rooflines = _measure_limit(engine, effort, alone)
+    parts: list[BatchParts] = []
+    if isinstance(engine.backend, DeviceBackend):
+        batches = [batch for batch in BATCHES if batch <= engine.max_batch]
+        parts = measure_parts(engine, sorted({*batches, engine.max_batch}), effort.rounds)
+    work, peak, rooflines = _measure_limit(engine, effort, alone, parts)
     means = {name: stage.mean for name, stage in one_at_a_time.stages.items()}
     device = {name: part.mean for name, part in one_at_a_time.device.items()}
     ways_on_gpu: list[Way] = []
@@ -162,8 +168,9 @@ def run(
         work,
         peak,
         rooflines,
-        explain_bounds(means, device, (alone.p90 - alone.p50) / alone.p50, usage),
+        explain_bounds(means, device, (alone.p90 - alone.p50) / alone.p50, usage, parts),
         _measure_energy(engine, list(answers), effort),
+        parts,
         ways_on_gpu,
         *(
             measure_contenders(engine, list(answers), peers, effort.rounds, effort.threads, targets, notify)
@@ -190,29 +197,40 @@ def _predict_labels(engine: Engine, paths: Sequence[str], notify: Callable[[str]
     return {path: made.label for path, made in outcomes.items() if not isinstance(made, Failure)}
 
 
-def _measure_limit(engine: Engine, effort: Effort, alone: Summary) -> tuple[Work, Peak | None, list[Roofline]]:
-    """Measure the model's work, the peak of the CPU or the GPU, and the roofline of the network without transfers.
+def _measure_limit(
+    engine: Engine, effort: Effort, alone: Summary, parts: Sequence[BatchParts]
+) -> tuple[Work, Peak | None, list[Roofline]]:
+    """Measure the model's work, the peak of the CPU or the GPU, and the roofline of each part.
 
     Args:
         engine: that was measured.
         effort: how long to measure.
         alone: what the network takes for one picture. On a CPU that is what is wanted, and is not measured twice:
             a second time, in other circumstances, would give another figure under the same name.
+        parts: of batches on a GPU.
     """
-    work, backend = count_work(engine.model_file), engine.backend
-    batches = [batch for batch in BATCHES if batch <= engine.max_batch]
-    if isinstance(backend, DeviceBackend):
-        peak = measure_gpu_peak(backend.device_index)
+    work, spec = count_work(engine.model_file), engine.spec
+    if isinstance(engine.backend, DeviceBackend):
+        peak = measure_gpu_peak(engine.backend.device_index)
         if peak is None:
             return work, None, []
-        rounds = [{batch: measure_network(backend, batch) for batch in batches} for _ in range(effort.rounds)]
-        measured = {batch: estimate_median([each[batch] for each in rounds]) for batch in batches}
+        networks = {each.batch: each.device["network"] for each in parts}
+        pixels = {each.batch: _add(each.device["upload"], each.device["preprocess"]) for each in parts}
+        rooflines = [compute_pixel_roofline(spec, SIDE, peak, *pair) for pair in pixels.items()]
     else:
-        peak = measure_peak(effort.threads)
-        measured = {1: alone.median} | {
-            batch: _time_network(engine, batch, effort) for batch in batches if batch > 1
-        }
-    return work, peak, [compute_roofline(work, peak, engine.spec.precision, *pair) for pair in measured.items()]
+        peak, rooflines = measure_peak(effort.threads), []
+        batches = [batch for batch in BATCHES if 1 < batch <= engine.max_batch]
+        networks = {1: alone.median} | {batch: _time_network(engine, batch, effort) for batch in batches}
+    return (
+        work,
+        peak,
+        [*rooflines, *(compute_roofline(work, peak, spec.precision, *pair) for pair in networks.items())],
+    )
+
+
+def _add(one: Figure, other: Figure) -> Figure:
+    """Add two figures; their interval is at most the sum of both."""
+    return Figure(one.median + other.median, one.low + other.low, one.high + other.high, one.rounds)
 
 
 def _time_network(engine: Engine, batch: int, effort: Effort) -> Figure:

@@ -3,7 +3,7 @@
 from .bench import Report
 from .contenders import Contender
 from .metrics import Accuracy
-from .on_gpu import Way
+from .on_gpu import BatchParts, Way
 from .processes import WORKER, Usage
 from .scenarios import LOWEST
 from .stages import Overlapped
@@ -30,6 +30,8 @@ def as_text(report: Report) -> str:
     lines.append(f"the stages add up to {_format(report.serial.share, '.1%')} of the whole: they {verdict} it")
     if report.serial.device:
         lines += ["", *_format_latencies("on the GPU, by its events", report.serial.device)]
+    if report.parts_on_gpu:
+        lines += ["", *_format_parts(report.parts_on_gpu)]
     if report.ways_on_gpu:
         lines += ["", *_format_ways(report.ways_on_gpu)]
     lines += ["", *_format_overlapped(report.overlapped)]
@@ -100,12 +102,12 @@ def _format_limit(report: Report) -> list[str]:
     lines = [f"a picture: {work.operations / 1e6:.0f} million operations, {work.weights / 1e6:.2f} MB of weights"]
     if peak := report.peak:
         rates = ", ".join(f"{rate.best:,.0f} {name.upper()}" for name, rate in peak.operations.items())
-        lines.append(f"this machine: {rates} GOP/s, {peak.copy.best:.1f} GB/s copied")
+        upload = f", {peak.upload.best:.1f} GB/s from the host" if peak.upload else ""
+        lines.append(f"this machine: {rates} GOP/s, {peak.copy.best:.1f} GB/s copied{upload}")
     else:
         lines.append("this GPU's peak: not measured; PyTorch is missing, does not see it, or has no room on it")
-    without = ", without transfers" if on_gpu else ""
     lines += [
-        f"  batch {r.batch}: {_format(r.measured, '.3f')} ms{without}, {_format(r.share, '.0%')} of the roofline "
+        f"  {r.part}, batch {r.batch}: {_format(r.measured, '.3f')} ms, {_format(r.share, '.0%')} of the roofline "
         f"({r.bound}-bound)"
         for r in report.rooflines
     ]
@@ -129,6 +131,16 @@ def _format_contenders(contenders: list[Contender]) -> list[str]:
         lines.append(
             f"  {c.name:<26}{c.rate.median:>12,.0f}{interval:>20}{times:>10}{right:>24}  {c.what}{unread}"
         )
+    return lines
+
+
+def _format_parts(found: list[BatchParts]) -> list[str]:
+    heads = "".join(f"{f'batch {parts.batch}':>24}" for parts in found)
+    lines = [f"{'48×48 faces, pixels to results, ms':<38}{heads}"]
+    for who, of in (("host", "host"), ("GPU", "device")):
+        for part in getattr(found[0], of):
+            values = "".join(f"{_format(getattr(parts, of)[part], '.3f'):>24}" for parts in found)
+            lines.append(f"  {f'{who}: {part}':<36}{values}")
     return lines
 
 

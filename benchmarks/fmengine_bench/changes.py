@@ -84,7 +84,8 @@ def _list_figures(document: dict[str, Any]) -> Iterator[tuple[str, Measured]]:
         yield f"on the GPU, {part}, p50, ms", _read_percentile(row, "p50")
     for line in document["rooflines"]:
         if on_gpu or line["batch"] > 1:  # on a CPU, single stream has that of one picture
-            yield f"the network alone, batch {line['batch']}, ms", _read_median(line["measured"], False)
+            part = "the network alone" if line["part"] == "network" else line["part"]
+            yield f"{part}, batch {line['batch']}, ms", _read_median(line["measured"], False)
     if document["pictures_a_joule"]:
         yield "pictures a joule", _read_median(document["pictures_a_joule"], True)
     for way in document["ways_on_gpu"]:

@@ -4,7 +4,7 @@ Roofline: S. Williams, A. Waterman, D. Patterson, Roofline: An Insightful Visual
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +15,9 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from fmengine.model.file import ModelFile
+from fmengine.model.spec import ModelSpec
 
+from .on_gpu import BatchParts
 from .processes import Usage
 from .timing import RESAMPLES, TURN, Call, Figure, random_pixels, time_calls
 
@@ -27,6 +29,9 @@ SIDE = 1024  # of the matrices that are multiplied
 COPIED = 64 * 1024 * 1024  # bytes: beyond the caches of usual processors
 GPU_SIDE, GPU_COPIED = 8192, 1024 * 1024 * 1024
 BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
+
+
+Bound = Literal["arithmetic", "memory", "PCIe"]
 
 
 @dataclass(frozen=True)
@@ -63,27 +68,31 @@ class Peak:
     Attributes:
         operations: 1e9 a second in a product of matrices, by precision.
         copy: 1e9 bytes a second, those that are read and those that are written.
+        upload: 1e9 bytes a second from pinned memory of the host to a GPU; None on a CPU.
     """
 
     operations: dict[str, Best]
     copy: Best
+    upload: Best | None = None
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """How near a batch comes to the minimum of milliseconds that the peak allows.
+    """How near a part of a batch's work comes to the minimum of milliseconds that the peak allows.
 
     Attributes:
+        part: `network`, or on a GPU `preprocessing`, the way of the pixels from the host into the network's input.
         batch: pictures.
         measured: milliseconds.
-        bound: `arithmetic` or `memory`, whichever takes longer at the machine's peak.
+        bound: `arithmetic`, `memory` or `PCIe`, whichever takes longest at the machine's peak.
         least: those milliseconds, the minimum.
         share: of the measured time that is the minimum.
     """
 
+    part: Literal["network", "preprocessing"]
     batch: int
     measured: Figure
-    bound: Literal["arithmetic", "memory"]
+    bound: Bound
     least: float
     share: Figure
 
@@ -119,17 +128,18 @@ def measure_peak(threads: int) -> Peak:
         "int8": _make_product("MatMulInteger", TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, threads),
         "fp32": _make_product("MatMul", TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT, threads),
     }
-    return _measure_rates(products, SIDE, lambda: np.copyto(target, source), COPIED)
+    return _measure_rates(products, SIDE, {"copy": (lambda: np.copyto(target, source), 2 * COPIED)})
 
 
-def _measure_rates(products: dict[str, Call], side: int, copy: Call, copied: int) -> Peak:
-    """Time products of square matrices and a copy, in turn."""
-    taken = time_calls(products | {"copy": copy}, ROUNDS, TURN, min_calls=3)
+def _measure_rates(products: dict[str, Call], side: int, transfers: dict[str, tuple[Call, int]]) -> Peak:
+    """Time products of square matrices, and transfers of so many bytes, in turn."""
+    calls = products | {name: call for name, (call, _) in transfers.items()}
+    amounts = dict.fromkeys(products, 2 * side**3) | {name: size for name, (_, size) in transfers.items()}
+    taken = time_calls(calls, ROUNDS, TURN, min_calls=3)
     rates = {
-        name: _find_best([amount / min(turn) / 1e6 for turn in taken[name]])
-        for name, amount in (dict.fromkeys(products, 2 * side**3) | {"copy": 2 * copied}).items()
+        name: _find_best([amount / min(turn) / 1e6 for turn in taken[name]]) for name, amount in amounts.items()
     }
-    return Peak({name: rates[name] for name in products}, rates["copy"])
+    return Peak({name: rates[name] for name in products}, rates["copy"], rates.get("upload"))
 
 
 def _find_best(rates: list[float]) -> Best:
@@ -160,6 +170,9 @@ def _measure_peak_in_torch(device: "torch.device", wait: Callable[[], None], sid
 
     source = torch.randint(0, 256, (copied,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
+    on_host = torch.from_numpy(random_pixels(copied // 4))
+    if device.type == "cuda":
+        on_host = on_host.pin_memory(device)
     matrices = {
         name: torch.randn(side, side, dtype=dtype, device=device)
         for name, dtype in (("fp16", torch.float16), ("fp32", torch.float32))
@@ -169,11 +182,16 @@ def _measure_peak_in_torch(device: "torch.device", wait: Callable[[], None], sid
         target.copy_(source)
         wait()
 
+    def upload() -> None:
+        target[: len(on_host)].copy_(on_host, non_blocking=True)
+        wait()
+
     def multiply(name: str) -> None:
         torch.mm(matrices[name], matrices[name])
         wait()
 
-    return _measure_rates({name: partial(multiply, name) for name in matrices}, side, copy, copied)
+    transfers: dict[str, tuple[Call, int]] = {"copy": (copy, 2 * copied), "upload": (upload, len(on_host))}
+    return _measure_rates({name: partial(multiply, name) for name in matrices}, side, transfers)
 
 
 def _make_product(name: str, left: int, right: int, out: int, threads: int) -> Call:
@@ -202,19 +220,58 @@ def compute_roofline(work: Work, peak: Peak, precision: str, batch: int, measure
     operations = peak.operations.get(precision, peak.operations["fp32"])
     arithmetic = batch * work.operations / 1e6 / operations.best
     memory = (work.weights + batch * work.activations) / 1e6 / peak.copy.best
-    bound: Literal["arithmetic", "memory"] = "arithmetic" if arithmetic >= memory else "memory"
-    minimum, rate = (arithmetic, operations) if bound == "arithmetic" else (memory, peak.copy)
+    return _compare(
+        "network", batch, measured, {"arithmetic": (arithmetic, operations), "memory": (memory, peak.copy)}
+    )
+
+
+def compute_pixel_roofline(spec: ModelSpec, side: int, peak: Peak, batch: int, measured: Figure) -> Roofline:
+    """Compare the milliseconds that a batch's pixels take from the host into the network's input with the minimum.
+
+    Args:
+        spec: of the model.
+        side: rows and columns of each picture, of one byte a pixel.
+        peak: of the GPU; its upload must be measured.
+        batch: pictures.
+        measured: of upload and preprocessing together: small batches are read over PCIe by the kernel itself.
+    """
+    assert peak.upload is not None
+    read, written = batch * side * side, math.prod(spec.input_shape(batch))
+    return _compare(
+        "preprocessing",
+        batch,
+        measured,
+        {
+            "PCIe": (read / 1e6 / peak.upload.best, peak.upload),
+            "memory": ((read + written) / 1e6 / peak.copy.best, peak.copy),
+        },
+    )
+
+
+def _compare(
+    part: Literal["network", "preprocessing"],
+    batch: int,
+    measured: Figure,
+    bounds: dict[Bound, tuple[float, Best]],
+) -> Roofline:
+    """Hold measured milliseconds against the longest of the bounds, each with the rate that it is at."""
+    bound = max(bounds, key=lambda name: bounds[name][0])
+    minimum, rate = bounds[bound]
     share = Figure(
         minimum / measured.median,
         minimum / measured.high,
         minimum * rate.best / rate.low / measured.low,
         measured.rounds,
     )
-    return Roofline(batch, measured, bound, minimum, share)
+    return Roofline(part, batch, measured, bound, minimum, share)
 
 
 def explain_bounds(
-    serial_means: dict[str, float], device_means: dict[str, float], spread: float, usage: Usage | None = None
+    serial_means: dict[str, float],
+    device_means: dict[str, float],
+    spread: float,
+    usage: Usage | None = None,
+    parts: Sequence[BatchParts] = (),
 ) -> list[str]:
     """Explain what the engine is bound by, in words, by the rules that trtexec has for its warnings.
 
@@ -223,6 +280,7 @@ def explain_bounds(
         device_means: milliseconds by part of the GPU's work, where there is one.
         spread: of the network's time: how far its 90th percentile is from its median, over the median.
         usage: of the processes of a long job, where it is known.
+        parts: of batches on a GPU.
     """
     slowest = max(serial_means, key=serial_means.__getitem__)
     share = serial_means[slowest] / sum(serial_means.values())
@@ -236,6 +294,7 @@ def explain_bounds(
             words.append(
                 "launch-bound: the host takes longer to launch than the GPU to work; use graphs or batches"
             )
+    words += [part.explain() for part in parts]
     if spread > 0.25:
         words.append(f"unstable: the network's time varies by {spread:.0%}; other work, or clocks that change")
     if usage is not None:

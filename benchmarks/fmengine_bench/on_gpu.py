@@ -1,23 +1,24 @@
-"""Measures every way to run the network on a GPU: graphs or none, 1 to 4 streams, with and without transfers."""
+"""Measures a GPU: a batch's parts on host and GPU, and every way to run the network, by graphs and streams."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median
 
-from fmengine.backend.protocol import DeviceBackend, HostTimes
+from fmengine.backend.protocol import DeviceBackend, HostTimes, StageTimes
 from fmengine.backend.registry import load_backend_class
 from fmengine.engine import Engine
 from fmengine.errors import BackendError
 from fmengine.options import BackendOptions
-from fmengine.types import InputBatch
+from fmengine.types import DecodedImage, InputBatch
 
-from .timing import TURN, Call, Figure, estimate_median, random_inputs, time_calls
+from .timing import TURN, Call, Figure, estimate_median, random_inputs, random_pixels, time_calls
 
 STREAMS = (1, 2, 4)
 CUDA_PROVIDER = "onnxruntime-cuda"
+SIDE = 48  # pixels of a face
 EVENTS = 20  # runs a round that the GPU's events time, and the host's parts
 
 
@@ -41,6 +42,73 @@ class Way:
     network: dict[int, Figure]
     host: dict[int, dict[str, float]]
     rate: Figure
+
+
+@dataclass(frozen=True)
+class BatchParts:
+    """What a batch of gray faces takes from pixels to results, by who works on it, in milliseconds.
+
+    Attributes:
+        batch: pictures.
+        host: by its clock: `stage` and `launch` of `HostTimes`, and `rows`, the results made of the answers.
+        device: by the GPU's events: the parts of `StageTimes`.
+    """
+
+    batch: int
+    host: dict[str, Figure]
+    device: dict[str, Figure]
+
+    def explain(self) -> str:
+        """Say whether the host or the GPU takes longer, and which part of it most."""
+        host, device = (sum(part.median for part in parts.values()) for parts in (self.host, self.device))
+        name, parts = ("host", self.host) if host > device else ("GPU", self.device)
+        slowest = max(parts, key=lambda part: parts[part].median)
+        return (
+            f"{name}-bound at batch {self.batch}: the host works {host:.3f} ms, the GPU {device:.3f}; most of "
+            f"that is {slowest}, {parts[slowest].median:.3f}"
+        )
+
+
+def measure_parts(engine: Engine, batches: Sequence[int], rounds: int) -> list[BatchParts]:
+    """Measure the parts of batches of gray faces of random pixels, `SIDE` rows and columns, in turn."""
+    backend = engine.backend
+    assert isinstance(backend, DeviceBackend)
+    faces = {batch: [DecodedImage(face) for face in random_pixels(batch, SIDE, SIDE)] for batch in batches}
+    found: dict[int, dict[str, list[float]]] = {batch: {} for batch in batches}
+    for _ in range(rounds):
+        for batch, images in faces.items():
+            on_host = [backend.time_host(images) for _ in range(EVENTS)]
+            on_device = [backend.time_stages(images)[1] for _ in range(EVENTS)]
+            times = {
+                "stage": [each.stage for each in on_host],
+                "launch": [each.launch for each in on_host],
+                "rows": _time_rows(engine, images),
+            } | {part: [getattr(each, part) for each in on_device] for part in StageTimes._fields}
+            for part, values in times.items():
+                found[batch].setdefault(part, []).append(median(values))
+    return [
+        BatchParts(
+            batch,
+            {part: estimate_median(parts[part]) for part in ("stage", "launch", "rows")},
+            {part: estimate_median(parts[part]) for part in StageTimes._fields},
+        )
+        for batch, parts in found.items()
+    ]
+
+
+def _time_rows(engine: Engine, images: Sequence[DecodedImage]) -> list[float]:
+    """Time how long the results of batches take, in milliseconds."""
+    taken: list[float] = []
+
+    def note(stage: str, begin: float, end: float) -> None:
+        if stage == "post":
+            taken.append(1e3 * (end - begin))
+
+    with engine.observe(note):
+        for _ in range(EVENTS):
+            for _ in engine.predict_many(images, batch_size=len(images)):
+                pass
+    return taken
 
 
 def measure_ways(engine: Engine, rounds: int, notify: Callable[[str], None], turn: float = TURN) -> list[Way]:

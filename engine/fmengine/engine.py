@@ -21,7 +21,7 @@ from .image.arrays import check_channels
 from .image.faults import as_source_error
 from .image.source import is_encoded, is_file_like, is_on_device, with_source
 from .model.file import ModelFile
-from .options import BackendOptions, EngineOptions, Isolation, Limits
+from .options import BackendOptions, EngineOptions, Hint, Isolation, Limits
 from .pipeline.coalesce import Coalescer
 from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
 from .pipeline.stack import run_stack
@@ -108,6 +108,7 @@ class Engine:
         queue_size: int = 256,
         jpeg: Literal["cpu", "gpu"] = "cpu",
         scaled_jpeg: bool = False,
+        hint: Hint = "throughput",
         allow_untrusted_engine: bool = False,
     ) -> Self:
         """Load a model and warm it up.
@@ -136,6 +137,8 @@ class Engine:
             jpeg: where JPEG files are decoded. A GPU's pixels may differ from the CPU's by some levels.
             scaled_jpeg: decode large JPEG files smaller by a factor of 2 to 8, never to less than twice the
                 network's input: photographs take half the time, and pixels differ by some levels.
+            hint: what backend `auto` is to be fast for, `throughput` of many pictures or `latency` of one alone: a
+                GPU is taken where it measures faster for that than the CPU.
             allow_untrusted_engine: run an engine file also where somebody else could have written it: another user
                 owns it or its folder, others may write them, or one is a symbolic link. An engine is executable
                 code and runs with all your rights.
@@ -157,6 +160,7 @@ class Engine:
             queue_size=queue_size,
             jpeg=jpeg,
             scaled_jpeg=scaled_jpeg,
+            hint=hint,
         )
         threads = threads or usable_cores()
         settings = BackendOptions(
@@ -166,7 +170,7 @@ class Engine:
             jpeg=jpeg,
             allow_untrusted_engine=allow_untrusted_engine,
         )
-        opened, file, attempts = open_backend(backend, None if model is None else str(model), settings)
+        opened, file, attempts = open_backend(backend, None if model is None else str(model), settings, hint)
         if file.engine is not None:
             options = replace(options, max_batch=min(max_batch, file.engine.max_batch))
         if isinstance(opened, DeviceBackend):

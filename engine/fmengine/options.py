@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+Hint = Literal["throughput", "latency"]  # what `auto` is to be fast for: many pictures, or one alone
+HINTS: tuple[Hint, ...] = get_args(Hint)
 MIN_ROW = (
     16  # pixels that a row costs a decoder, however short it is: a million rows of one pixel are no small picture
 )
@@ -99,6 +101,7 @@ class EngineOptions:
     queue_size: int = 256
     jpeg: Literal["cpu", "gpu"] = "cpu"
     scaled_jpeg: bool = False
+    hint: Hint = "throughput"
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.threads < 0:
@@ -118,6 +121,8 @@ class EngineOptions:
             raise ValueError(
                 f"unsure_below {self.unsure_below}; expected a confidence from 0 to 1, or 'recommended'"
             )
+        if self.hint not in HINTS:
+            raise ValueError(f"hint {self.hint!r}; expected 'throughput' or 'latency'")
         if self.jpeg not in ("cpu", "gpu"):
             raise ValueError(f"jpeg {self.jpeg!r}; expected 'cpu' or 'gpu'")
         if self.jpeg == "gpu" and self.isolate is not None:

@@ -32,9 +32,10 @@ from fmengine_bench.bench_cli import bench
 from fmengine_bench.bench_page import format_page
 from fmengine_bench.drawn import draw_pictures
 from fmengine_bench.jobs import jobs
-from fmengine_bench.limits import Best, Peak, compute_roofline, count_work
+from fmengine_bench.limits import Best, Peak, compute_pixel_roofline, compute_roofline, count_work
 from fmengine_bench.machine import warn_of_load
 from fmengine_bench.metrics import compute_accuracy, compute_wilson_interval
+from fmengine_bench.on_gpu import BatchParts
 from fmengine_bench.timing import Figure, estimate_median, summarise, time_calls, time_in_turn
 from fmengine_bench.verdict import Verdict
 
@@ -447,8 +448,38 @@ def test_the_roofline_takes_the_higher_of_arithmetic_and_memory() -> None:
     assert found.bound == "memory"
     peak = peak_of(1e6, int8=1000, fp32=100)
     found = compute_roofline(work, peak, "int8", 1, exactly(2 * work.operations / 1e9))
-    assert found.bound == "arithmetic"
+    assert (found.part, found.bound) == ("network", "arithmetic")
     assert found.share.median == pytest.approx(0.5)
+
+
+def test_pixels_are_held_against_pcie_and_memory() -> None:
+    """100 faces of 48 × 48 bytes up, and read and written once: 0.23 MB over 50 GB/s, 0.87 MB over 100."""
+    spec = replace(load_model_file(resolve("alexnet-slim", ("fp16",))).spec, height=80, width=80)
+    for upload, memory, bound, least in ((50, 1e6, "PCIe", 230_400 / 50e6), (1e6, 100, "memory", 870_400 / 100e6)):
+        peak = replace(peak_of(memory, fp32=1), upload=Best(upload, upload, 5))
+        found = compute_pixel_roofline(spec, 48, peak, 100, exactly(4 * least))
+        assert (found.part, found.bound, found.batch) == ("preprocessing", bound, 100)
+        assert found.least == pytest.approx(least)
+        assert found.share.median == pytest.approx(0.25)
+
+
+def test_who_works_longer_holds_a_batch_back() -> None:
+    device = {
+        "upload": exactly(0.01),
+        "preprocess": exactly(0.02),
+        "network": exactly(0.05),
+        "download": exactly(0.01),
+    }
+    host = {"stage": exactly(0.08), "launch": exactly(0.01), "rows": exactly(0.02)}
+    assert BatchParts(64, host, device).explain() == (
+        "host-bound at batch 64: the host works 0.110 ms, the GPU 0.090; most of that is stage, 0.080"
+    )
+    assert BatchParts(1, host | {"stage": exactly(0.01)}, device).explain() == (
+        "GPU-bound at batch 1: the host works 0.040 ms, the GPU 0.090; most of that is network, 0.050"
+    )
+    means = dict.fromkeys(("host-to-device", "preprocess", "network", "device-to-host"), 1.0)
+    words = limits.explain_bounds({"infer": 1.0}, means, 0.0, None, [BatchParts(64, host, device)])
+    assert any(text.startswith("host-bound at batch 64") for text in words)
 
 
 def test_a_rooflines_share_is_as_uncertain_as_what_it_is_made_of() -> None:
@@ -475,7 +506,8 @@ def test_a_gpus_peak_is_measured_by_pytorch_where_it_sees_one(monkeypatch: pytes
     monkeypatch.setattr(torch, "mm", lambda *matrices: products.append(multiply(*matrices)))
     peak = limits._measure_peak_in_torch(torch.device("cpu"), lambda: waits.append(1), 32, 1 << 16)
     assert set(peak.operations) == {"fp16", "fp32"}
-    assert min(rate.low for rate in (*peak.operations.values(), peak.copy)) > 0
+    assert peak.upload is not None
+    assert min(rate.low for rate in (*peak.operations.values(), peak.copy, peak.upload)) > 0
     assert len(waits) > len(products) > 0  # after every product and copy: a GPU works on when a call has returned
     assert len(products[0].unique()) > 100  # of numbers that cost what the network's do
     assert limits.measure_gpu_peak(torch.cuda.device_count()) is None
@@ -490,7 +522,7 @@ def test_other_work_does_not_lower_the_peak(clock: Clock) -> None:
     def call() -> None:
         time.sleep(0.001 if next(calls) % 3 == 0 else 0.009)
 
-    peak = limits._measure_rates({"fp32": call}, 100, call, 1_000_000)
+    peak = limits._measure_rates({"fp32": call}, 100, {"copy": (call, 2_000_000)})
     for found in (peak.operations["fp32"], peak.copy):
         assert (found.best, found.low) == pytest.approx((2, 2))  # 1e9 a second: 2e6 in a millisecond
 
@@ -722,7 +754,7 @@ def test_compare_reports_what_it_cannot_read(tmp_path: Path) -> None:
     path.write_text('{"schema": "another"}')
     result = CliRunner().invoke(bench, ["compare", str(path), str(path)])
     assert result.exit_code == 1
-    assert "expected 'fmengine.bench/5'" in str(result.exception)
+    assert "expected 'fmengine.bench/6'" in str(result.exception)
 
 
 # Peers, energy, jobs

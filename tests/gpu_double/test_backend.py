@@ -696,6 +696,7 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
     )  # searches for long
     monkeypatch.setattr(bench, "measure_ways", partial(on_gpu.measure_ways, turn=0.01))
     monkeypatch.setattr(on_gpu, "EVENTS", 3)
+    monkeypatch.setattr(on_gpu, "STREAMS", (1, 2))
     every, seen = on_gpu._run_on_every_stream, []
     monkeypatch.setattr(on_gpu, "_run_on_every_stream", lambda b, *rest: (seen.append(b.streams), every(b, *rest)))
     onnxruntime_double.install(monkeypatch)
@@ -708,17 +709,25 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
             monkeypatch.setattr(TensorRtBackend, name, noting_zeros(timed, zeros))
         report = bench.run(engine, paths, effort)
         monkeypatch.setattr(
-            bench, "measure_gpu_peak", lambda _: Peak({"fp32": Best(1.0, 1.0, 2)}, Best(1.0, 1.0, 2))
+            bench, "measure_gpu_peak", lambda _: Peak({"fp32": Best(1.0, 1.0, 2)}, *2 * [Best(1.0, 1.0, 2)])
         )
-        _, _, rooflines = bench._measure_limit(engine, effort, report.single_stream["the network alone"])
+        alone, parts = report.single_stream["the network alone"], report.parts_on_gpu
+        _, _, rooflines = bench._measure_limit(engine, effort, alone, parts)
     assert zeros
     assert not any(zeros)  # which would flatter a GPU
-    assert [(line.batch, line.measured.rounds) for line in rooflines] == [(1, 2)]
-    assert "ms, without transfers, " in as_text(replace(report, rooflines=rooflines))
+    assert [(line.part, line.batch, line.measured.rounds) for line in rooflines] == [
+        (part, batch, 2) for part in ("preprocessing", "network") for batch in (1, 4)
+    ]
+    assert "preprocessing, batch 4: " in as_text(replace(report, rooflines=rooflines))
+    for each in report.parts_on_gpu:
+        assert min(part.median for part in each.host.values()) > 0
+        assert f"-bound at batch {each.batch}: the host works" in "".join(report.holds_back)
+    for name in ("host: stage", "host: launch", "host: rows", "GPU: upload", "GPU: network", "GPU: download"):
+        assert f"  {name} " in as_text(report)
     assert [way.name for way in report.ways_on_gpu] == [
         f"{kind}, {streams}"
         for kind in ("tensorrt, graphs", "tensorrt", "onnxruntime-cuda, graphs", "onnxruntime-cuda")
-        for streams in ("1 stream", "2 streams", "4 streams")
+        for streams in ("1 stream", "2 streams")
     ]
     for way in report.ways_on_gpu:
         around = ", around the network" if way.name.startswith("onnx") else ""
@@ -726,7 +735,7 @@ def test_bench_measures_graphs_streams_and_transfers(tmp_path, monkeypatch):
         for batch in (1, 4):
             assert min(way.network[batch].low, way.with_transfers[batch].low, *way.host[batch].values()) > 0
         assert way.rate.median > 0
-    assert set(seen) == {1, 2, 4}
+    assert set(seen) == {1, 2}
     assert list(report.serial.device) == ["host-to-device", "preprocess", "network", "device-to-host"]
     assert (report.peak, report.pictures_a_joule, report.verdict.pixels) == (None, None, None)
     assert bench.find_pci_address(engine) == "0000:01:00.0"

@@ -6,6 +6,8 @@ providers name what a library was compiled with, not what runs.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,11 +24,11 @@ from ..errors import (
 )
 from ..model.engine_file import SUFFIX as ENGINE_SUFFIX
 from ..model.file import ModelFile, load_model_file, resolve
-from ..options import BackendOptions
+from ..options import BackendOptions, Hint
 from ..system.imports import load_object
 from ..system.nvidia import require_driver
 from ..types import InputBatch
-from .protocol import Backend
+from .protocol import Backend, DeviceBackend
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +58,15 @@ def backends() -> list[str]:
 
 
 def open_backend(
-    name: str, model: str | None, options: BackendOptions
+    name: str, model: str | None, options: BackendOptions, hint: Hint = "throughput"
 ) -> tuple[Backend, ModelFile, Sequence[Attempt]]:
-    """Open a backend by name, or with `auto` the first that works; of several on a CPU, the fastest.
+    """Open a backend by name, or with `auto` the first that works, a GPU's where it is faster than the CPU.
 
     Args:
         name: one of `BACKENDS`, or `auto`. A backend that is named works, or it is an error.
         model: a path, the name of a shipped model, or None. An engine file is run by the backend that it names.
         options: device, batch and threads.
+        hint: what `auto` is to be fast for.
 
     Returns:
         The backend, the model file that it runs, and what was tried before it and why not taken.
@@ -76,20 +79,25 @@ def open_backend(
         raise UnavailableError(f"unknown backend {name!r}; available are auto, {', '.join(BACKENDS)}")
     if model is not None and Path(model).suffix == ENGINE_SUFFIX:
         return _open_engine_file(name, model, options)
-    attempts: list[Attempt] = []
     load = cache(load_model_file)  # several candidates run the same file
-    for candidate, others in _list_candidates() if name == "auto" else ((name, ()),):
+    if name != "auto":
+        file = _find_file(name, model, load)
+        return open_file(name, file, options), file, [Attempt(name, "")]
+    attempts: list[Attempt] = []
+    for candidate, others in _list_candidates():
         try:
             file = _find_file(candidate, model, load)
             backend = open_file(candidate, file, options)
-            if name == "auto":
-                _check_answers(backend, file)
+            _check_answers(backend, file)
+            slower, not_taken = _compare_devices(backend, file, model, options, hint)
         except BackendError as error:
-            if name != "auto":
-                raise
             attempts.append(Attempt(candidate, str(error)))
-        else:
-            return backend, file, [*attempts, *others, Attempt(candidate, "")]
+            continue
+        if slower:
+            backend.close()
+            attempts.append(Attempt(candidate, slower))
+            continue
+        return backend, file, [*attempts, *others, *not_taken, Attempt(candidate, "")]
     reasons = "; ".join(f"{attempt.name}: {attempt.reason}" for attempt in attempts)
     raise UnavailableError(f"no backend works on this machine: {reasons}")
 
@@ -104,10 +112,48 @@ def _open_engine_file(
     return open_file(chosen, file, options), file, [Attempt(chosen, "")]
 
 
+def _compare_devices(
+    backend: Backend, file: ModelFile, model: str | None, options: BackendOptions, hint: Hint
+) -> tuple[str, Sequence[Attempt]]:
+    """Explain why a backend that works is not taken, as the CPU is faster; else why the CPU's is not.
+
+    Nothing is compared where what is asked needs a GPU, or nothing works on the CPU.
+    """
+    if not isinstance(backend, DeviceBackend) or options.jpeg == "gpu":
+        return "", ()
+    from .device_choice import compare_with_cpu  # here: most machines never need it
+
+    def open_cpu(streams: int) -> tuple[Backend, ModelFile]:
+        settings = replace(options, streams=streams)
+        for candidate, _ in _list_cpu_candidates():
+            with suppress(BackendError):
+                found = _find_file(candidate, model, load_model_file)
+                return open_file(candidate, found, settings), found
+        raise UnavailableError("no backend works on the CPU")
+
+    try:
+        choice = compare_with_cpu(backend, file, options.max_batch, open_cpu)
+    except UnavailableError:
+        return "", ()
+    except BaseException:
+        backend.close()
+        raise
+    explanation = choice.explain(hint)
+    log.info("%s", explanation)
+    if choice.choose(hint) == backend.name:
+        return "", [Attempt(choice.cpu, explanation)]
+    return explanation, ()
+
+
 def _list_candidates() -> Iterator[tuple[str, Sequence[Attempt]]]:
     """Yield the backends that `auto` tries, in order, each with the others to report where it is taken."""
+    yield from ((name, ()) for name in BACKENDS if name not in CPU_BACKENDS)
+    yield from _list_cpu_candidates()
+
+
+def _list_cpu_candidates() -> Iterator[tuple[str, Sequence[Attempt]]]:
+    """Yield those of them that run on a CPU, in the order of their speed."""
     on_cpu = [name for name in CPU_BACKENDS if name in BACKENDS]
-    yield from ((name, ()) for name in BACKENDS if name not in on_cpu)
     if sum(find_spec(name) is not None for name in on_cpu) < 2:
         yield from ((name, ()) for name in on_cpu)
         return

@@ -1,6 +1,7 @@
 """`fmengine infer`: label pictures, one row each."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -171,6 +172,7 @@ def infer(
             unsure_below=unsure_below,
             jpeg=jpeg,
             scaled_jpeg=scaled_jpeg,
+            hint="latency" if len(sources) == 1 and not folders and os.path.isfile(sources[0]) else "throughput",
             allow_untrusted_engine=allow_untrusted_engine,
         )
         file = None

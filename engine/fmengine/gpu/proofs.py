@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..backend.device_choice import SIDE, measure_choice
 from ..backend.onnxruntime import OnnxRuntimeBackend
+from ..backend.protocol import Backend
 from ..backend.registry import CPU_BACKENDS, GPU_BACKENDS, open_backend
 from ..check.gate import (
     GateError,
@@ -25,11 +27,10 @@ from ..check.gate import (
 from ..check.proofs import Claim, Effort, NotRun
 from ..errors import BackendError, DeviceError
 from ..image.decode import decode_bytes
-from ..image.preprocess import preprocess_batch
+from ..model.engine_file import SUFFIX as ENGINE_SUFFIX
 from ..model.file import ModelFile
 from ..options import BackendOptions, Limits
-from ..system.cores import usable_cores
-from ..types import DecodedImage, ImageOutputs, InputBatch, Outputs, PackedImages
+from ..types import ImageOutputs, InputBatch, Outputs, PackedImages
 from .backend import GpuBackend
 from .kernel_proofs import prove_kernels, prove_sanitized
 from .runner import Runner, list_execution_paths
@@ -256,32 +257,19 @@ def _prove_soak(target: _Target, seconds: float) -> str:
 
 def _compare_speed(target: _Target) -> str:
     """Measure one small picture and many, from pixels to answers, and the same on the CPU of this machine."""
-    pictures = list(np.random.default_rng(SEED).integers(0, 256, (MAX_BATCH, 48, 48, 1), np.uint8)[..., 0])
+    model = None if target.model is None or target.model.endswith(ENGINE_SUFFIX) else target.model
     with target.open() as (backend, _):
-        on_cpu, file, _ = open_backend(CPU_BACKENDS[0], None, BackendOptions(threads=usable_cores()))
-        try:
-            ways: list[tuple[str, Callable[[list[DecodedImage]], object]]] = [
-                (backend.name, backend.run_pictures),
-                (on_cpu.name, lambda batch: on_cpu.run(preprocess_batch(batch, file.spec.input))),
-            ]
-            told = []
-            for name, run in ways:
-                one, many = (_measure(partial(run, pictures[:count])) for count in (1, MAX_BATCH))
-                told.append(f"{name} {1e6 * one:,.0f} µs for one, {MAX_BATCH / many:,.0f} pictures/s")
-            return f"48×48 arrays in batches of {MAX_BATCH}: {'; '.join(told)}"
-        finally:
-            on_cpu.close()
 
+        def open_cpu(streams: int) -> tuple[Backend, ModelFile]:
+            opened, file, _ = open_backend(CPU_BACKENDS[0], model, BackendOptions(streams=streams))
+            return opened, file
 
-def _measure(call: Callable[[], object]) -> float:
-    """Return the median of the seconds that a call takes, once it is warm."""
-    times: list[float] = []
-    until = time.monotonic() + 1.0
-    while time.monotonic() < until or len(times) < 20:
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times[len(times) // 5 :]))
+        choice = measure_choice(backend, MAX_BATCH, open_cpu)
+        told = [
+            f"{name} {1e6 * speed.seconds:,.0f} µs for one, {speed.rate:,.0f} pictures/s"
+            for name, speed in ((choice.gpu, choice.of_gpu), (choice.cpu, choice.of_cpu))
+        ]
+        return f"{SIDE}×{SIDE} arrays in batches of {MAX_BATCH}: {'; '.join(told)}"
 
 
 def _check_labels(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], where: str) -> None:
