@@ -23,7 +23,7 @@ from .model.file import available_models
 from .model.spec import ModelSpec
 from .options import Isolation, Limits
 from .system.telemetry import switch_off
-from .types import Failure, Outputs, Prediction, Reason
+from .types import Face, Failure, Outputs, Prediction, Reason, Scene
 
 __all__ = [
     "BusyError",
@@ -31,6 +31,7 @@ __all__ = [
     "DeadlineError",
     "DeviceError",
     "Engine",
+    "Face",
     "Failure",
     "FmengineError",
     "Isolation",
@@ -41,6 +42,7 @@ __all__ = [
     "Outputs",
     "Prediction",
     "Reason",
+    "Scene",
     "SourceError",
     "UnavailableError",
     "available_models",

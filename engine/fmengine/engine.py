@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from .image.arrays import check_channels
 from .image.faults import as_source_error
 from .image.source import is_encoded, is_file_like, is_on_device, with_source
 from .model.file import ModelFile
-from .options import BackendOptions, EngineOptions, Hint, Isolation, Limits
+from .options import BackendOptions, EngineOptions, FaceOptions, Hint, Isolation, Limits
 from .pipeline.coalesce import Coalescer
 from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
 from .pipeline.stack import run_stack
@@ -29,9 +29,10 @@ from .pipeline.stages import Observe, Stages, make_error
 from .pipeline.worker_count import choose_worker_count, find_long_job
 from .system import fork
 from .system.cores import usable_cores
-from .types import Channels, Failure, NetworkInput, Outputs, Prediction, Result, Source
+from .types import Channels, Failure, NetworkInput, Outputs, Prediction, Result, Scene, Source
 
 if TYPE_CHECKING:
+    from .detect.finder import FaceFinder
     from .pipeline.workers import Workers
 
 SCALED = 2  # sides of the network's input that a JPEG keeps at least where it is decoded smaller
@@ -87,6 +88,7 @@ class Engine:
         self._open_again = open_again
         self._backend_of_many: Backend | None = None
         self._coalescer: Coalescer | None = None
+        self._finder: FaceFinder | None = None
         self._executors: weakref.WeakSet[Executor] = weakref.WeakSet()
         self._closed = False
         fork.register(self)
@@ -307,14 +309,87 @@ class Engine:
         size = self.max_batch if batch_size is None else batch_size
         if not 1 <= size <= self.max_batch:
             raise ValueError(f"batch_size {size}; expected 1 to max_batch, {self.max_batch}")
-        if in_flight is not None and in_flight < 1:
-            raise ValueError(f"in_flight {in_flight}; expected 1 or more")
-        if feed not in FEEDS:
-            raise ValueError(f"feed {feed!r}; expected 'auto' or 'caller'")
-        _check_many(sources)
+        _check_job(sources, in_flight, feed)
         self._check_open()
         executor = self._make_executor(sources, min(size, in_flight or size), in_flight)
         return executor.map(sources, channels, feed)
+
+    def find_faces(
+        self,
+        source: Source,
+        *,
+        channels: Channels = "rgb",
+        min_score: float = 0.6,
+        min_size: float = 0.0,
+        max_faces: int | None = None,
+        search_size: int | None = None,
+    ) -> Scene:
+        """Find the faces of a photograph, and answer for each of them.
+
+        A face is cut out of what `predict` would read of the same source, a JPEG's luma plane at full size for a
+        gray model; the detector sees colours.
+
+        Args:
+            source: as for `predict`, but for device memory.
+            channels: as for `predict`.
+            min_score: of the detector, from 0 to 1.
+            min_size: pixels of the picture that a face's box is wide and high at least.
+            max_faces: those of the highest scores; None for all.
+            search_size: pixels of the long side that the picture is searched at; None for 160 where it has fewer
+                than 300, and is a face itself, else 640. What is smaller than 16 of these pixels is often not
+                found; twice the size takes four times as long.
+
+        Returns:
+            The faces, the highest score first; none is no error.
+
+        Raises:
+            SourceError: as for `predict`, and what else it raises.
+            ValueError: for a setting that cannot be.
+        """
+        check_channels(channels)
+        options = FaceOptions(min_score, min_size, max_faces, search_size)
+        self._check_open()
+        return self._get_finder().find(source, channels, options)
+
+    def predict_scenes(
+        self,
+        sources: Iterable[Source],
+        *,
+        in_flight: int | None = None,
+        channels: Channels = "rgb",
+        feed: Feed = "auto",
+        min_score: float = 0.6,
+        min_size: float = 0.0,
+        max_faces: int | None = None,
+        search_size: int | None = None,
+    ) -> Iterator[Scene | Failure]:
+        """Find the faces of any number of photographs, in order, in constant memory, one on each core.
+
+        The contract is that of `predict_many`: a picture that cannot be read gives a `Failure` in its place.
+
+        Args:
+            sources: as for `find_faces`; may be endless.
+            in_flight: photographs in flight at most: read, and not answered yet.
+            channels: as for `predict`.
+            feed: as for `predict_many`.
+            min_score: as for `find_faces`, as what follows.
+            min_size: as for `find_faces`.
+            max_faces: as for `find_faces`.
+            search_size: as for `find_faces`.
+
+        Raises:
+            TypeError: for one picture in place of many.
+            ValueError: for a setting that cannot be.
+        """
+        check_channels(channels)
+        options = FaceOptions(min_score, min_size, max_faces, search_size)
+        _check_job(sources, in_flight, feed)
+        self._check_open()
+        pictures = len(sources) if isinstance(sources, list | tuple) else None
+        executor = self._get_finder().make_executor(options, in_flight, pictures)
+        self._executors.add(executor)
+        results = executor.map(sources, channels, feed)
+        return (cast("Scene | Failure", result) for chunk in results for result in chunk)
 
     def start_workers(self) -> None:
         """Start the worker processes now, in the background, and not first when a job turns out long.
@@ -374,10 +449,13 @@ class Engine:
             self._workers.close()
         if self._backend_of_many is not None:
             self._backend_of_many.close()
+        if self._finder is not None:
+            self._finder.close()
 
     def reset_after_fork(self) -> None:
         """Begin anew in a forked child, with threads of its own; a GPU says that it does not survive it."""
         self._lock, self._coalescer, self._executors = threading.Lock(), None, weakref.WeakSet()
+        self._finder = None
 
     def __enter__(self) -> Self:
         return self
@@ -409,7 +487,7 @@ class Engine:
         if isinstance(task.result, BaseException):
             raise task.result
         assert task.result is not None
-        return task.result
+        return cast(Result, task.result)
 
     def _make_executor(self, sources: Iterable[Source], batch_size: int, in_flight: int | None) -> Executor:
         """Choose the body that suits a job."""
@@ -476,6 +554,23 @@ class Engine:
                 self._backend_of_many = self._open_again(self._threads)
             return self._backend_of_many
 
+    def _get_finder(self) -> "FaceFinder":
+        """Make what finds faces, when it is first needed."""
+        from .detect.finder import FaceFinder  # what it takes, pictures of faces alone do not need
+
+        with self._lock:
+            if self._finder is None:
+                self._finder = FaceFinder(
+                    self.spec,
+                    self.limits,
+                    self.backend,
+                    self._open_for_many,
+                    unsure_below=self.unsure_below,
+                    threads=self._threads,
+                )
+            self._finder.observer = self._stages.observer
+            return self._finder
+
     def _start_coalescer(self) -> Coalescer:
         """Make the coalescer, whose threads start when it is first needed."""
         with self._lock:
@@ -511,6 +606,14 @@ def _set_up_workers(
             backend.name, model, limits, isolation, min_side=min_side, max_batch=options.max_batch
         )
     return Workers(setup, count)
+
+
+def _check_job(sources: object, in_flight: int | None, feed: Feed) -> None:
+    if in_flight is not None and in_flight < 1:
+        raise ValueError(f"in_flight {in_flight}; expected 1 or more")
+    if feed not in FEEDS:
+        raise ValueError(f"feed {feed!r}; expected 'auto' or 'caller'")
+    _check_many(sources)
 
 
 def _check_many(sources: object) -> None:

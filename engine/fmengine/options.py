@@ -9,6 +9,7 @@ HINTS: tuple[Hint, ...] = get_args(Hint)
 MIN_ROW = (
     16  # pixels that a row costs a decoder, however short it is: a million rows of one pixel are no small picture
 )
+MAX_SEARCH = 8192  # pixels of the long side; each takes a kilobyte of memory and more
 MAX_WORKERS = 1024  # processes of an engine: more than any machine has cores
 
 
@@ -56,6 +57,38 @@ class Isolation:
     def __post_init__(self) -> None:
         if not (0 < self.seconds < math.inf and self.memory >= 1):
             raise ValueError(f"seconds {self.seconds}, memory {self.memory}: expected more than 0, and an end")
+
+
+@dataclass(frozen=True, slots=True)
+class FaceOptions:
+    """Which faces of a photograph are wanted.
+
+    Attributes:
+        min_score: of the detector, from 0 to 1.
+        min_size: pixels of the picture that the face's box is wide and high at least.
+        max_faces: of a picture, those of the highest scores; None for all.
+        search_size: pixels of the long side that the picture is searched at: what is smaller than 16 of them is
+            often not found, and twice the size takes four times as long. None for 160 where the picture has fewer
+            than 300 pixels, and is a face itself, else 640.
+
+    Raises:
+        ValueError: for a value that cannot be.
+    """
+
+    min_score: float = 0.6
+    min_size: float = 0.0
+    max_faces: int | None = None
+    search_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_score < 1:
+            raise ValueError(f"min_score {self.min_score}; expected more than 0 and less than 1")
+        if not 0 <= self.min_size < math.inf:
+            raise ValueError(f"min_size {self.min_size}; expected pixels, 0 or more")
+        if self.max_faces is not None and self.max_faces < 1:
+            raise ValueError(f"max_faces {self.max_faces}; expected 1 or more, or None for all")
+        if self.search_size is not None and not 32 <= self.search_size <= MAX_SEARCH:
+            raise ValueError(f"search_size {self.search_size}; expected 32 to {MAX_SEARCH} pixels, or None")
 
 
 @dataclass(frozen=True, slots=True)

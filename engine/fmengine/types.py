@@ -145,6 +145,7 @@ class Reason(StrEnum):
 
     UNSURE = "unsure"  # the confidence is under the engine's threshold, or else the one that the model recommends
     FLAT = "flat"  # the picture shows nothing: one level all over
+    NO_FACE = "no_face"  # of rows: the photograph has no face that was found
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,3 +216,50 @@ class Failure:
 
 
 Result = Prediction | Failure
+
+FaceBox = tuple[float, float, float, float]  # left, top, right and bottom
+Point = tuple[float, float]  # x and y
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A face in a photograph. Coordinates are pixels of the upright picture at full size, from its left and top.
+
+    Attributes:
+        box: of the face as the detector has it, clipped to the picture.
+        score: of the detector, from 0 to 1; no probability.
+        landmarks: the subject's right eye, left eye, nose, right and left corner of the mouth; not clipped.
+        crop: left, top, right and bottom of what the classifier was given, whole pixels: a square of side √(w·h)
+            on the centre of the detector's box, clipped to the picture.
+        prediction: the answer for it.
+    """
+
+    box: FaceBox
+    score: float
+    landmarks: tuple[Point, ...]
+    crop: tuple[int, int, int, int]
+    prediction: Prediction
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        place = {
+            "box": list(self.box),
+            "score": self.score,
+            "landmarks": [list(point) for point in self.landmarks],
+        }
+        return place | self.prediction.to_dict()
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A photograph and the faces in it.
+
+    Attributes:
+        source: what was given.
+        size: width and height of the upright picture.
+        faces: in it, the highest score first.
+    """
+
+    source: Source = field(repr=False, compare=False)
+    size: tuple[int, int]
+    faces: tuple[Face, ...]

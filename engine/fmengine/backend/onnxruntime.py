@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelError, UnavailableError, format_install_command
+from ..model.detector import DetectorFile
 from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
@@ -27,25 +28,25 @@ class OnnxRuntimeBackend:
     # FP16 last: there is no half precision on a CPU, ONNX Runtime inserts Casts and computes in FP32.
     precisions: ClassVar[tuple[Precision, ...]] = ("int8", "fp32", "fp16")
 
-    def __init__(self, model: ModelFile, options: BackendOptions) -> None:
+    def __init__(self, model: ModelFile | DetectorFile, options: BackendOptions) -> None:
         try:
             self._library = import_onnxruntime()
         except ImportError as error:
             raise UnavailableError(
                 f"ONNX Runtime cannot be imported ({error}); install it with: {format_install_command('cpu')}"
             ) from error
+        self._outputs: type[Outputs] = model.spec.outputs
         self._streams = options.streams or 1
         self._threads = max(1, (options.threads or usable_cores()) // self._streams)
         self._session = PerProcess(partial(_make_session, self._library, model, self._threads))
 
     @classmethod
-    def open(cls, model: ModelFile, options: BackendOptions) -> Self:
+    def open(cls, model: ModelFile | DetectorFile, options: BackendOptions) -> Self:
         return cls(model, options)
 
     def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         session = self._session.value or self._session.remake()
-        logits, probabilities = session.run(["logits", "probabilities"], {"images": images})
-        return Outputs(logits, probabilities)
+        return self._outputs(*session.run(self._outputs._fields, {"images": images}))
 
     def describe(self) -> dict[str, str]:
         return {
@@ -59,7 +60,7 @@ class OnnxRuntimeBackend:
         self._session.close()
 
 
-def _make_session(library: Any, model: ModelFile, threads: int) -> Any:
+def _make_session(library: Any, model: ModelFile | DetectorFile, threads: int) -> Any:
     settings = library.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = FATAL
@@ -75,18 +76,19 @@ def _make_session(library: Any, model: ModelFile, threads: int) -> Any:
     return session
 
 
-def check_signature(model: ModelFile, session: "onnxruntime.InferenceSession") -> None:  # type: ignore[name-defined]  # noqa: F821
+def check_signature(model: ModelFile | DetectorFile, session: "onnxruntime.InferenceSession") -> None:  # type: ignore[name-defined]  # noqa: F821
     """Check that a session takes and gives the tensors that its model file describes.
 
     Raises:
         ModelError: if it does not.
     """
-    spec = model.spec
+    names, shape = model.spec.outputs._fields, list(model.spec.input_shape(1)[1:])
     inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
     outputs = {node.name: node.type for node in session.get_outputs()}
-    expected = {"images": ("tensor(uint8)", list(spec.input_shape(1)[1:]))}
-    if inputs != expected or {outputs.get("logits"), outputs.get("probabilities")} != {"tensor(float)"}:
+    if inputs != {"images": ("tensor(uint8)", shape)} or {outputs.get(name) for name in names} != {
+        "tensor(float)"
+    }:
         raise ModelError(
-            f"{model.path} has inputs {inputs} and outputs {outputs}; expected `images`: uint8 "
-            f"{spec.input_shape(1)[1:]} after the batch, and float `logits` and `probabilities`"
+            f"{model.path} has inputs {inputs} and outputs {outputs}; expected `images`: uint8 {shape} after the "
+            f"batch, and float {' and '.join(f'`{name}`' for name in names)}"
         )

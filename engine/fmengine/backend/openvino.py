@@ -11,6 +11,7 @@ from ..errors import (
     UnavailableError,
     format_install_command,
 )
+from ..model.detector import DetectorFile
 from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
@@ -26,7 +27,7 @@ class OpenVinoBackend:
     name: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[Precision, ...]] = ("int8", "fp32", "fp16")
 
-    def __init__(self, model: ModelFile, options: BackendOptions) -> None:
+    def __init__(self, model: ModelFile | DetectorFile, options: BackendOptions) -> None:
         try:
             import openvino
         except Exception as error:  # what it imports may raise anything, as where there is no home folder
@@ -39,7 +40,7 @@ class OpenVinoBackend:
         self._network = PerProcess(partial(_Network, openvino, model, self._streams, self._threads))
 
     @classmethod
-    def open(cls, model: ModelFile, options: BackendOptions) -> Self:
+    def open(cls, model: ModelFile | DetectorFile, options: BackendOptions) -> Self:
         return cls(model, options)
 
     def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
@@ -60,7 +61,7 @@ class OpenVinoBackend:
 class _Network:
     """A compiled network, and requests to it: each holds the tensors of one call at a time."""
 
-    def __init__(self, library: Any, model: ModelFile, streams: int, threads: int) -> None:
+    def __init__(self, library: Any, model: ModelFile | DetectorFile, streams: int, threads: int) -> None:
         # The default precision is bf16 on some processors, whose answers differ.
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -74,6 +75,7 @@ class _Network:
             self._compiled = core.compile_model(core.read_model(model.data), "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise ModelError(f"OpenVINO refuses {model.path}: {error}") from error
+        self._outputs: type[Outputs] = model.spec.outputs
         self._idle: list[Any] = []  # requests that no thread uses
 
     def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
@@ -82,6 +84,6 @@ class _Network:
         except IndexError:
             request = self._compiled.create_infer_request()
         results = request.infer({"images": images}, share_inputs=True)
-        outputs = Outputs(results["logits"], results["probabilities"])
+        outputs = self._outputs(*(results[name] for name in self._outputs._fields))
         self._idle.append(request)
         return outputs

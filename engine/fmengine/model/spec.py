@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 from ..errors import ModelError
-from ..types import COLORS, FITS, Color, Fit
+from ..types import COLORS, FITS, Color, Fit, Outputs
+
+T = TypeVar("T")
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -125,6 +127,8 @@ class ModelSpec:
         file_sha256: digest of the file.
     """
 
+    outputs: ClassVar[Any] = Outputs  # named as the file's
+
     name: str
     labels: tuple[str, ...]
     height: int
@@ -145,8 +149,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for name, (holds, expected) in _FIELDS.items():
             value = getattr(self, name)
-            _require(holds(value), f"{name} is {reprlib.repr(value)}", expected)
-        _require(
+            require(holds(value), f"{name} is {reprlib.repr(value)}", expected)
+        require(
             len(self.mean) == len(self.std) == self.channels,
             f"mean and std have {len(self.mean)} and {len(self.std)} values",
             f"{self.channels} of each, one a channel of {self.color}",
@@ -168,7 +172,7 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """Write the document for `metadata_props["fmengine.model"]`."""
-        return json.dumps({"version": FORMAT_VERSION} | dataclasses.asdict(self), ensure_ascii=True)
+        return to_document(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "ModelSpec":
@@ -177,32 +181,48 @@ class ModelSpec:
         Raises:
             ModelError: for a document of another version, or one with a field too many, too few or wrong.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"the model's {METADATA_KEY} document is no JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ModelError(
-                f"the model's {METADATA_KEY} document is {reprlib.repr(values)}; expected a JSON object"
-            )
-        if (version := values.pop("version", None)) != FORMAT_VERSION:
-            raise ModelError(
-                f"the model's {METADATA_KEY} document has version {version!r}, expected {FORMAT_VERSION}; "
-                "export it again, or update fmengine"
-            )
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        needed = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
-        if wrong := sorted((values.keys() - fields.keys()) | (needed - values.keys())):
-            raise ModelError(
-                f"the model's {METADATA_KEY} document has unknown or missing fields: {', '.join(wrong)}; "
-                f"expected {', '.join(sorted(needed))}"
-            )
-        for name, value in values.items():
-            if isinstance(value, list):  # JSON has no tuples
-                values[name] = tuple(value)
-        return cls(**values)
+        return read_document(cls, text)
 
 
-def _require(condition: bool, found: str, expected: str) -> None:
+def to_document(values: dict[str, Any]) -> str:
+    """Write the fields of a model's document."""
+    return json.dumps({"version": FORMAT_VERSION} | values, ensure_ascii=True)
+
+
+def read_document(kind: type[T], text: str | bytes) -> T:
+    """Read the document of a model into a dataclass, which checks the fields' values.
+
+    Raises:
+        ModelError: for a document of another version or task, or one with a field too many, too few or wrong.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"the model's {METADATA_KEY} document is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"the model's {METADATA_KEY} document is {reprlib.repr(values)}; expected a JSON object")
+    if (version := values.pop("version", None)) != FORMAT_VERSION:
+        raise ModelError(
+            f"the model's {METADATA_KEY} document has version {version!r}, expected {FORMAT_VERSION}; "
+            "export it again, or update fmengine"
+        )
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, kind))}
+    if ("task" in values) != ("task" in fields):
+        found, expected = ("a detector of faces", "a classifier")[:: 1 if "task" in values else -1]
+        raise ModelError(f"the model is {found}; expected {expected}")
+    needed = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if wrong := sorted((values.keys() - fields.keys()) | (needed - values.keys())):
+        raise ModelError(
+            f"the model's {METADATA_KEY} document has unknown or missing fields: {', '.join(wrong)}; "
+            f"expected {', '.join(sorted(needed))}"
+        )
+    for name, value in values.items():
+        if isinstance(value, list):  # JSON has no tuples
+            values[name] = tuple(value)
+    return kind(**values)
+
+
+def require(condition: bool, found: str, expected: str) -> None:
+    """Raise ModelError unless a condition of a document holds."""
     if not condition:
         raise ModelError(f"model: {found}; expected {expected}")

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..image.scene import SceneImage
 from ..model.spec import ModelSpec
-from ..types import DecodedImage, DeviceImage, InputBatch, Result, Source
+from ..types import DecodedImage, DeviceImage, InputBatch, Result, Scene, Source
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024  # of decoded images that wait for a GPU: photographs must not fill the memory
 ALIGNMENT = 64  # bytes, a cache line
 
-Content = str | bytes | DecodedImage | DeviceImage | None
+Content = str | bytes | DecodedImage | DeviceImage | SceneImage | None
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +30,7 @@ class Task:
 
     source: Source
     content: Content
-    result: Result | BaseException | None = None
+    result: Result | Scene | BaseException | None = None
     weight: int = 1
 
 

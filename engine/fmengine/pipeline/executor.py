@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -222,7 +222,7 @@ class Executor(ABC):
                     break
                 self._taken = pending.popleft().weight
                 return result
-            results.append(result)
+            results.append(cast(Result, result))  # photographs have scenes
             self._taken += pending.popleft().weight
         return results
 

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -44,8 +44,8 @@ from ..types import (
 from .batch import Batch, Content, Task
 from .chunk import Answers
 
-Stage = Literal["read", "decode", "preprocess", "infer", "post"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+Stage = Literal["read", "decode", "detect", "preprocess", "infer", "post"]
+STAGES: tuple[Stage, ...] = ("read", "decode", "preprocess", "infer", "post")  # of a picture; photographs have all
 Observe = Callable[[Stage, float, float], None]  # the stage, and when it began and ended, by `time.perf_counter`
 
 MAX_HELD = 8 * 1024 * 1024  # bytes of a decoded image that waits for a GPU

@@ -1,0 +1,204 @@
+"""Write the face detector YuNet as a model file, from the weights in the library of the wheel `yuface`.
+
+    python -m fmengine_export.detector yuface-2023.5.1-….whl engine/fmengine/detect/shipped
+
+The library (libfacedetection, BSD-3-Clause) holds its weights as a table of C structs, `param_pConvInfo`. Layers
+and their order are those of its `facedetectcnn.cpp`. The same wheel gives the same bytes.
+"""
+
+import ctypes
+import hashlib
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from fmengine.model.detector import DetectorSpec
+from fmengine.model.file import seal
+from fmengine.model.spec import METADATA_KEY
+
+WHEEL_SHA256 = "fd03270a672da75b89809a2c999d5728ef19c6e701408a4d0bc9c00480c864a0"
+LIBRARY = "yuface/libfacedetection.so"
+LICENSE = "yuface-2023.5.1.dist-info/LICENSE"
+LAYERS = 53
+FIRST = 32  # values that the first layer has for each filter: 3 × 3 × 3, and zeros
+STRIDES = (8, 16, 32)
+OUTPUTS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}  # values an anchor, in the order of `Detections`
+HEADS = {"cls": 29, "bbox": 35, "obj": 41, "kps": 47}  # the first layer of each
+OPSET, IR_VERSION = 17, 8
+
+
+class Layer(NamedTuple):
+    """A convolution.
+
+    Attributes:
+        channels: of its input.
+        filters: of its output.
+        depthwise: whether it is 3 × 3, a channel each; else 1 × 1, but for the first layer.
+        weights: float32, as the library keeps them.
+        bias: float32 `[filters]`.
+    """
+
+    channels: int
+    filters: int
+    depthwise: bool
+    weights: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+
+
+class _ConvInfo(ctypes.Structure):
+    """`ConvInfoStruct` of facedetectcnn.h."""
+
+    _fields_ = (
+        ("channels", ctypes.c_int),
+        ("filters", ctypes.c_int),
+        ("depthwise", ctypes.c_bool),
+        ("pointwise", ctypes.c_bool),
+        ("relu", ctypes.c_bool),
+        ("weights", ctypes.POINTER(ctypes.c_float)),
+        ("bias", ctypes.POINTER(ctypes.c_float)),
+    )
+
+
+def read_layers(library: Path) -> list[Layer]:
+    """Read the weights out of the library's memory."""
+    table = (_ConvInfo * LAYERS).in_dll(ctypes.CDLL(str(library)), "param_pConvInfo")
+
+    def copy(values: "ctypes._Pointer[ctypes.c_float]", count: int) -> npt.NDArray[np.float32]:
+        return np.ctypeslib.as_array(values, (count,)).astype(np.float32)
+
+    return [
+        Layer(
+            info.channels,
+            info.filters,
+            bool(info.depthwise),
+            copy(info.weights, info.filters * (9 if info.depthwise else info.channels)),
+            copy(info.bias, info.filters),
+        )
+        for info in table
+    ]
+
+
+class _Graph:
+    """The nodes and constants of the network, as they are added."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self._layers = layers
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, values: npt.NDArray[np.generic]) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def convolve(self, x: str, number: int, *, relu: bool) -> str:
+        """Add a convolution, and its ReLU."""
+        layer = self._layers[number]
+        attributes: dict[str, Any] = {"kernel_shape": [1, 1]}
+        if number == 0:  # rows, columns, and channels in the order B, G, R, which becomes R, G, B here
+            kernels = layer.weights.reshape(layer.filters, FIRST)
+            assert not kernels[:, 27:].any()
+            weights = kernels[:, :27].reshape(layer.filters, 3, 3, 3).transpose(0, 3, 1, 2)[:, ::-1]
+            attributes = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+        elif layer.depthwise:
+            weights = layer.weights.reshape(9, layer.filters).T.reshape(layer.filters, 1, 3, 3)
+            attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "group": layer.filters}
+        else:
+            weights = layer.weights.reshape(layer.filters, layer.channels, 1, 1)
+        inputs = [x, self.constant(f"w{number}", weights), self.constant(f"b{number}", layer.bias)]
+        y = self.add("Conv", inputs, f"conv{number}", **attributes)
+        return self.add("Relu", [y], f"relu{number}") if relu else y
+
+    def unit(self, x: str, number: int, *, relu: bool = True) -> str:
+        """Add a 1 × 1 convolution and a depthwise one."""
+        return self.convolve(self.convolve(x, number, relu=False), number + 1, relu=relu)
+
+    def pair(self, x: str, number: int) -> str:
+        return self.unit(self.unit(x, number), number + 2)
+
+    def pool(self, x: str) -> str:
+        return self.add("MaxPool", [x], f"{x}_pooled", kernel_shape=[2, 2], strides=[2, 2])
+
+    def add_upsampled(self, x: str, other: str) -> str:
+        """Add what is twice as large to `x`, each value of which counts four times."""
+        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return self.add("Add", [self.add("Resize", [x, "", "twice"], f"{x}_twice", **how), other], f"{other}_sum")
+
+
+def build_detector(layers: list[Layer], spec: DetectorSpec) -> bytes:
+    """Build the network: `images` uint8 `[N, 3, H, W]`, H and W multiples of 32, to `OUTPUTS` of each anchor."""
+    graph = _Graph(layers)
+    graph.constant("twice", np.array([1, 1, 2, 2], np.float32))
+    x = graph.convolve(graph.add("Cast", ["images"], "levels", to=TensorProto.FLOAT), 0, relu=True)
+    x = graph.pool(graph.unit(x, 1))
+    fine = graph.pair(graph.pool(graph.pair(graph.pair(x, 3), 7)), 11)
+    middle = graph.pair(graph.pool(fine), 15)
+    coarse = graph.unit(graph.pair(graph.pool(middle), 19), 27)
+    middle = graph.unit(graph.add_upsampled(coarse, middle), 25)
+    fine = graph.unit(graph.add_upsampled(middle, fine), 23)
+    for name, size in OUTPUTS.items():
+        shape = graph.constant(f"{name}_shape", np.array([0, -1, size], np.int64))
+        rows = []
+        for level, features in enumerate((fine, middle, coarse)):
+            values = graph.unit(features, HEADS[name] + 2 * level, relu=False)
+            values = graph.add("Transpose", [values], f"{name}_{STRIDES[level]}_last", perm=[0, 2, 3, 1])
+            rows.append(graph.add("Reshape", [values, shape], f"{name}_{STRIDES[level]}"))
+        if size > 1:
+            graph.add("Concat", rows, name, axis=1)
+        else:
+            graph.add("Sigmoid", [graph.add("Concat", rows, f"{name}_logits", axis=1)], name)
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 3, "H", "W"])
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "A", size]) for name, size in OUTPUTS.items()
+    ]
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, spec.name, [images], outputs, graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="fmengine",
+    )
+    helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
+    onnx.checker.check_model(model, full_check=True)
+    return seal(model.SerializeToString(deterministic=True))
+
+
+def make_detector(wheel: Path, folder: Path) -> Path:
+    """Write the model file, its digest and the notice of the weights' licence into a folder.
+
+    Raises:
+        ValueError: for another wheel than the one that was proven.
+    """
+    data = wheel.read_bytes()
+    if (found := hashlib.sha256(data).hexdigest()) != WHEEL_SHA256:
+        raise ValueError(f"{wheel} has sha256 {found}; expected yuface 2023.5.1 for CPython 3.11: {WHEEL_SHA256}")
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as temporary:
+        archive.extractall(temporary)  # with the library that it is linked to
+        layers, notice = read_layers(Path(temporary, LIBRARY)), archive.read(LICENSE)
+    values = np.concatenate([part for layer in layers for part in (layer.weights, layer.bias)])
+    spec = DetectorSpec(
+        name="yunet",
+        precision="fp32",
+        strides=STRIDES,
+        training_data="WIDER FACE, by the authors of libfacedetection (Shiqi Yu and others, BSD-3-Clause)",
+        weights_sha256=hashlib.sha256(values.tobytes()).hexdigest(),
+    )
+    path = folder / "yunet.fp32.onnx"
+    path.write_bytes(build_detector(layers, spec))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "SHA256SUMS").write_text(f"{digest}  {path.name}\n", encoding="ascii")
+    (folder / "LICENSE.yunet").write_bytes(notice)
+    return path
+
+
+if __name__ == "__main__":
+    print(make_detector(*map(Path, sys.argv[1:3])))
