@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +11,15 @@ import numpy.typing as npt
 from ..backend.protocol import Backend
 from ..errors import SourceError
 from ..image.geometry import Box, Size
-from ..image.scene import SEARCH, SceneImage, choose_search_size, decode_scene, resize_for_search
+from ..image.scene import (
+    SEARCH,
+    SceneImage,
+    choose_search_size,
+    decode_scene,
+    resize_for_search,
+    turn,
+    turn_back,
+)
 from ..image.source import is_file_like, read_file_like
 from ..model.detector import DetectorOutputs, DetectorSpec
 from ..model.spec import ModelSpec
@@ -19,8 +28,12 @@ from ..pipeline.batch import Batch, Task
 from ..pipeline.executor import HELD_BYTES, ThreadExecutor
 from ..pipeline.stages import Stages, make_failure
 from ..types import Channels, DecodedImage, Face, Failure, Prediction, Scene, Source
-from .yunet import decode_outputs
+from .yunet import Detections, decode_outputs, merge
 
+TURNS = (45.0, -45.0)  # degrees that a photograph is turned by where no face is found in it
+TURNED_SCORE = (
+    0.75  # of a face there, at least: two more looks at a picture without any are two more chances to err
+)
 CAPACITY = 64  # faces that the classifier is given at once
 
 
@@ -57,12 +70,9 @@ class SceneStages(Stages):
         """Find the faces of a decoded photograph, and answer for each; raises whatever is raised on the way."""
         height, width = image.picture.shape[:2]
         begin = time.perf_counter()
-        size = self._options.search_size or choose_search_size((width, height))
-        pixels, (right, down) = resize_for_search(image.colors, size, self._detector_spec.multiple)
-        outputs = cast(DetectorOutputs, self._detector.run(pixels))
-        found = decode_outputs(outputs, 0, pixels.shape[3], self._detector_spec, self._options.min_score)
-        # From the search's pixels to those of the picture at full size.
-        scale = np.array([right * width / image.colors.shape[1], down * height / image.colors.shape[0]])
+        found = self._search(image, self._options.search_size or choose_search_size((width, height)))
+        # From the pixels that were searched to those of the picture at full size.
+        scale = np.array([width / image.colors.shape[1], height / image.colors.shape[0]])
         boxes, landmarks = found.boxes * np.tile(scale, 2), found.landmarks * scale
         wanted = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._options.min_size)
         wanted = wanted[: self._options.max_faces]
@@ -77,6 +87,30 @@ class SceneStages(Stages):
             for box, score, points, crop, prediction in zip(*columns, self._classify(parts, source), strict=True)
         ]
         return Scene(source, (width, height), tuple(faces))
+
+    def _search(self, image: SceneImage, size: int) -> Detections:
+        """Search a photograph, and once more turned where nothing is found: the detector knows upright faces."""
+        found = self._detect(image.colors, size, self._options.min_score)
+        if len(found.scores):
+            return found
+        height, width = image.colors.shape[:2]
+        parts = []
+        for degrees in TURNS:
+            turned = turn(image.colors, degrees)
+            back = partial(turn_back, degrees=degrees, size=(width, height), turned=turned.shape[1::-1])
+            there = self._detect(turned, size, max(TURNED_SCORE, self._options.min_score))
+            half = (there.boxes[:, 2:] - there.boxes[:, :2]) / 2
+            centres = back(there.boxes[:, :2] + half)
+            boxes = np.concatenate([centres - half, centres + half], axis=1)
+            parts.append(Detections(boxes, there.scores, back(there.landmarks)))
+        return merge(parts, self._detector_spec.max_iou)
+
+    def _detect(self, colors: npt.NDArray[np.uint8], size: int, min_score: float) -> Detections:
+        """Run the detector on RGB, uint8 `[h, w, 3]`; coordinates are those of its pixels."""
+        pixels, scale = resize_for_search(colors, size, self._detector_spec.multiple)
+        outputs = cast(DetectorOutputs, self._detector.run(pixels))
+        found = decode_outputs(outputs, 0, pixels.shape[3], self._detector_spec, min_score)
+        return Detections(found.boxes * np.tile(scale, 2), found.scores, found.landmarks * np.array(scale))
 
     def prepare(self, tasks: Iterable[Task], batch: Batch) -> None:
         """Give each of the tasks its `Scene`, or its `Failure`: none takes a row of the batch."""

@@ -4,6 +4,7 @@ Formulas: libfacedetection, and `FaceDetectorYN` of OpenCV, whose boxes these ar
 H. Peng, S. Yu, YuNet: A Tiny Millisecond-level Face Detector, Machine Intelligence Research 2023.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +57,12 @@ def decode_outputs(
     landmarks = (corner[:, np.newaxis] + offsets) * strides[:, np.newaxis, np.newaxis]
     detections = Detections(boxes, scores[found], landmarks)
     return detections.select(suppress_overlaps(detections, spec.max_iou))
+
+
+def merge(parts: Sequence[Detections], max_iou: float) -> Detections:
+    """Make one of what was found in several searches of a picture, each face once."""
+    found = Detections(*map(np.concatenate, zip(*parts, strict=True)))
+    return found.select(suppress_overlaps(found, max_iou))
 
 
 def suppress_overlaps(detections: Detections, max_iou: float) -> npt.NDArray[np.intp]:

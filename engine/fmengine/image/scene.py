@@ -4,8 +4,9 @@ A crop holds the levels that `predict` would have for the same file: of a JPEG, 
 at full size. The detector sees colours, which a large JPEG gives scaled down by its decoder, in less time.
 """
 
+import math
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +94,29 @@ def resize_for_search(
     )
     padded[0, :, :new_height, :new_width] = image.transpose(2, 0, 1)
     return padded, (width / new_width, height / new_height)
+
+
+def turn(image: npt.NDArray[np.uint8], degrees: float) -> npt.NDArray[np.uint8]:
+    """Turn a picture counterclockwise about its centre, on a black ground that has room for all of it."""
+    turned = Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR, expand=True)
+    return np.asarray(turned)
+
+
+def turn_back(
+    points: npt.NDArray[np.floating[Any]], degrees: float, size: tuple[int, int], turned: tuple[int, int]
+) -> npt.NDArray[np.floating[Any]]:
+    """Return where points of a picture that `turn` turned are in it as it was.
+
+    Args:
+        points: x and y, `[…, 2]`.
+        degrees: that it was turned by.
+        size: its width and height.
+        turned: width and height of what `turn` made of it.
+    """
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    back = np.array([[cosine, sine], [-sine, cosine]])
+    found: npt.NDArray[np.floating[Any]] = (points - np.array(turned) / 2) @ back + np.array(size) / 2
+    return found
 
 
 def choose_search_size(size: tuple[int, int]) -> int:
