@@ -28,12 +28,13 @@ from ..pipeline.batch import Batch, Task
 from ..pipeline.executor import HELD_BYTES, ThreadExecutor
 from ..pipeline.stages import Stages, make_failure
 from ..types import Channels, DecodedImage, Face, Failure, Prediction, Scene, Source
-from .yunet import Detections, decode_outputs, merge
+from .yunet import Detections, compute_tilts, decode_outputs, merge
 
 TURNS = (45.0, -45.0)  # degrees that a photograph is turned by where no face is found in it
 TURNED_SCORE = (
     0.75  # of a face there, at least: two more looks at a picture without any are two more chances to err
 )
+MAX_TILT = 60.0  # degrees: the crop is upright, and the classifier does not know faces that lie on their side
 CAPACITY = 64  # faces that the classifier is given at once
 
 
@@ -103,7 +104,8 @@ class SceneStages(Stages):
             centres = back(there.boxes[:, :2] + half)
             boxes = np.concatenate([centres - half, centres + half], axis=1)
             parts.append(Detections(boxes, there.scores, back(there.landmarks)))
-        return merge(parts, self._detector_spec.max_iou)
+        found = merge(parts, self._detector_spec.max_iou)
+        return found.select(np.flatnonzero(np.abs(compute_tilts(found)) <= MAX_TILT))
 
     def _detect(self, colors: npt.NDArray[np.uint8], size: int, min_score: float) -> Detections:
         """Run the detector on RGB, uint8 `[h, w, 3]`; coordinates are those of its pixels."""

@@ -5,7 +5,7 @@ H. Peng, S. Yu, YuNet: A Tiny Millisecond-level Face Detector, Machine Intellige
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,13 @@ def decode_outputs(
     landmarks = (corner[:, np.newaxis] + offsets) * strides[:, np.newaxis, np.newaxis]
     detections = Detections(boxes, scores[found], landmarks)
     return detections.select(suppress_overlaps(detections, spec.max_iou))
+
+
+def compute_tilts(detections: Detections) -> npt.NDArray[np.floating[Any]]:
+    """Compute by how many degrees the line from eye to eye of each face is turned, clockwise, -180 to 180."""
+    x, y = (detections.landmarks[:, 1] - detections.landmarks[:, 0]).T
+    tilts: npt.NDArray[np.floating[Any]] = np.degrees(np.arctan2(y, x))
+    return tilts
 
 
 def merge(parts: Sequence[Detections], max_iou: float) -> Detections:
