@@ -72,6 +72,12 @@ $(CUDA_HEADERS): constraints.txt | $(VENV)/runtime
 	@$(PIP) --target $@.partial --no-deps nvidia-cuda-runtime nvidia-cuda-profiler-api
 	@mv $@.partial $@ && touch $@
 
+# The wheel whose library holds the detector's weights, whichever Python is here.
+.cache/yuface: | $(VENV)/runtime
+	@$(BIN)/pip --disable-pip-version-check download --quiet --no-deps --dest $@.partial --only-binary :all: \
+		--python-version 3.11 --abi cp311 --platform manylinux2014_x86_64 yuface==2023.5.1
+	@mv $@.partial $@
+
 $(VENV)/pycuda: $(VENV)/develop $(CUDA_HEADERS)
 	@echo "building pycuda over the test double of the driver …"
 	@$(PIP) "$$($(BIN)/python -m tests.gpu_double.build .cache/gpu_double)"
@@ -80,10 +86,10 @@ $(VENV)/pycuda: $(VENV)/develop $(CUDA_HEADERS)
 # A group is for one process: what its tests share is made once. Groups begin first.
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadgroup
 
-check: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda
+check: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda .cache/yuface
 	$(PYTEST) -m "not slow"
 
-test: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda
+test: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda .cache/yuface
 	$(PYTEST)
 
 # Where g++ is, no GPU is needed: the kernel is compiled for the CPU.

@@ -90,6 +90,14 @@ def shared_faces() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_scenes() -> Path:
+    """Photographs with the boxes of their faces, where they are at hand."""
+    if not (SHARED_DATA / "scenes").is_dir():
+        pytest.skip("no ../shared/data/scenes beside the checkout")
+    return SHARED_DATA / "scenes"
+
+
+@pytest.fixture(scope="session")
 def hostile_images() -> Path:
     """Broken and odd image files, where they are at hand."""
     if not (SHARED_DATA / "hostile-images").is_dir():

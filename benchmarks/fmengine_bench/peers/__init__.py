@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -77,6 +77,10 @@ PEERS = {
         ),
     )
 }
+
+
+# Those that bring a detector of their own, on photographs.
+SCENE_PEERS = {name: replace(PEERS[name], options={"scenes": True}) for name in ("face-api", "fer")}
 
 
 def parse_names(text: str) -> list[str]:

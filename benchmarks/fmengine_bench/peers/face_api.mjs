@@ -1,4 +1,5 @@
-// face-api (@vladmandic/face-api) on its WASM backend: the expression network on the whole crop.
+// face-api (@vladmandic/face-api) on its WASM backend: the expression network on the whole crop, or on the faces that
+// its own detector finds in a photograph.
 // The protocol is that of serve.py. Packages are found from the working directory, which is the environment's.
 import { createRequire } from "node:module";
 import { readFileSync, readdirSync, statSync, writeFileSync } from "node:fs";
@@ -10,7 +11,7 @@ const require = createRequire(process.cwd() + "/");
 const replies = process.stdout.write.bind(process.stdout);
 console.log = console.info = console.error; // libraries print; their output must not end up between the replies
 
-async function open(threads) {
+async function open(threads, scenes) {
   const tf = require("@tensorflow/tfjs");
   const wasm = require("@tensorflow/tfjs-backend-wasm");
   const jpeg = require("jpeg-js");
@@ -21,6 +22,8 @@ async function open(threads) {
   await faceapi.tf.setBackend("wasm");
   await faceapi.tf.ready();
   await faceapi.nets.faceExpressionNet.loadFromDisk(join(process.cwd(), "node_modules/@vladmandic/face-api/model"));
+  const models = join(process.cwd(), "node_modules/@vladmandic/face-api/model");
+  if (scenes) await faceapi.nets.ssdMobilenetv1.loadFromDisk(models); // its default detector
   const used = wasm.getThreadsCount(); // node gives WASM one, whatever was requested
   async function look(path) {
     let picture;
@@ -31,6 +34,15 @@ async function open(threads) {
     }
     const { width, height, data } = picture;
     const image = faceapi.tf.tensor3d(data, [height, width, 3], "int32");
+    if (scenes) {
+      const found = await faceapi.detectAllFaces(image).withFaceExpressions();
+      image.dispose();
+      const faces = found.map(({ detection: { box }, expressions }) => {
+        const label = expressions.happy >= expressions.sad ? "happy" : "sad";
+        return [box.left, box.top, box.right, box.bottom, label];
+      });
+      return { label: null, score: 0, faces };
+    }
     const scores = await faceapi.nets.faceExpressionNet.predictExpressions(image);
     image.dispose();
     const label = scores.happy >= scores.sad ? "happy" : "sad";
@@ -67,12 +79,13 @@ if (folder) {
     let reply;
     try {
       if (request.do === "open") {
-        peer = await open(request.threads);
+        peer = await open(request.threads, request.scenes);
         reply = { what: peer.what, trained: true, versions: peer.versions };
       } else {
         const began = performance.now();
         const found = await all(peer, request.paths);
         reply = { seconds: (performance.now() - began) / 1000, labels: found.map((a) => a.label) };
+        reply.faces = found.map((a) => a.faces ?? null);
       }
     } catch (error) {
       reply = { error: String(error) };

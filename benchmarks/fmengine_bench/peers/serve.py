@@ -15,10 +15,14 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """A label and its score for a path; no label where the picture cannot be read."""
+    """A label and its score for a path; no label where the picture cannot be read.
+
+    Of a photograph the boxes of its faces (left, top, right, bottom) and their labels instead.
+    """
 
     label: str | None
     score: float
+    faces: list[tuple[float, float, float, float, str]] | None = None
 
 
 UNREAD = Answer(None, 0.0)
@@ -80,6 +84,7 @@ def _serve(open_peer: Open, options: dict[str, Any]) -> None:
                 began = time.perf_counter()
                 answers = opened.answer(request["paths"])
                 reply = {"seconds": time.perf_counter() - began, "labels": [a.label for a in answers]}
+                reply["faces"] = [a.faces for a in answers]
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         replies.write(json.dumps(reply) + "\n")
