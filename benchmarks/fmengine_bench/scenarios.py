@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 import numpy as np
+import numpy.typing as npt
 
+from fmengine.check.gate import draw_gate_pictures
 from fmengine.engine import Engine
 from fmengine.errors import BusyError, DeadlineError
 from fmengine.image.decode import decode
@@ -48,13 +50,15 @@ def measure_single_stream(
 ) -> dict[str, Summary]:
     """Measure the latency of one picture after another: from its file, from decoded pixels, of the network alone.
 
-    Also that of a face cut out of a camera's frame, in BGR as OpenCV gives it.
+    Also that of a camera's frame of 640×480, in BGR as OpenCV gives it: of a part of it, and of the face that is
+    found in it.
     """
     decoded = [decode(path, engine.spec.color, engine.limits) for path in paths[:256]]
     resized = engine.prepare(decoded[0])
     array = resized[0] if len(resized) == 1 else decoded[0]
     images = random_inputs(engine.spec, 1)
     frame = random_pixels(480, 640, 3)
+    seen = draw_frame()
     file, picture = cycle(paths), cycle(decoded)
     calls: dict[str, Call] = {
         "from a file": lambda: engine.predict(next(file)),
@@ -62,10 +66,20 @@ def measure_single_stream(
         "from an array of the network's size": lambda: engine.predict(array),
         "120 pixels of a camera's frame": lambda: engine.predict(frame[100:220, 200:320], channels="bgr"),
         "240 pixels of a camera's frame": lambda: engine.predict(frame[100:340, 200:440], channels="bgr"),
+        "a face found in a camera's frame": lambda: engine.find_faces(seen, channels="bgr"),
         NETWORK: lambda: engine.backend.run(images),
     }
     taken = time_calls(calls, rounds, seconds / rounds, -(-min_calls // rounds))
     return {name: summarise(each) for name, each in taken.items()}
+
+
+def draw_frame() -> npt.NDArray[np.uint8]:
+    """Draw a camera's frame with one face before noise, uint8 `[480, 640, 3]`, BGR."""
+    frame: npt.NDArray[np.uint8] = random_pixels(480, 640, 3) // 4 + 96
+    face = draw_gate_pictures()[-1]
+    height, width = face.shape[:2]
+    frame[100 : 100 + height, 240 : 240 + width] = face[..., ::-1]
+    return frame
 
 
 def measure_offline(

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.params import quick_first
 
 from fmengine.errors import ModelError, UnavailableError
+from fmengine.model.detector import DetectorOutputs, load_detector_file
 from fmengine.model.file import ModelFile, load_model_file, resolve
 from fmengine.system.nvidia import Gpu
 from fmengine.trt import build as builder
@@ -49,6 +50,20 @@ def parsed(model: ModelFile) -> object:
 
 
 # Builds
+
+
+def test_the_detector_builds_for_pictures_of_any_size() -> None:
+    logger = get_logger(rtx)
+    maker = rtx.Builder(logger)
+    network = maker.create_network(builder._make_network_flags(rtx))
+    parser = rtx.OnnxParser(network, logger)
+    assert parser.parse(load_detector_file().data), parser.get_error(0).desc()
+    profile, config = maker.create_optimization_profile(), maker.create_builder_config()
+    profile.set_shape("images", (1, 3, 64, 64), (1, 3, 480, 640), (8, 3, 1280, 1280))
+    config.add_optimization_profile(profile)
+    assert maker.build_serialized_network(network, config) is not None
+    names = {network.get_output(index).name for index in range(network.num_outputs)}
+    assert names == set(DetectorOutputs._fields)
 
 
 @pytest.mark.parametrize("capability", quick_first(ARCHITECTURES))
