@@ -17,6 +17,7 @@ from PIL import Image
 
 from fmengine import Engine, Failure, FmengineError, Isolation, Prediction, SourceError
 from fmengine.backend.registry import open_backend
+from fmengine.check.gate import draw_gate_pictures
 from fmengine.cli.infer import infer
 from fmengine.errors import BackendError, DeviceError, ModelError, NoRoomError, UnavailableError
 from fmengine.gpu.copier import Copier
@@ -607,6 +608,26 @@ def test_what_a_worker_writes_in_flight_changes_its_own_answers_alone():
                 stop.set()
             scribbling.result()
         unregister()
+    assert not driver.live()
+
+
+def test_faces_of_photographs_are_cut_out_for_a_gpu():
+    """The detector runs on the CPU; crops are parts of the photograph, whose rows lie apart."""
+    photographs = [np.asarray(Image.new("RGB", (400, 300), (90, 120, 110))).copy() for _ in range(3)]
+    portrait = draw_gate_pictures()[-1]
+    height, width = portrait.shape[:2]
+    for number, photograph in enumerate(photographs[:2]):
+        for left in (10, 200)[: number + 1]:
+            photograph[60 : 60 + height, left : left + width] = portrait
+    with load() as engine, Engine.load(shuffles.FP16, "onnxruntime", threads=1) as cpu:
+        found = list(engine.predict_scenes(photographs))
+        assert [len(scene.faces) for scene in found] == [1, 2, 0]
+        for scene, photograph in zip(found, photographs, strict=True):
+            for face, other in zip(scene.faces, cpu.find_faces(photograph).faces, strict=True):
+                assert face.crop == other.crop
+                assert face.prediction.label == other.prediction.label
+                assert abs(face.prediction.confidence - other.prediction.confidence) < shuffles.NEAR
+            assert engine.find_faces(photograph) == scene
     assert not driver.live()
 
 
