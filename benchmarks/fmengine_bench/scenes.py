@@ -148,14 +148,14 @@ def _judge(faces: list[list[Box]], known: list[dict[str, list[Box]]]) -> str:
         return f"{count} faces"
     right = wrong = 0
     for found, boxes in zip(faces, known, strict=True):
-        right += sum(any(_compute_iou(box, other) >= COVERED for other in found) for box in boxes["faces"])
+        right += sum(any(compute_iou(box, other) >= COVERED for other in found) for box in boxes["faces"])
         every = boxes["faces"] + boxes["ignore"]
-        wrong += sum(not any(_compute_iou(box, other) >= COVERED / 2 for other in every) for box in found)
+        wrong += sum(not any(compute_iou(box, other) >= COVERED / 2 for other in every) for box in found)
     total = sum(len(boxes["faces"]) for boxes in known)
     return f"{right} of {total} faces, {wrong} boxes of none"
 
 
-def _compute_iou(one: Box, other: Box) -> float:
+def compute_iou(one: Box, other: Box) -> float:
     width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
     shared = max(width, 0.0) * max(height, 0.0)
     areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fmengine.model.detector import DetectorSpec
+from fmengine.model.detector import DetectorSpec, load_detector_file
 from fmengine.model.file import seal
 from fmengine.model.spec import METADATA_KEY
 
@@ -198,6 +198,33 @@ def make_detector(wheel: Path, folder: Path) -> Path:
     (folder / "SHA256SUMS").write_text(f"{digest}  {path.name}\n", encoding="ascii")
     (folder / "LICENSE.yunet").write_bytes(notice)
     return path
+
+
+def make_opencv_model(height: int, width: int) -> bytes:
+    """Make of the shipped file one that `cv2.FaceDetectorYN` takes: BGR floats of one size, an output a stride."""
+    graph = onnx.load_from_string(load_detector_file().data).graph
+    nodes = [node for node in graph.node if node.op_type not in ("Cast", "Concat", "Sigmoid")]
+    probabilities = [name for name, size in OUTPUTS.items() if size == 1]
+    for node in nodes:
+        node.input[:] = ["input" if name == "levels" else name for name in node.input]
+        if node.op_type == "Reshape" and node.output[0].startswith(tuple(probabilities)):
+            node.output[0] += "_logits"
+    for name in probabilities:
+        nodes += [helper.make_node("Sigmoid", [f"{name}_{s}_logits"], [f"{name}_{s}"]) for s in STRIDES]
+    constants = {constant.name: numpy_helper.to_array(constant) for constant in graph.initializer}
+    constants["w0"] = np.ascontiguousarray(constants["w0"][:, ::-1])
+    outputs = [
+        helper.make_tensor_value_info(f"{name}_{s}", TensorProto.FLOAT, [1, (height // s) * (width // s), size])
+        for name, size in OUTPUTS.items()
+        for s in STRIDES
+    ]
+    image = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, height, width])
+    kept = [numpy_helper.from_array(values, name) for name, values in constants.items()]
+    made = helper.make_graph(nodes, "yunet", [image], outputs, kept)
+    model = helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="fmengine"
+    )
+    return bytes(model.SerializeToString())
 
 
 if __name__ == "__main__":

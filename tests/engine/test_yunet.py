@@ -4,11 +4,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
 from fmengine.backend.openvino import OpenVinoBackend
@@ -18,7 +16,7 @@ from fmengine.image.scene import resize_for_search
 from fmengine.model.detector import DEFAULT, SHIPPED, DetectorOutputs, load_detector_file
 from fmengine.model.file import load_model_file, resolve
 from fmengine.options import BackendOptions
-from fmengine_export.detector import STRIDES, make_detector
+from fmengine_export.detector import STRIDES, make_detector, make_opencv_model
 
 ROOT = Path(__file__).parents[2]
 WHEELS = ROOT / ".cache" / "yuface"
@@ -145,34 +143,6 @@ def test_rows_of_a_batch_are_those_of_single_runs_and_libraries_agree(scene: np.
     assert not len(decode_outputs(whole, 2, one.shape[3], file.spec, 0.6).scores)
 
 
-def make_zoo_model(height: int, width: int) -> bytes:
-    """Make of our file one as OpenCV's Zoo has it: BGR floats of one size in, an output for each stride."""
-    graph = onnx.load_from_string(load_detector_file().data).graph
-    nodes = [node for node in graph.node if node.op_type not in ("Cast", "Concat", "Sigmoid")]
-    for node in nodes:
-        node.input[:] = ["input" if name == "levels" else name for name in node.input]
-        if node.op_type == "Reshape" and node.output[0].startswith(("cls", "obj")):
-            node.output[0] += "_logits"
-    heads = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
-    for name in ("cls", "obj"):
-        nodes += [helper.make_node("Sigmoid", [f"{name}_{s}_logits"], [f"{name}_{s}"]) for s in STRIDES]
-    constants = {constant.name: numpy_helper.to_array(constant) for constant in graph.initializer}
-    constants["w0"] = np.ascontiguousarray(constants["w0"][:, ::-1])
-    outputs = [
-        helper.make_tensor_value_info(f"{name}_{s}", TensorProto.FLOAT, [1, (height // s) * (width // s), size])
-        for name, size in heads.items()
-        for s in STRIDES
-    ]
-    made = helper.make_graph(
-        nodes,
-        "yunet",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, height, width])],
-        outputs,
-        [numpy_helper.from_array(values, name) for name, values in constants.items()],
-    )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
-
-
 @pytest.mark.slow
 def test_boxes_are_those_of_opencv(scene: np.ndarray) -> None:
     import cv2
@@ -183,7 +153,7 @@ def test_boxes_are_those_of_opencv(scene: np.ndarray) -> None:
         OnnxRuntimeBackend.open(file, BackendOptions(threads=1)).run(pixels), 0, pixels.shape[3], file.spec, 0.6
     )
     height, width = pixels.shape[2:]
-    model = np.frombuffer(make_zoo_model(height, width), np.uint8)
+    model = np.frombuffer(make_opencv_model(height, width), np.uint8)
     theirs = cv2.FaceDetectorYN.create("onnx", model, np.array([], np.uint8), (width, height), 0.6, 0.3, 5000)
     found = theirs.detect(np.ascontiguousarray(pixels[0, ::-1].transpose(1, 2, 0)))[1]
     found = found[np.argsort(-found[:, 14])]
