@@ -171,14 +171,22 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """Return the number of rows."""
+        """Return the number of pictures."""
         return self.labels.total() + self.failed
 
     def describe(self) -> str:
         """Summarise, such as `3 pictures: 2 happy, 1 failed; not to be trusted: 1 flat`."""
         if not self.total:
             return "no new pictures"
-        answers = [f"{count:,} {escape_text(label)}" for label, count in sorted(self.labels.items())]
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.reasons.items()))
         doubt = f"; not to be trusted: {reasons}" if reasons else ""
-        return f"{pluralise(self.total, 'picture')}: {', '.join([*answers, f'{self.failed:,} failed'])}{doubt}"
+        parts = [*self.list_answers(), f"{self.failed:,} failed"]
+        return f"{pluralise(self.total, 'picture')}: {', '.join(parts)}{doubt}"
+
+    def list_answers(self) -> list[str]:
+        """List the answers, such as `2 happy`."""
+        return [f"{count:,} {escape_text(label)}" for label, count in sorted(self.labels.items())]
+
+    def count(self) -> str:
+        """Say how much was looked at, such as `3 pictures`."""
+        return pluralise(self.total, "picture")
