@@ -103,10 +103,11 @@ def annotate_pictures(
 def draw_boxes(image: DecodedImage, rows: Sequence[Row], labels: Sequence[str]) -> Image.Image:
     """Draw the box of each row, and its label above it, or below the upper edge, on a copy of the picture."""
     drawn = Image.fromarray(image).convert("RGB")
-    pen, size = ImageDraw.Draw(drawn), max(12, max(drawn.size) // 40)
-    font = ImageFont.load_default(size)
+    pen, largest = ImageDraw.Draw(drawn), max(drawn.size) // 40
     for row in rows:
         left, top, right, bottom = row["box"]
+        size = max(12, min(largest, round(right - left) // 4))
+        font = ImageFont.load_default(size)
         colour = COLOURS[labels.index(row["label"]) % len(COLOURS)] if row["label"] in labels else ASIDE
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=1 + size // 8)
         text = f"{escape_text(row['label'])} {row['confidence']:.0%}"

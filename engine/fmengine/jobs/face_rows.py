@@ -82,21 +82,19 @@ def group_pictures(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 @dataclass
 class FaceTally(Tally):
-    """Numbers of photographs and of the faces in them; `labels` and `reasons` are of faces.
+    """Numbers of photographs and of the faces in them; labels are of faces.
 
     Attributes:
         pictures: photographs, failures among them.
-        without_face: photographs in which no face was found.
     """
 
     pictures: int = 0
-    without_face: int = 0
 
     def add(self, rows: Iterable[Row]) -> None:
         for row in rows:
             self.pictures += ends_picture(row)
-            if not row["error"] and row["face"] is None:
-                self.without_face += 1
+            if row["reason"] == Reason.NO_FACE:
+                self.reasons[Reason.NO_FACE] += 1
             else:
                 super().add([row])
 
@@ -112,7 +110,7 @@ class FaceTally(Tally):
 
     def list_answers(self) -> list[str]:
         answers = f" ({', '.join(super().list_answers())})" if self.labels else ""
-        return [f"{pluralise(self.faces, 'face')}{answers}", f"{self.without_face:,} without a face"]
+        return [f"{pluralise(self.faces, 'face')}{answers}", f"{self.reasons[Reason.NO_FACE]:,} without a face"]
 
     def count(self) -> str:
         return f"{super().count()}, {pluralise(self.faces, 'face')}"

@@ -14,7 +14,7 @@ from typing import Any, overload
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ..pipeline.chunk import Answers
-from ..types import Failure, Prediction, Result
+from ..types import Failure, Prediction, Reason, Result
 from ..wording import pluralise
 
 Row = dict[str, Any]
@@ -178,7 +178,8 @@ class Tally:
         """Summarise, such as `3 pictures: 2 happy, 1 failed; not to be trusted: 1 flat`."""
         if not self.total:
             return "no new pictures"
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.reasons.items()))
+        doubted = [item for item in sorted(self.reasons.items()) if item[0] != Reason.NO_FACE]  # that is no answer
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in doubted)
         doubt = f"; not to be trusted: {reasons}" if reasons else ""
         parts = [*self.list_answers(), f"{self.failed:,} failed"]
         return f"{pluralise(self.total, 'picture')}: {', '.join(parts)}{doubt}"
