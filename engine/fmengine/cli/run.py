@@ -111,10 +111,4 @@ def summarise(tally: Tally, file: Journal | None) -> None:
     """Report how many pictures got which answer in this run, and how many had a row before it."""
     earlier = f"; {file.finished.total():,} had a row already" if file and file.finished else ""
     earlier += f", {file.failed:,} of them failed" if file and file.failed else ""
-    inform(
-        tally.describe() + earlier,
-        pictures=tally.total,
-        counts=dict(tally.labels),
-        reasons=dict(tally.reasons),
-        failed=tally.failed,
-    )
+    inform(tally.describe() + earlier, **tally.to_dict())

@@ -9,6 +9,7 @@ photograph stand together, and the last of them is known by its numbers.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..types import Face, Failure, Reason, Scene
 from ..wording import pluralise
@@ -107,6 +108,9 @@ class FaceTally(Tally):
     def total(self) -> int:
         """Return the number of photographs."""
         return self.pictures
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"faces": self.faces}
 
     def list_answers(self) -> list[str]:
         answers = f" ({', '.join(super().list_answers())})" if self.labels else ""

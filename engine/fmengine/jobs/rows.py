@@ -184,6 +184,11 @@ class Tally:
         parts = [*self.list_answers(), f"{self.failed:,} failed"]
         return f"{pluralise(self.total, 'picture')}: {', '.join(parts)}{doubt}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers for JSON."""
+        counts = {"counts": dict(self.labels), "reasons": dict(self.reasons), "failed": self.failed}
+        return {"pictures": self.total, **counts}
+
     def list_answers(self) -> list[str]:
         """List the answers, such as `2 happy`."""
         return [f"{count:,} {escape_text(label)}" for label, count in sorted(self.labels.items())]
