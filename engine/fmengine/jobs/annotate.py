@@ -105,8 +105,8 @@ def draw_boxes(image: DecodedImage, rows: Sequence[Row], labels: Sequence[str]) 
     drawn = Image.fromarray(image).convert("RGB")
     pen, largest = ImageDraw.Draw(drawn), max(drawn.size) // 40
     for row in rows:
-        left, top, right, bottom = row["box"]
-        size = max(12, min(largest, round(right - left) // 4))
+        left, top, right, bottom = map(round, row["box"])
+        size = max(12, min(largest, (right - left) // 4))
         font = ImageFont.load_default(size)
         colour = COLOURS[labels.index(row["label"]) % len(COLOURS)] if row["label"] in labels else ASIDE
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=1 + size // 8)
