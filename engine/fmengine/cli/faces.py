@@ -21,13 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 DETAILS = ("min_score", "min_size", "max_faces", "search_size", "annotate")
 # Photographs are decoded by the threads of this process, whole and on the CPU, and their faces are the batches.
-REFUSED = {
-    "isolate": "--isolate",
-    "workers": "--workers",
-    "jpeg": "--jpeg",
-    "scaled_jpeg": "--scaled-jpeg",
-    "batch_size": "--batch-size",
-}
+REFUSED = ("isolate", "workers", "jpeg", "scaled_jpeg", "batch_size")
 
 
 def take_face_options(command: Command) -> Callable[..., None]:
@@ -63,23 +57,20 @@ def take_face_options(command: Command) -> Callable[..., None]:
     )
     @wraps(command)
     def take(*arguments: Any, faces: bool, **options: Any) -> None:
-        details = {name: options.pop(name) for name in DETAILS}
-        annotate = details.pop("annotate")
+        given = {name: value for name in DETAILS if (value := options.pop(name)) is not None}
         if not faces:
-            for name, value in (*details.items(), ("annotate", annotate)):
-                if value is not None:
-                    raise click.UsageError(
-                        f"--{name.replace('_', '-')} is about faces in photographs: add --faces"
-                    )
+            for name in given:
+                raise click.UsageError(f"{_name_option(name)} is about faces in photographs: add --faces")
             command(*arguments, faces=None, annotate=None, **options)
             return
         get_source = click.get_current_context().get_parameter_source
-        for name, option in REFUSED.items():
+        for name in REFUSED:
             if get_source(name) is ParameterSource.COMMANDLINE:
                 raise click.UsageError(
-                    f"--faces decodes photographs in this process, whole and on the CPU: leave {option} out"
+                    "--faces decodes photographs in this process, whole and on the CPU: "
+                    f"leave {_name_option(name)} out"
                 )
-        given = {name: value for name, value in details.items() if value is not None}
+        annotate = given.pop("annotate", None)
         try:
             wanted = FaceOptions(**given)
         except ValueError as error:  # NaN and infinity pass the ranges above
@@ -87,6 +78,10 @@ def take_face_options(command: Command) -> Callable[..., None]:
         command(*arguments, faces=wanted, annotate=annotate, **options)
 
     return take
+
+
+def _name_option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def answer_photographs(

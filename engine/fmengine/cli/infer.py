@@ -50,7 +50,7 @@ SOME_FAILED = 3
 )
 @click.option("--resume", is_flag=True, help="Go on with an output file after any interruption.")
 @click.option("--retry-failed", is_flag=True, help="With --resume: also try again what failed before.")
-@click.option("--overwrite", is_flag=True, help="Replace an output file or report that exists.")
+@click.option("--overwrite", is_flag=True, help="Replace output files, reports and photographs that exist.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write a contact sheet, x.html, to look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON lines.")
 @take_face_options

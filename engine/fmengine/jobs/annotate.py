@@ -180,4 +180,4 @@ def _is_png(path: str) -> bool:
 
 def _is_below(path: str, folder: str) -> bool:
     """Return whether a path is a folder, or leads into it; both are absolute and without links."""
-    return os.path.commonpath([path, folder]) == folder
+    return path == folder or path.startswith(os.path.join(folder, ""))
