@@ -17,7 +17,7 @@ CUDA_HEADERS := .cache/cuda
 TENSORRTS := .cache/tensorrt/10.12.0.36 .cache/tensorrt/11.4.0.106
 
 help:
-	@echo "make demo    real faces, labelled, on a page to look at (no PyTorch needed)"
+	@echo "make demo    real faces, labelled, on pages to look at (no PyTorch needed)"
 	@echo "make check   for every commit: ruff, mypy and the quick tests"
 	@echo "make test    everything that CI runs: ruff, mypy, every test"
 	@echo "make explore the property tests on other, and more, examples"
@@ -49,12 +49,13 @@ $(VENV)/develop: $(VENV)/runtime tests/requirements.txt
 $(DEMO)/pictures: demo/gather.py | $(VENV)/runtime
 	@echo "gathering pictures from the scikit-image wheel …"
 	@$(PIP) --target $(DEMO)/wheel --no-deps --upgrade scikit-image
-	@$(BIN)/python demo/gather.py $(DEMO)/wheel $@
+	@$(BIN)/python demo/gather.py $(DEMO)/wheel $@ $(DEMO)/scenes
 
-# Rows on stdout, and a page beside them. Exit code 3 would mean that a picture failed.
+# Rows on stdout, and a page beside them, of faces and then of photographs. Exit code 3 would mean that one failed.
 demo: $(VENV)/runtime $(DEMO)/pictures
 	@$(BIN)/fmengine infer --batch $(DEMO)/pictures --report $(DEMO)/report.html --overwrite
-	@echo "look at $(abspath $(DEMO))/report.html"
+	@$(BIN)/fmengine infer --faces --batch $(DEMO)/scenes --report $(DEMO)/scenes.html --overwrite
+	@echo "look at $(abspath $(DEMO))/report.html, and at $(abspath $(DEMO))/scenes.html"
 
 lint: $(VENV)/develop
 	$(BIN)/ruff format --check .

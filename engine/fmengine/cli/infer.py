@@ -3,9 +3,10 @@
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +15,18 @@ import click
 from ..backend.registry import BACKENDS
 from ..engine import Engine
 from ..image.pillow import raise_pillow_limit
+from ..jobs.face_rows import FaceTally, to_face_text
 from ..jobs.journal import Target
 from ..jobs.output import claim, open_output
+from ..jobs.rows import Tally, to_text
 from ..jobs.sources import STDIN, exclude, expand, require_paths
 from ..jobs.state import list_output_files
-from ..options import Isolation, Limits
+from ..options import FaceOptions, Isolation, Limits
 from ..pipeline.executor import Feed
 from ..system.files import check_target, get_temporary_path
 from ..system.lock import get_lock_path, hold
-from .console import inform, logger
+from .console import inform, logger, to_json
+from .faces import answer_photographs, draw_photographs, take_face_options
 from .parameters import Size, allow_untrusted_engine, parse_threshold, parse_workers
 from .run import answer_pictures, draw_bar, look_ahead, prepare_workers, summarise, write_rows
 from .streams import silence_decoders
@@ -46,9 +50,10 @@ SOME_FAILED = 3
 )
 @click.option("--resume", is_flag=True, help="Go on with an output file after any interruption.")
 @click.option("--retry-failed", is_flag=True, help="With --resume: also try again what failed before.")
-@click.option("--overwrite", is_flag=True, help="Replace an output file or report that exists.")
+@click.option("--overwrite", is_flag=True, help="Replace output files, reports and photographs that exist.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write a contact sheet, x.html, to look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON lines.")
+@take_face_options
 @click.option("--model", help="A model file, an engine file, or the name of a shipped model.")
 @allow_untrusted_engine
 @click.option(
@@ -117,6 +122,8 @@ def infer(
     overwrite: bool,
     report: Path | None,
     as_json: bool,
+    faces: FaceOptions | None,
+    annotate: Path | None,
     model: str | None,
     allow_untrusted_engine: bool,
     unsure_below: float | Literal["recommended"],
@@ -136,8 +143,8 @@ def infer(
 ) -> None:
     """Label pictures: SOURCE is a file, a folder, a glob, or `-` for a list of paths on stdin.
 
-    One line a picture: path, label, confidence. A picture that cannot be read is a row too; the exit code
-    is then 3.
+    One line a picture: path, label, confidence; with --faces one a face: path, number, label, confidence, box. A
+    picture that cannot be read is a row too; the exit code is then 3.
     """
     if not sources and not folders:
         raise click.UsageError("nothing to do: give a SOURCE, or --batch DIR")
@@ -152,12 +159,16 @@ def infer(
     with ExitStack() as stack:
         # Whatever could keep the rows from being written is found before the work.
         target = _claim_files(stack, output, report, resume=resume, overwrite=overwrite)
+        if annotate is not None:
+            from ..jobs.annotate import prepare_folder  # here: most runs draw none
+
+            prepare_folder(annotate, [*folders, *sources], overwrite=overwrite or resume)
         listed = expand(sources, folders=folders)
         paths = require_paths(exclude(listed, _list_written(output, report)), folders)
         feed: Feed = "auto" if STDIN in sources else "caller"
         if feed == "caller":
             paths, is_long = look_ahead(paths)
-            if is_long or isolation is not None:
+            if faces is None and (is_long or isolation is not None):
                 prepare_workers(workers, threads, isolated=isolation is not None)
         engine = _load_engine(
             stack,
@@ -177,22 +188,28 @@ def infer(
         )
         file = None
         if target is not None:
-            identity = _identify(engine) | {"jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
+            identity = _identify(engine, faces) | {"jpeg": jpeg, "scaled_jpeg": scaled_jpeg}
             opened = open_output(target, engine.spec.labels, identity, retry_failed=retry_failed)
             file = stack.enter_context(opened)
         pending: Iterable[str] = file.select_unfinished(paths) if file else paths
         if isinstance(listed, list):
             pending = list(pending)
         bar = draw_bar(listed, pending, file)
-        rows = answer_pictures(engine, pending, in_flight, feed)
-        tally, kept = write_rows(rows, file, bar, as_json=as_json, keep=report is not None)
+        if faces is None:
+            rows, tally, to_line = answer_pictures(engine, pending, in_flight, feed), Tally(), to_text
+        else:
+            rows = answer_photographs(engine, pending, faces, in_flight, feed)
+            tally, to_line = FaceTally(), to_face_text
+        keep = report is not None or annotate is not None
+        kept = write_rows(rows, file, bar, tally, to_json if as_json else to_line, keep=keep)
+        read_rows = file.read_rows if file else lambda: kept
         if report is not None:
-            from ..jobs.report import write_report  # here: most runs write none
-
-            shown = file.read_rows() if file else kept
-            write_report(report, shown, engine.spec, engine.backend.describe(), limits, isolation)
+            write = _choose_report(faces, isolation)
+            write(report, read_rows(), engine.spec, engine.backend.describe(), limits)
+        if annotate is not None:
+            draw_photographs(annotate, read_rows, engine, [*folders, *sources])
         summarise(tally, file)
-    for name, path in (("rows", output), ("report", report)):
+    for name, path in (("rows", output), ("report", report), ("annotated", annotate)):
         if path:
             inform(f"{name}: {path}")
     if tally.failed or (file and file.failed):
@@ -209,13 +226,25 @@ def _load_engine(stack: ExitStack, model: str | None, backend: str, **options: A
     return engine
 
 
-def _identify(engine: Engine) -> dict[str, Any]:
+def _identify(engine: Engine, faces: FaceOptions | None) -> dict[str, Any]:
     """Return what an engine's answers depend on, by which `--resume` recognises a run.
 
     Whether decoding is isolated is left out: a run that crashed may be resumed with `--isolate`.
     """
     made_by = {"model": engine.spec.file_sha256, "backend": engine.backend.name}
-    return made_by | {"unsure_below": engine.unsure_below} | asdict(engine.limits)
+    made_by |= {"unsure_below": engine.unsure_below} | asdict(engine.limits)
+    return made_by | ({"faces": None} if faces is None else {"faces": True} | asdict(faces))
+
+
+def _choose_report(faces: FaceOptions | None, isolation: Isolation | None) -> Callable[..., None]:
+    """Return what writes the contact sheet; imported here, for most runs write none."""
+    if faces is not None:
+        from ..jobs.face_report import write_face_report
+
+        return write_face_report
+    from ..jobs.report import write_report
+
+    return partial(write_report, isolate=isolation)
 
 
 def _make_isolation(isolate: bool, seconds: float | None, memory: int | None) -> Isolation | None:

@@ -1,19 +1,19 @@
 """Run `fmengine infer`: answer the pictures, write and count their rows, and show how far it is."""
 
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, islice
 from typing import Literal
 
 from ..engine import Engine
 from ..jobs.journal import Journal
-from ..jobs.rows import Row, Tally, to_rows, to_text
+from ..jobs.rows import Row, Tally, to_rows
 from ..pipeline.chunk import find_failures
 from ..pipeline.executor import Feed
 from ..pipeline.worker_count import choose_worker_count
 from ..system.cores import usable_cores
-from .console import Progress, inform, logger, print_data, to_json
+from .console import Progress, inform, logger, print_data
 from .interrupt import end_soon_after_interrupt
 
 LONG_JOB = 2000  # paths, of which workers are worth while where their server is forked ahead
@@ -61,30 +61,41 @@ def answer_pictures(
 
 
 def write_rows(
-    chunks: Generator[Sequence[Row], None, None], file: Journal | None, bar: Progress, *, as_json: bool, keep: bool
-) -> tuple[Tally, list[Row]]:
-    """Write rows to the file, or else to stdout, as they arrive.
+    chunks: Generator[Sequence[Row], None, None],
+    file: Journal | None,
+    bar: Progress,
+    tally: Tally,
+    format_row: Callable[[Row], str],
+    *,
+    keep: bool,
+) -> list[Row]:
+    """Write rows to the file, or else to stdout, as they arrive, and count them.
 
-    Returns:
-        Their number, by answer, and with `keep` the rows that went to stdout.
+    Args:
+        chunks: rows of whole pictures.
+        file: that holds them; None for stdout.
+        bar: of the pictures.
+        tally: that counts them.
+        format_row: makes the line of a row on stdout.
+        keep: whether to return the rows that went to stdout.
     """
-    tally = Tally()
     kept: list[Row] = []
     with end_soon_after_interrupt(), closing(chunks), bar:
         try:
             for rows in chunks:
+                before = tally.total
                 tally.add(rows)
                 if file is not None:
                     file.write(rows)
                 else:
-                    print_data("\n".join(map(to_json if as_json else to_text, rows)))
+                    print_data("\n".join(map(format_row, rows)))
                     kept += rows if keep else ()
-                bar.advance(len(rows))
+                bar.advance(tally.total - before)
         except KeyboardInterrupt:
             if file is not None:
                 inform(f"fmengine: {file.path} holds every finished row; go on with --resume")
             raise
-    return tally, kept
+    return kept
 
 
 def draw_bar(listed: Iterable[str], pending: Iterable[str], file: Journal | None) -> Progress:
@@ -100,10 +111,4 @@ def summarise(tally: Tally, file: Journal | None) -> None:
     """Report how many pictures got which answer in this run, and how many had a row before it."""
     earlier = f"; {file.finished.total():,} had a row already" if file and file.finished else ""
     earlier += f", {file.failed:,} of them failed" if file and file.failed else ""
-    inform(
-        tally.describe() + earlier,
-        pictures=tally.total,
-        counts=dict(tally.labels),
-        reasons=dict(tally.reasons),
-        failed=tally.failed,
-    )
+    inform(tally.describe() + earlier, **tally.to_dict())

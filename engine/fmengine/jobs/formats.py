@@ -36,6 +36,7 @@ class Jsonl:
     """One JSON object a line."""
 
     header = ""
+    keys = KEYS  # that every row has
     _encoder = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` would make one for every row
 
     def encode(self, rows: Iterable[Row]) -> str:
@@ -51,7 +52,7 @@ class Jsonl:
 
     def decode(self, line: str) -> Row:
         row = json.loads(line)
-        if not isinstance(row, dict) or not row.keys() >= KEYS or not isinstance(row["path"], str):
+        if not isinstance(row, dict) or not row.keys() >= self.keys or not isinstance(row["path"], str):
             raise ValueError("not a result row")
         return row
 
@@ -105,19 +106,27 @@ class Csv:
     apostrophe in front.
     """
 
+    columns: tuple[str, ...] = COLUMNS  # beside those of the labels
+
     def __init__(self, labels: Sequence[str]) -> None:
         """Take the model's labels. Raises OutputError for one that cannot be a column beside the others."""
         check_labels(labels)
-        if taken := [label for label in labels if label in COLUMNS]:
+        if taken := [label for label in labels if label in self.columns]:
             raise OutputError(
                 f"a CSV file has a column {taken[0]!r} already, and the model has a label of that name; "
                 "choose .jsonl or .parquet"
             )
         self.labels = labels
-        self.header = self._format_lines([[*COLUMNS[:3], *map(_escape_formula, labels), *COLUMNS[3:]]])
+        self.header = self._format_lines([self._list_columns()])
 
     def encode(self, rows: Iterable[Row]) -> str:
         return self._format_lines(map(self._list_values, rows))
+
+    def decode(self, line: str) -> Row:
+        return self._parse_values(next(csv.reader([line])))
+
+    def _list_columns(self) -> list[str | None]:
+        return [*COLUMNS[:3], *map(_escape_formula, self.labels), *COLUMNS[3:]]
 
     def _list_values(self, row: Row) -> list[Any]:
         probabilities, error = row["probabilities"] or {}, row["error"] or {}
@@ -128,13 +137,11 @@ class Csv:
         values = [path, _escape_formula(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
         return [*values, row["reason"], error.get("kind"), _escape_formula(error.get("message")), encoding]
 
-    def decode(self, line: str) -> Row:
-        path, label, confidence, *probabilities, reason, kind, message, encoding = next(csv.reader([line]))
+    def _parse_values(self, values: Sequence[str]) -> Row:
+        path, label, confidence, *probabilities, reason, kind, message, encoding = values
         if len(probabilities) != len(self.labels):
             raise ValueError("wrong number of columns")
-        row: Row = {"path": path}
-        if encoding:  # perhaps in CSV only, where it would have been a formula
-            row = encode_path(decode_path({"path": path, "path_encoding": encoding}))
+        row = self._parse_path(path, encoding)
         if kind:
             error = {"kind": kind, "message": _unescape_formula(message)}
             return row | {"label": None, "confidence": None, "probabilities": None, "reason": None, "error": error}
@@ -145,6 +152,11 @@ class Csv:
             "reason": reason or None,
             "error": None,
         }
+
+    def _parse_path(self, path: str, encoding: str) -> Row:
+        if encoding:  # perhaps in CSV only, where it would have been a formula
+            return encode_path(decode_path({"path": path, "path_encoding": encoding}))
+        return {"path": path}
 
     def _format_lines(self, lines: Iterable[Sequence[Any]]) -> str:
         text = io.StringIO()

@@ -2,7 +2,8 @@
 
 `x.jsonl` (or `x.csv`) grows as results arrive; its state (`state.py`) lies beside it. `--resume` verifies the rows
 by their sha256, drops a torn last line and continues with the pictures that have no row yet. `--retry-failed`
-removes the rows of failed pictures first; until they have new ones, `.x.jsonl.retry.json` lists them.
+removes the rows of failed pictures first; until they have new ones, `.x.jsonl.retry.json` lists them. A photograph
+has a row for each face: where the last of them is missing all are dropped, and it is answered again.
 """
 
 import csv
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple, Self
 from ..errors import OutputError
 from ..system.files import open_atomic
 from ..wording import pluralise
+from .face_formats import make_face_format
+from .face_rows import ends_picture
 from .formats import make_format
 from .rows import Row, decode_path
 from .sources import skip_finished
@@ -44,9 +47,9 @@ class Journal:
     """An output file being written; a context manager.
 
     Attributes:
-        finished: the number of rows that each path had when the file was opened: a list may hold a path twice.
-            Paths are those of the file system, for two names may look alike in their rows.
-        failed: how many of those rows are errors.
+        finished: how often each path was answered when the file was opened: a list may hold a path twice. Paths
+            are those of the file system, for two names may look alike in their rows.
+        failed: how many of those answers are errors.
     """
 
     def __init__(
@@ -57,14 +60,16 @@ class Journal:
         Args:
             target: of `output.claim`; a `.jsonl` or `.csv` file.
             labels: the model's.
-            identity: what made the rows (model digest, options); rows of another are not continued.
+            identity: what made the rows (model digest, options); rows of another are not continued. With a true
+                `faces` they are those of `face_rows`.
             retry_failed: remove failed rows from a file that is continued, so that their pictures run again.
 
         Raises:
             OutputError: if the file cannot be continued or written, or its format cannot hold such labels.
         """
         self.path, self.state_path = target.path, get_state_path(target.path)
-        self._format = make_format(self.path.suffix, labels)
+        make = make_face_format if identity.get("faces") else make_format
+        self._format = make(self.path.suffix, labels)
         self._identity = identity
         self._synced_at = time.monotonic()
         self._retries: list[str] = []  # pictures whose failed rows were removed
@@ -82,7 +87,7 @@ class Journal:
         return chain(self._retries, skip_finished(paths, self.finished + Counter(self._retries)))
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Append rows, all of them whole or none."""
+        """Append the rows of whole pictures, all of them or none."""
         try:
             self._append(self._format.encode(rows))
             self._rows += len(rows)
@@ -194,7 +199,7 @@ class Journal:
         unchanged = synced == 0
         for raw, row in self._read_lines():
             if row is not None:
-                self.finished[decode_path(row)] += 1
+                self.finished[decode_path(row)] += ends_picture(row)
                 self.failed += row["error"] is not None
                 self._rows += 1
             self._size += len(raw)
@@ -206,13 +211,17 @@ class Journal:
             )
 
     def _read_lines(self) -> Iterator[tuple[bytes, Row | None]]:
-        """Yield each whole line of the file, and its row; the header has none."""
+        """Yield each line of the header and of whole pictures, and its row; the header has none."""
+        held: list[tuple[bytes, Row]] = []  # of a picture whose last row is still to come
         with self.path.open("rb") as file:
             for number, raw in enumerate(file):
                 if not raw.endswith(b"\n"):
                     return
                 if number or not self._format.header:
-                    yield raw, self._decode(raw, number + 1)
+                    held.append((raw, self._decode(raw, number + 1)))
+                    if ends_picture(held[-1][1]):
+                        yield from held
+                        held.clear()
                 elif raw == self._format.header.encode():
                     yield raw, None
                 else:

@@ -33,7 +33,7 @@ MADE_BY = b"fmengine"  # the key of the file's metadata that holds the identity,
 class ParquetJournal(Journal):
     """A Parquet file being written; see `Journal`. Its `path` is the journal's.
 
-    Columns: those of a row of `rows.to_row`; `probabilities` and `error` are structures.
+    Columns: those of a row of `rows.to_row`, or of `face_rows`; `probabilities` and `error` are structures.
     """
 
     def __init__(
@@ -87,10 +87,18 @@ class ParquetJournal(Journal):
 
 
 def _make_schema(labels: Sequence[str], identity: dict[str, Any]) -> "pyarrow.Schema":
-    text, number = pyarrow.string(), pyarrow.float64()
+    text, number, count = pyarrow.string(), pyarrow.float64(), pyarrow.int32()
+    place = {
+        "face": count,
+        "faces": count,
+        "box": pyarrow.list_(number),
+        "score": number,
+        "landmarks": pyarrow.list_(pyarrow.list_(number)),
+    }
     return pyarrow.schema(
         {
             "path": text,
+            **(place if identity.get("faces") else {}),
             "label": text,
             "confidence": number,
             "probabilities": pyarrow.struct([(label, number) for label in labels]),

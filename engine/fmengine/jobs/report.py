@@ -22,7 +22,6 @@ from ..options import Isolation, Limits
 from ..system.cores import usable_cores
 from ..system.files import open_atomic
 from ..types import DecodedImage
-from ..wording import pluralise
 from .rows import Row, Tally, decode_path, escape_path
 
 THUMBNAIL = 192  # pixels of the longer side: twice its size on the page, sharp on a phone's screen
@@ -53,17 +52,37 @@ def write_report(
     Raises:
         OutputError: if the file cannot be written.
     """
+    tally = Tally()
+
+    def write_cards() -> Iterator[str]:
+        for number, (row, jpeg) in enumerate(_add_thumbnails(rows, limits or Limits(), isolate)):
+            tally.add([row])
+            yield write_card(number, row, jpeg, spec.labels)
+
+    write_page(path, write_cards(), tally, spec, describe)
+
+
+def write_page(path: Path, cards: Iterable[str], tally: Tally, spec: ModelSpec, describe: dict[str, str]) -> None:
+    """Write a page of cards.
+
+    Args:
+        path: of the HTML file; it is replaced atomically.
+        cards: a figure each; whoever makes them counts them in `tally` meanwhile.
+        tally: of the rows, complete after the last card.
+        spec: of the model that answered.
+        describe: of the backend that answered.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
     template = Template(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     before, after = template.template.split("$cards")
-    tally = Tally()
     try:
         with open_atomic(path, "w") as file:
             file.write(Template(before).substitute(title=html.escape(escape_path(path.stem))))
-            for number, (row, jpeg) in enumerate(_add_thumbnails(rows, limits or Limits(), isolate)):
-                tally.add([row])
-                file.write(_write_card(number, row, jpeg, spec.labels))
+            file.writelines(cards)
             values = {
-                "total": pluralise(tally.total, "picture"),
+                "total": tally.count(),
                 "filters": _write_filters(tally, spec.labels),
                 "model": html.escape(f"{spec.name} {spec.precision}"),
                 "backend": html.escape(", ".join(describe.values())),
@@ -86,7 +105,7 @@ def _add_thumbnails(rows: Iterable[Row], limits: Limits, isolate: Isolation | No
                 return b""
             image = shrink(decode_path(row))
             # It may have changed since it was labelled, or there is no memory for it now.
-            return b"" if isinstance(image, SourceError) else _encode(image)
+            return b"" if isinstance(image, SourceError) else encode_thumbnail(image)
 
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         while chunk := list(islice(iterator, CHUNK)):
@@ -105,38 +124,40 @@ def _open_workers(limits: Limits, isolate: Isolation, count: int) -> Iterator[Sh
         yield processes.decode
 
 
-def make_thumbnail(image: DecodedImage) -> DecodedImage:
-    """Make a small image, uint8 `[H, W, 3]`, of another."""
-    scale = THUMBNAIL / max(image.shape[:2])
+def make_thumbnail(image: DecodedImage, side: int = THUMBNAIL) -> DecodedImage:
+    """Make an image, uint8 `[H, W, 3]`, of another, whose longer side has so many pixels."""
+    scale = side / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return DecodedImage(np.asarray(Image.fromarray(image).convert("RGB").resize(size, Image.Resampling.BICUBIC)))
 
 
-def _encode(image: DecodedImage) -> bytes:
+def encode_thumbnail(image: DecodedImage) -> bytes:
+    """Encode a small image as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=82)
     return buffer.getvalue()
 
 
-def _write_card(number: int, row: Row, jpeg: bytes, labels: Sequence[str]) -> str:
-    """Write one picture's figure. Its name and its answer are attributes of their own, for the filters."""
+def write_card(number: int, row: Row, jpeg: bytes, labels: Sequence[str]) -> str:
+    """Write the figure of a row. Its name and its answer are attributes of their own, for the filters."""
     name = html.escape(row["path"])
     short = html.escape(row["path"].rsplit("/", 1)[-1])
+    if row.get("face") is not None:
+        short += f" · {row['face']}"
     if row["error"]:
         kind, message = (html.escape(row["error"][key]) for key in ("kind", "message"))
         picture = '<div class="none" aria-hidden="true">?</div>'
         tone, outcome, confidence, detail = ASIDE, f'data-error="{kind}"', -1.0, f"{kind}: {message}"
         answer = f'<b>{kind}</b><p class="message">{message}</p>'
+    elif row["label"] is None:  # of a photograph without a face
+        detail = html.escape(row["reason"])
+        tone, outcome, confidence = ASIDE, f'data-reason="{detail}"', -1.0
+        picture, answer = write_picture(jpeg, detail), f"<b>{detail}</b>"
     else:
         label, reason, confidence = html.escape(row["label"]), row["reason"], row["confidence"]
-        tone, outcome = _choose_tone(row["label"], labels), f'data-label="{label}"'
+        tone, outcome = choose_tone(row["label"], labels), f'data-label="{label}"'
         detail = html.escape(", ".join(f"{k} {p:.3f}" for k, p in row["probabilities"].items()))
-        data = base64.b64encode(jpeg).decode()
-        picture = (
-            f'<img src="data:image/jpeg;base64,{data}" alt="{label}" loading="lazy">'
-            if jpeg
-            else '<div class="none">gone</div>'
-        )
+        picture = write_picture(jpeg, label)
         answer = f'<b>{label}</b><span>{confidence:.1%}</span><i><i style="width:{confidence:.1%}"></i></i>'
         if reason:
             outcome += f' data-reason="{html.escape(reason)}"'
@@ -148,7 +169,15 @@ def _write_card(number: int, row: Row, jpeg: bytes, labels: Sequence[str]) -> st
     )
 
 
-def _choose_tone(label: str, labels: Sequence[str]) -> str:
+def write_picture(jpeg: bytes, text: str) -> str:
+    """Write an image with what it shows as text, already escaped; or that there is none any more."""
+    if not jpeg:
+        return '<div class="none">gone</div>'
+    data = base64.b64encode(jpeg).decode()
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{text}" loading="lazy">'
+
+
+def choose_tone(label: str, labels: Sequence[str]) -> str:
     """Choose the colour of a label; one that is not the model's, such as `unsure`, has none."""
     return f"tone{labels.index(label) % 6}" if label in labels else ASIDE
 
@@ -158,7 +187,7 @@ def _write_filters(tally: Tally, labels: Sequence[str]) -> str:
     order = [label for label in labels if label in tally.labels]
     order += [label for label in tally.labels if label not in labels]
     buttons = [
-        _write_filter("label", label, label, tally.labels[label], _choose_tone(label, labels)) for label in order
+        _write_filter("label", label, label, tally.labels[label], choose_tone(label, labels)) for label in order
     ]
     for reason, count in sorted(tally.reasons.items()):
         buttons.append(_write_filter("reason", reason, f"reason: {reason}", count, ASIDE))

@@ -14,7 +14,7 @@ from typing import Any, overload
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ..pipeline.chunk import Answers
-from ..types import Failure, Prediction, Result
+from ..types import Failure, Prediction, Reason, Result
 from ..wording import pluralise
 
 Row = dict[str, Any]
@@ -171,14 +171,28 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """Return the number of rows."""
+        """Return the number of pictures."""
         return self.labels.total() + self.failed
 
     def describe(self) -> str:
         """Summarise, such as `3 pictures: 2 happy, 1 failed; not to be trusted: 1 flat`."""
         if not self.total:
             return "no new pictures"
-        answers = [f"{count:,} {escape_text(label)}" for label, count in sorted(self.labels.items())]
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.reasons.items()))
+        doubted = [item for item in sorted(self.reasons.items()) if item[0] != Reason.NO_FACE]  # that is no answer
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in doubted)
         doubt = f"; not to be trusted: {reasons}" if reasons else ""
-        return f"{pluralise(self.total, 'picture')}: {', '.join([*answers, f'{self.failed:,} failed'])}{doubt}"
+        parts = [*self.list_answers(), f"{self.failed:,} failed"]
+        return f"{pluralise(self.total, 'picture')}: {', '.join(parts)}{doubt}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers for JSON."""
+        counts = {"counts": dict(self.labels), "reasons": dict(self.reasons), "failed": self.failed}
+        return {"pictures": self.total, **counts}
+
+    def list_answers(self) -> list[str]:
+        """List the answers, such as `2 happy`."""
+        return [f"{count:,} {escape_text(label)}" for label, count in sorted(self.labels.items())]
+
+    def count(self) -> str:
+        """Say how much was looked at, such as `3 pictures`."""
+        return pluralise(self.total, "picture")
