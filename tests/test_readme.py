@@ -102,7 +102,8 @@ def test_the_readme_embeds_it(face: Path) -> None:
     (block,) = blocks(ROOT / "README.md", "python")
     answer, *results = run_python(block, face)
     assert re.fullmatch(r"happy (0\.\d+|1\.0) \{'happy': .*, 'sad': .*\}", answer)
-    assert results == ["happy", "not_found"]
+    assert results[:2] == ["happy", "not_found"]
+    assert re.fullmatch(r"\((\d+\.\d+(, )?){4}\) happy", results[2])
 
 
 @pytest.mark.timeout(60)
@@ -112,8 +113,7 @@ def test_the_engines_readme_embeds_it(face: Path) -> None:
     assert re.fullmatch(r"(happy|sad) \('happy', 'sad'\) \(32, 1, (\d+), \2\)", told)
     assert shape == "(2, 2)"
     assert error.startswith("not_an_image ")
-    assert len(answers) == 3
-    assert all(answer.startswith("Prediction(label=") for answer in answers)
+    assert answers == ["[]"] * 3  # black frames
 
 
 def test_no_other_readme_holds_python() -> None:
