@@ -114,7 +114,7 @@ class Csv:
                 "choose .jsonl or .parquet"
             )
         self.labels = labels
-        self.header = self._format_lines([[*COLUMNS[:3], *map(_escape_formula, labels), *COLUMNS[3:]]])
+        self.header = self._format_lines([[*COLUMNS[:3], *map(escape_formula, labels), *COLUMNS[3:]]])
 
     def encode(self, rows: Iterable[Row]) -> str:
         return self._format_lines(map(self._list_values, rows))
@@ -125,8 +125,8 @@ class Csv:
         if path.startswith(FORMULA):
             path, encoding = path if encoding else quote(path, safe="/"), "percent"
             path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` does not encode
-        values = [path, _escape_formula(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
-        return [*values, row["reason"], error.get("kind"), _escape_formula(error.get("message")), encoding]
+        values = [path, escape_formula(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
+        return [*values, row["reason"], error.get("kind"), escape_formula(error.get("message")), encoding]
 
     def decode(self, line: str) -> Row:
         path, label, confidence, *probabilities, reason, kind, message, encoding = next(csv.reader([line]))
@@ -164,7 +164,8 @@ def check_labels(labels: Sequence[str]) -> None:
             raise OutputError(f"the model's label {label!r} cannot be the name of a column; choose .jsonl")
 
 
-def _escape_formula(value: str | None) -> str | None:
+def escape_formula(value: str | None) -> str | None:
+    """Put an apostrophe before a text that a spreadsheet would execute."""
     return f"'{value}" if value and value.startswith(ESCAPED) else value
 
 
