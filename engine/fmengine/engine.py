@@ -408,8 +408,9 @@ class Engine:
     ) -> "Watch":
         """Find the faces of a video, a stream or a camera, follow each, and answer for it, frame by frame.
 
-        No frame of a file is lost. A live source does not wait: of the frames that come while one is worked on, the
-        newest is taken and the others are counted in `Watch.dropped`. Damaged frames are left out, and counted.
+        No frame of a file is lost. A live source does not wait: of the frames that come while one is worked on,
+        the newest is taken and the others are counted in `Watch.dropped`. Damaged frames are left out, and counted
+        too.
 
         Args:
             source: path of a file, URL (`rtsp://…`, `http://…`), camera (`/dev/video0`), or `lavfi:` and a graph

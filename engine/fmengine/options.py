@@ -1,4 +1,4 @@
-"""Every setting of the engine, checked once: what a picture may cost, how a video is read, what a backend and an engine are given."""
+"""Every setting of the engine, checked once: of pictures, faces and videos, of backends and of an engine."""
 
 import math
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ class VideoOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.every < math.inf:
             raise ValueError(f"every {self.every}; expected seconds, 0 or more")
-        if not (0 < min(self.timeouts) and max(self.timeouts) < math.inf):
+        if not (min(self.timeouts) > 0 and max(self.timeouts) < math.inf):
             raise ValueError(f"timeout {self.timeout}; expected seconds, more than 0, or two: to open, to read")
         if self.reconnect < 0:
             raise ValueError(f"reconnect {self.reconnect}; expected 0 tries or more")

@@ -270,8 +270,8 @@ class TrackedFace(Face):
     """A face in a video, which is followed from frame to frame.
 
     Attributes:
-        id: of the face, the same in every frame, counted from 1 and given to no other; None until it has been found
-            in three frames.
+        id: of the face, the same in every frame, counted from 1 and given to no other; None until it has been
+            found in three frames.
         prediction: the answer for it over the last moments: label, confidence and probabilities are those of the
             mean of the network's probabilities, in which an answer counts less by e for each half second of age.
     """

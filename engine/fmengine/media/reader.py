@@ -45,9 +45,9 @@ class Clock:
 
 
 class Taken(NamedTuple):
-    """A frame that the reader gives out: its index in the source, its seconds, and its pixels once asked for."""
+    """A frame that the reader gives out: its number in the source, its seconds, and its pixels once asked for."""
 
-    index: int
+    number: int
     time: float
     frame: TimedFrame
 
@@ -122,7 +122,7 @@ class FrameReader:
 
     def _read(self) -> Iterator[Taken]:
         """Yield the frames that are due, and open a source again that is lost."""
-        clock, due, next_index = Clock(), 0.0, 0
+        clock, due, next_number = Clock(), 0.0, 0
         tries, seen = 0, time.monotonic()
         while True:
             lost: SourceError
@@ -130,13 +130,13 @@ class FrameReader:
                 with Video(self._source, self._options, self._max_pixels) as video:
                     self._announce(video)
                     clock.begin(None if video.is_live else video.start, gap=time.monotonic() - seen)
-                    begin = next_index
+                    begin = next_number
                     for frame in video.read():
                         tries, seen = 0, time.monotonic()
-                        now, next_index = clock.read(frame.stamp, frame.step), begin + frame.index + 1
+                        now, next_number = clock.read(frame.stamp, frame.step), begin + frame.number + 1
                         if now >= due:
                             due = self._find_next_due(now)
-                            yield Taken(begin + frame.index, now, frame)
+                            yield Taken(begin + frame.number, now, frame)
                 if not self._source.endless or not self._options.reconnect:
                     return
                 lost = SourceError(Kind.UNREADABLE, "its stream ended", self._source.name)

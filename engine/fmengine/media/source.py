@@ -66,7 +66,9 @@ def _check_file(path: str) -> None:
         size = os.stat(path).st_size
     except (OSError, ValueError) as error:
         if isinstance(error, PermissionError):
-            raise SourceError(Kind.UNREADABLE, f"cannot read the file: {error.strerror}", _as_line(path)) from error
+            raise SourceError(
+                Kind.UNREADABLE, f"cannot read the file: {error.strerror}", _as_line(path)
+            ) from error
         raise SourceError(Kind.NOT_FOUND, "no such file", _as_line(path)) from error
     if not os.path.isfile(path):
         raise SourceError(

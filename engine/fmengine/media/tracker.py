@@ -110,15 +110,16 @@ class Tracker:
         min_iou: float,
         found: list[Track | None],
     ) -> None:
-        """Give detections to tracks, those that overlap most first: faces are few, and Hungarian changes nothing."""
+        """Give detections to tracks, those that overlap most first."""
         if not tracks or not len(rows):
             return
         ious = compute_ious(np.stack([track.predict(time) for track in tracks]), boxes[rows])
-        while (best := np.unravel_index(np.argmax(ious), ious.shape)) and ious[best] >= min_iou:
-            track, row = tracks[best[0]], int(rows[best[1]])
-            track.move(boxes[row], time)
-            found[row] = track
-            ious[best[0]], ious[:, best[1]] = -1.0, -1.0
+        while ious.max() >= min_iou:
+            index, column = divmod(int(ious.argmax()), len(rows))
+            row = int(rows[column])
+            tracks[index].move(boxes[row], time)
+            found[row] = tracks[index]
+            ious[index], ious[:, column] = -1.0, -1.0
 
 
 def compute_ious(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:

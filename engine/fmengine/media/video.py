@@ -21,13 +21,13 @@ class TimedFrame(NamedTuple):
     """A decoded frame.
 
     Attributes:
-        index: of the frame in the stream, from 0.
+        number: of the frame in the stream, from 0.
         stamp: seconds by the stream's clock; None where it has none.
         step: seconds to the next frame, roughly.
         frame: FFmpeg's, an `av.VideoFrame`.
     """
 
-    index: int
+    number: int
     stamp: float | None
     step: float
     frame: Any

@@ -81,7 +81,7 @@ class Watch(Iterator[Frame]):
             raise StopIteration
         self.image = image = taken.to_image()
         scene = self._stages.find(SceneImage(image, image), self.name)
-        frame = Frame(taken.time, taken.index, scene.size, self._follow(scene, taken))
+        frame = Frame(taken.time, taken.number, scene.size, self._follow(scene, taken))
         self.frames += 1
         self.faces += len(frame.faces)
         return frame
