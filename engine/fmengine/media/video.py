@@ -157,7 +157,7 @@ class Video:
         except self._av.error.EOFError:
             return []
         except (self._av.error.FFmpegError, ValueError):  # of a damaged packet; the next key frame mends it
-            self.damaged += 1
+            self.damaged, self._count = self.damaged + 1, self._count + 1
             return []
 
     def _note(self, packet: Any) -> None:
@@ -174,20 +174,21 @@ class Video:
 
         An MPEG transport stream promises nothing.
         """
-        promised, found = self._stream.frames, self._packets
-        if promised and found < promised * (1 - MISSING):
-            return f"it has {found:,} of {promised:,} frames"
-        if self._promised is not None:
-            lack = self._promised - self._end
-            if lack > max(MISSING_SECONDS, MISSING * self._promised):
-                return f"it ends after {self._end:.1f} of {self._promised:.1f} seconds"
+        seconds = self._promised or 0.0
+        missing = seconds - self._end
+        if missing > MISSING * seconds:
+            # An AVI counts frames that it repeats: their number alone proves nothing.
+            if self._packets < self._stream.frames * (1 - MISSING):
+                return f"it has {self._packets:,} of {self._stream.frames:,} frames"
+            if missing > MISSING_SECONDS:
+                return f"it ends after {self._end:.1f} of {seconds:.1f} seconds"
         return "its last data are not whole" if self._last_is_corrupt else ""
 
     def _choose_stream(self) -> Any:
         streams = self._container.streams
         if not streams.video:
-            kinds = ", ".join(dict.fromkeys(stream.type for stream in streams)) or "nothing"
-            raise self._make_error(Kind.UNSUPPORTED, f"it has no video, but {kinds}; expected a video stream")
+            kinds = ", ".join(dict.fromkeys(stream.type for stream in streams)) or "no stream"
+            raise self._make_error(Kind.UNSUPPORTED, f"it has {kinds}, and no video; expected a video stream")
         stream = streams.best("video") or streams.video[0]
         if stream.codec_context is None:
             raise self._make_error(Kind.UNSUPPORTED, "FFmpeg has no decoder for its video")
@@ -216,6 +217,8 @@ class Video:
             return self._make_error(
                 Kind.TIMEOUT, f"no answer within {timeout:g} s; see that it sends, or give it more time (timeout)"
             )
+        if isinstance(error, av.error.EOFError):
+            return self._make_error(Kind.EMPTY, "it ends before its first frame")
         if isinstance(error, av.error.InvalidDataError):
             return self._make_error(
                 Kind.CORRUPT,
