@@ -35,7 +35,7 @@ REFRESH = 0.1  # seconds between two states of the live line
 @click.option(
     "--every", type=click.FloatRange(0), default=0.0, help="Seconds from frame to frame.  [default: all frames]"
 )
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so many of the video.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop once the video is so far.")
 @click.option("--max-frames", type=click.IntRange(1), help="Stop after so many frames.")
 @click.option(
     "--output",
@@ -181,8 +181,6 @@ def _write_frames(
     begin: float | None = None
     for frame in frames:
         begin = frame.time if begin is None else begin
-        if seconds is not None and frame.time - begin >= seconds:
-            return
         rows = to_rows(frame)
         if file is not None:
             file.write(rows)
@@ -191,7 +189,7 @@ def _write_frames(
         if video is not None and frames.image is not None:
             video.write(frame, frames.image)
         line.show(frame)
-        if frames.frames == max_frames:
+        if frames.frames == max_frames or (seconds is not None and frame.time - begin >= seconds):
             return
 
 
