@@ -227,7 +227,7 @@ class Video:
             )
         if isinstance(error, av.error.FileNotFoundError):
             return self._make_error(Kind.NOT_FOUND, "there is no such file, camera or stream")
-        if isinstance(error, av.error.ArgumentError) and self._source.format == "lavfi":
+        if self._source.format == "lavfi":
             return self._make_error(Kind.UNSUPPORTED, "FFmpeg does not understand this filter graph")
         reason = getattr(error, "strerror", None) or str(error)
         return self._make_error(Kind.UNREADABLE, f"it cannot be read: {reason}")
