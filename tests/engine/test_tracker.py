@@ -81,6 +81,11 @@ def test_a_low_score_continues_a_track_and_begins_none(tracker: Tracker) -> None
     assert tracker.count == 1
 
 
+def test_a_low_score_confirms_no_face(tracker: Tracker) -> None:
+    ids = [update(tracker, [box(50, 60)], i / RATE, [score]) for i, score in enumerate([0.9, 0.4, 0.9])]
+    assert ids == [[None]] * 3
+
+
 def test_velocity_is_of_seconds_and_not_of_frames(tracker: Tracker) -> None:
     """Half of the frames are missing, irregularly: where a face is expected follows from the time stamps."""
     times = [0, 1, 2, 3, 4, 6, 9, 13, 15, 19, 20, 24]

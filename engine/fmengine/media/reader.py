@@ -145,7 +145,8 @@ class FrameReader:
                     raise
                 lost = error
             if tries >= self._options.reconnect:
-                raise SourceError(lost.kind, f"lost after {tries} tries: {lost.message}", lost.source) from lost
+                failed = f"lost; {tries} of {tries} tries to open it again failed: {lost.message}"
+                raise SourceError(lost.kind, failed, lost.source) from lost
             tries += 1
             self._damaged_before, self._video = self.damaged, None
             if not self._pause(min(FIRST_PAUSE * 2 ** (tries - 1), LONGEST_PAUSE)):
