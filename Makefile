@@ -43,7 +43,7 @@ $(VENV)/runtime: pyproject.toml constraints.txt
 
 $(VENV)/develop: $(VENV)/runtime tests/requirements.txt
 	@echo "installing training, export and the checks into $(VENV) (PyTorch: gigabytes, a minute or more) …"
-	@$(PIP) --editable '.[cpu,openvino,parquet,train,export,bench]' --requirement tests/requirements.txt
+	@$(PIP) --editable '.[cpu,openvino,parquet,video,train,export,bench]' --requirement tests/requirements.txt
 	@touch $@
 
 $(DEMO)/pictures: demo/gather.py | $(VENV)/runtime

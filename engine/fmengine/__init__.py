@@ -23,7 +23,7 @@ from .model.file import available_models
 from .model.spec import ModelSpec
 from .options import Isolation, Limits
 from .system.telemetry import switch_off
-from .types import Face, Failure, Outputs, Prediction, Reason, Scene
+from .types import Face, Failure, Frame, Outputs, Prediction, Reason, Scene, TrackedFace
 
 __all__ = [
     "BusyError",
@@ -34,6 +34,7 @@ __all__ = [
     "Face",
     "Failure",
     "FmengineError",
+    "Frame",
     "Isolation",
     "Kind",
     "Limits",
@@ -44,6 +45,7 @@ __all__ = [
     "Reason",
     "Scene",
     "SourceError",
+    "TrackedFace",
     "UnavailableError",
     "available_models",
     "backends",

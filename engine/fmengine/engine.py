@@ -1,5 +1,6 @@
 """The engine: pictures in, labels with calibrated confidences out."""
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from .image.arrays import check_channels
 from .image.faults import as_source_error
 from .image.source import is_encoded, is_file_like, is_on_device, with_source
 from .model.file import ModelFile
-from .options import BackendOptions, EngineOptions, FaceOptions, Hint, Isolation, Limits
+from .options import BackendOptions, EngineOptions, FaceOptions, Hint, Isolation, Limits, VideoOptions
 from .pipeline.coalesce import Coalescer
 from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
 from .pipeline.stack import run_stack
@@ -33,6 +34,7 @@ from .types import Channels, Failure, NetworkInput, Outputs, Prediction, Result,
 
 if TYPE_CHECKING:
     from .detect.finder import FaceFinder
+    from .media.watch import Watch
     from .pipeline.workers import Workers
 
 SCALED = 2  # sides of the network's input that a JPEG keeps at least where it is decoded smaller
@@ -390,6 +392,53 @@ class Engine:
         self._executors.add(executor)
         results = executor.map(sources, channels, feed)
         return (cast("Scene | Failure", result) for chunk in results for result in chunk)
+
+    def watch(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        every: float = 0.0,
+        min_score: float = 0.6,
+        min_size: float = 0.0,
+        max_faces: int | None = None,
+        search_size: int | None = None,
+        timeout: float | tuple[float, float] = 10.0,
+        reconnect: int = 5,
+        live: bool | None = None,
+    ) -> "Watch":
+        """Find the faces of a video, a stream or a camera, follow each, and answer for it, frame by frame.
+
+        No frame of a file is lost. A live source does not wait: of the frames that come while one is worked on,
+        the newest is taken and the others are counted in `Watch.dropped`. Damaged frames are left out, and counted
+        too.
+
+        Args:
+            source: path of a file, URL (`rtsp://…`, `http://…`), camera (`/dev/video0`), or `lavfi:` and a graph
+                of FFmpeg's filters.
+            every: seconds from one frame that is looked at to the next; 0 for all frames.
+            min_score: of the detector, from 0 to 1; half of it is enough for a face that is followed already.
+            min_size: as for `find_faces`, as what follows.
+            max_faces: as for `find_faces`.
+            search_size: as for `find_faces`.
+            timeout: seconds that a server may be mute; or two, to open and to read.
+            reconnect: tries in a row, with growing pauses, to open a camera or a stream again that is lost.
+            live: whether frames come by themselves; None to go by the source.
+
+        Returns:
+            An iterator of frames, which is a context manager too, and counts what it gives, drops and follows.
+
+        Raises:
+            SourceError: at once if the source cannot be opened; from the iterator, after the last good frame, if
+                it breaks off.
+            UnavailableError: if PyAV is missing.
+            ValueError: for a setting that cannot be.
+        """
+        from .media.watch import Watch  # what it takes, pictures do not need
+
+        faces = FaceOptions(min_score, min_size, max_faces, search_size)
+        video = VideoOptions(every, timeout, reconnect, live)
+        self._check_open()
+        return Watch(source, self._get_finder().make_stages, faces, video, self.limits.max_pixels)
 
     def start_workers(self) -> None:
         """Start the worker processes now, in the background, and not first when a job turns out long.

@@ -86,7 +86,7 @@ class Kind(StrEnum):
     FILE_TOO_LARGE = "file_too_large"  # over the limit of encoded bytes
     TOO_LARGE = "too_large"  # over the limit of pixels
     OUT_OF_MEMORY = "out_of_memory"  # within the limits, but there was no memory for it
-    TIMEOUT = "timeout"  # took longer than a file may, where decoding is isolated
+    TIMEOUT = "timeout"  # took longer than a file may, where decoding is isolated; a stream that is mute
     CRASHED = "crashed"  # its decoder died, where decoding is isolated
     UNSUPPORTED = "unsupported"  # a source, dtype, shape or format that fmengine does not take
     NOT_FINITE = "not_finite"  # the model's probabilities are NaN or infinite

@@ -1,4 +1,4 @@
-"""Every setting of the engine, checked once: what a picture may cost, what a backend and an engine are given."""
+"""Every setting of the engine, checked once: of pictures, faces and videos, of backends and of an engine."""
 
 import math
 from dataclasses import dataclass
@@ -89,6 +89,33 @@ class FaceOptions:
             raise ValueError(f"max_faces {self.max_faces}; expected 1 or more, or None for all")
         if self.search_size is not None and not 32 <= self.search_size <= MAX_SEARCH:
             raise ValueError(f"search_size {self.search_size}; expected 32 to {MAX_SEARCH} pixels, or None")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoOptions:
+    """How a video, a stream or a camera is read; `Engine.watch` says what each is.
+
+    Raises:
+        ValueError: for a value that cannot be.
+    """
+
+    every: float = 0.0
+    timeout: float | tuple[float, float] = 10.0
+    reconnect: int = 5
+    live: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.every < math.inf:
+            raise ValueError(f"every {self.every}; expected seconds, 0 or more")
+        if not (min(self.timeouts) > 0 and max(self.timeouts) < math.inf):
+            raise ValueError(f"timeout {self.timeout}; expected seconds, more than 0, or two: to open, to read")
+        if self.reconnect < 0:
+            raise ValueError(f"reconnect {self.reconnect}; expected 0 tries or more")
+
+    @property
+    def timeouts(self) -> tuple[float, float]:
+        """Seconds to open a source, and to wait for its next data."""
+        return self.timeout if isinstance(self.timeout, tuple) else (self.timeout, self.timeout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,3 +263,38 @@ class Scene:
     source: Source = field(repr=False, compare=False)
     size: tuple[int, int]
     faces: tuple[Face, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedFace(Face):
+    """A face in a video, which is followed from frame to frame.
+
+    Attributes:
+        id: of the face, the same in every frame, counted from 1 and given to no other; None until it has been
+            found in three frames.
+        prediction: the answer for it over the last moments: label, confidence and probabilities are those of the
+            mean of the network's probabilities, in which an answer counts less by e for each half second of age.
+    """
+
+    id: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {"id": self.id} | Face.to_dict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame of a video and the faces in it.
+
+    Attributes:
+        time: seconds from the beginning of the stream, by its own clock; never less than that of the frame before.
+        index: of the frame in the stream, from 0; those that were left out are counted.
+        size: width and height of the upright frame.
+        faces: in it, the highest score first.
+    """
+
+    time: float
+    index: int
+    size: tuple[int, int]
+    faces: tuple[TrackedFace, ...]

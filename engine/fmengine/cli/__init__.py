@@ -37,6 +37,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "infer": Entry("fmengine.cli.infer:infer", "", "Label pictures, one row each."),
+    "watch": Entry("fmengine.cli.watch:watch", "video", "Follow the faces of a video, a stream or a camera."),
     "prepare": Entry("fmengine_train.prepare:prepare", "", "Clean labelled pictures before training."),
     "train": Entry("fmengine_train.cli:train", "train", "Train a model on labelled pictures."),
     "export": Entry("fmengine_export.cli:export", "export,cpu", "Turn a checkpoint into ONNX model files."),

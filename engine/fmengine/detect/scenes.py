@@ -114,6 +114,12 @@ class SceneStages(Stages):
         found = decode_outputs(outputs, 0, pixels.shape[3], self._detector_spec, min_score)
         return Detections(found.boxes * np.tile(scale, 2), found.scores, found.landmarks * np.array(scale))
 
+    def make_prediction(self, probabilities: Sequence[float], flat: bool, source: Source) -> Prediction:
+        """Say what probabilities mean that a face has over several frames, as of those of one picture."""
+        row = tuple(probabilities)
+        _, (label,), (reason,) = self._decide([row], [flat])
+        return Prediction(label, max(row), dict(zip(self.spec.labels, row, strict=True)), source, reason)
+
     def prepare(self, tasks: Iterable[Task], batch: Batch) -> None:
         """Give each of the tasks its `Scene`, or its `Failure`: none takes a row of the batch."""
         for task in tasks:

@@ -126,7 +126,7 @@ class Csv:
         return self._parse_values(next(csv.reader([line])))
 
     def _list_columns(self) -> list[str | None]:
-        return [*COLUMNS[:3], *map(_escape_formula, self.labels), *COLUMNS[3:]]
+        return [*COLUMNS[:3], *map(escape_formula, self.labels), *COLUMNS[3:]]
 
     def _list_values(self, row: Row) -> list[Any]:
         probabilities, error = row["probabilities"] or {}, row["error"] or {}
@@ -134,8 +134,8 @@ class Csv:
         if path.startswith(FORMULA):
             path, encoding = path if encoding else quote(path, safe="/"), "percent"
             path = path.replace("-", "%2D", 1) if path.startswith("-") else path  # which `quote` does not encode
-        values = [path, _escape_formula(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
-        return [*values, row["reason"], error.get("kind"), _escape_formula(error.get("message")), encoding]
+        values = [path, escape_formula(row["label"]), row["confidence"], *map(probabilities.get, self.labels)]
+        return [*values, row["reason"], error.get("kind"), escape_formula(error.get("message")), encoding]
 
     def _parse_values(self, values: Sequence[str]) -> Row:
         path, label, confidence, *probabilities, reason, kind, message, encoding = values
@@ -176,7 +176,8 @@ def check_labels(labels: Sequence[str]) -> None:
             raise OutputError(f"the model's label {label!r} cannot be the name of a column; choose .jsonl")
 
 
-def _escape_formula(value: str | None) -> str | None:
+def escape_formula(value: str | None) -> str | None:
+    """Put an apostrophe before a text that a spreadsheet would execute."""
     return f"'{value}" if value and value.startswith(ESCAPED) else value
 
 
