@@ -10,6 +10,7 @@ definition, and their distance stands beside each figure.
 import io
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def list_decoders() -> dict[str, One]:
         "Pillow, decoded in colour": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("L")),
     }
     if find_spec("cv2"):
-        import cv2
+        cv2: Any = import_module("cv2")  # untyped: its types change from version to version
 
         cv2.setNumThreads(1)
         found["OpenCV, IMREAD_GRAYSCALE"] = lambda data: cv2.imdecode(
@@ -74,7 +75,7 @@ def list_resizers() -> dict[str, One]:
     """List resizers from `[H, W]` luma to the network's size; the first is the definition, picture by picture."""
     found: dict[str, One] = {"Pillow, two passes": lambda pixels: preprocess(pixels, SPEC)[0]}
     if find_spec("cv2"):
-        import cv2
+        cv2: Any = import_module("cv2")  # untyped: its types change from version to version
 
         for name in ("INTER_LINEAR", "INTER_AREA"):
             found[f"OpenCV, {name}"] = partial(cv2.resize, dsize=(SIDE, SIDE), interpolation=getattr(cv2, name))

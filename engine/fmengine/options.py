@@ -130,6 +130,8 @@ class BackendOptions:
             has its share of the threads. 0 for one on a CPU and `gpu.backend.STREAMS` on a GPU.
         jpeg: where JPEG files are decoded, `cpu` or `gpu`.
         graphs: whether a GPU's network is launched as a CUDA graph where its batch size allows it.
+        spinning: whether idle threads of a network on a CPU spin, so that the next layer begins sooner; where
+            others need the cores meanwhile they should sleep.
         allow_untrusted_engine: whether an engine file that somebody else could have written is run.
     """
 
@@ -139,6 +141,7 @@ class BackendOptions:
     streams: int = 0
     jpeg: Literal["cpu", "gpu"] = "cpu"
     graphs: bool = True
+    spinning: bool = True
     allow_untrusted_engine: bool = False
 
 

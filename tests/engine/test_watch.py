@@ -316,6 +316,24 @@ def test_a_password_is_not_in_a_name() -> None:
     assert parse_source("http://a/b@c:d@e").name == "http://a/b@c:d@e"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nhttp://127.0.0.1:{port}/x.ts\n",
+        "ffconcat version 1.0\nfile 'http://127.0.0.1:{port}/x.ts'\n",
+    ],
+    ids=["playlist", "concat"],
+)
+def test_a_file_that_names_a_url_opens_no_connection(engine: Engine, tmp_path: Path, text: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        path = write(tmp_path / "list.m3u8", text.format(port=server.getsockname()[1]).encode())
+        with pytest.raises(SourceError):
+            list(engine.watch(path, timeout=1))
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
 # Live sources
 
 

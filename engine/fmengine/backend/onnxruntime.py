@@ -38,7 +38,8 @@ class OnnxRuntimeBackend:
         self._outputs: type[Outputs] = model.spec.outputs
         self._streams = options.streams or 1
         self._threads = max(1, (options.threads or usable_cores()) // self._streams)
-        self._session = PerProcess(partial(_make_session, self._library, model, self._threads))
+        make = partial(_make_session, self._library, model, self._threads, spinning=options.spinning)
+        self._session = PerProcess(make)
 
     @classmethod
     def open(cls, model: ModelFile | DetectorFile, options: BackendOptions) -> Self:
@@ -60,8 +61,10 @@ class OnnxRuntimeBackend:
         self._session.close()
 
 
-def _make_session(library: Any, model: ModelFile | DetectorFile, threads: int) -> Any:
+def _make_session(library: Any, model: ModelFile | DetectorFile, threads: int, *, spinning: bool) -> Any:
     settings = library.SessionOptions()
+    if not spinning:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.intra_op_num_threads = threads
     settings.log_severity_level = FATAL
     try:

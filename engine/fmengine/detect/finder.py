@@ -93,7 +93,8 @@ class FaceFinder:
         """Open the detector in the classifier's library, or in another for CPUs where that one is a GPU's."""
         with self._lock:
             if at_once not in self._detectors:
-                settings = BackendOptions(threads=self._threads, streams=at_once)
+                # Between its layers and frames, decoders and the classifier need the cores.
+                settings = BackendOptions(threads=self._threads, streams=at_once, spinning=False)
                 own = self._backend.name
                 names = dict.fromkeys((*((own,) if own in CPU_BACKENDS else ()), *CPU_BACKENDS))
                 errors: list[BackendError] = []

@@ -77,10 +77,14 @@ class FrameReader:
         self._is_open = self._is_live = self._has_ended = self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="fmengine-video", daemon=True)
         self._thread.start()
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_open or self._has_ended)
-            if not self._is_open and self._error is not None:
-                raise self._error
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_open or self._has_ended)
+                if not self._is_open and self._error is not None:
+                    raise self._error
+        except BaseException:  # Ctrl-C among them, while a server is waited for
+            self.close()
+            raise
 
     @property
     def damaged(self) -> int:
