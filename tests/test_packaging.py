@@ -75,6 +75,7 @@ def test_the_wheel_holds_what_the_runtime_reads(wheel: Path) -> None:
         <= names
     )
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert any(".dist-info/licenses/" in name and name.endswith("/LICENSE.yunet") for name in names)
 
 
 @pytest.mark.timeout(60)
