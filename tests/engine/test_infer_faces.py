@@ -18,7 +18,7 @@ from test_report import Page, shown_by
 import fmengine
 from fmengine import Engine
 from fmengine.errors import Kind, OutputError
-from fmengine.jobs.annotate import COLOURS, annotate_pictures
+from fmengine.jobs.annotate import COLORS, annotate_pictures
 from fmengine.jobs.face_formats import FaceCsv, FaceJsonl
 from fmengine.jobs.face_report import write_face_report
 from fmengine.jobs.face_rows import FACE_KEYS, FaceTally, group_pictures, to_face_rows, to_face_text
@@ -487,7 +487,7 @@ def test_photographs_with_faces_are_annotated(scenes, found):
     for name, file_format, tolerance in (("group.png", "PNG", 0), ("pair.jpg", "JPEG", 90)):
         with Image.open(f"drawn/scenes/{name}") as drawn, Image.open(scenes / name) as photograph:
             assert (drawn.format, drawn.size) == (file_format, photograph.size)
-            orange = np.abs(np.asarray(drawn, int) - ImageColor.getrgb(COLOURS[0])).max(axis=2) <= tolerance
+            orange = np.abs(np.asarray(drawn, int) - ImageColor.getrgb(COLORS[0])).max(axis=2) <= tolerance
             changed = np.abs(np.asarray(drawn, int) - np.asarray(photograph, int)).max(axis=2) > 60
         for row in found:
             if row["path"].endswith(name):

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import COMMAND, environment, json_rows, refused, run
+from PIL import ImageColor
 from videos import RATE, SIZE, moving, write_video
 
 from fmengine import Engine, Frame
@@ -133,7 +134,7 @@ def test_a_face_keeps_its_colour_and_text_stays_inside(frames: list[Frame]) -> N
         left, _, _, bottom = (round(edge) for edge in frame.faces[0].box)
         colors.add(tuple(picture[bottom - 12 : bottom, left - 2 : left + 3].max(axis=(0, 1)).tolist()))
         assert not picture[bottom + 4 :].any()
-    assert colors == {COLORS[0]}
+    assert colors == {ImageColor.getrgb(COLORS[0])}
     assert not canvas.any(), "the frame itself is not drawn into"
 
 

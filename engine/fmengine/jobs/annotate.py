@@ -9,10 +9,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
 
-from PIL import Image, ImageDraw, ImageFont
-
 from ..errors import OutputError, SourceError
 from ..image.decode import try_decode
+from ..image.drawing import DrawnBox, draw_boxes
 from ..options import Limits
 from ..system.cores import usable_cores
 from ..system.files import open_atomic
@@ -24,8 +23,8 @@ from .sources import tidy
 QUALITY = 90  # of JPEG
 PNG_MAGIC = b"\x89PNG"
 # Of labels in the model's order, as on the contact sheet; and of `unsure`.
-COLOURS = ("#f2b04c", "#7db4f0", "#f08a80", "#8fd08f", "#c6a1ee", "#9fc0cb")
-ASIDE, INK = "#d0cec8", "#1d1c1a"
+COLORS = ("#f2b04c", "#7db4f0", "#f08a80", "#8fd08f", "#c6a1ee", "#9fc0cb")
+ASIDE = "#d0cec8"
 LONGEST = 50  # letters of a file's name: with four bytes each they leave room for a number and an ending
 
 
@@ -100,22 +99,15 @@ def annotate_pictures(
             yield from zip(paths, pool.map(lambda job: write(*job), named), strict=True)
 
 
-def draw_boxes(image: DecodedImage, rows: Sequence[Row], labels: Sequence[str]) -> Image.Image:
-    """Draw the box of each row, and its label above it, or below the upper edge, on a copy of the picture."""
-    drawn = Image.fromarray(image).convert("RGB")
-    pen, largest = ImageDraw.Draw(drawn), max(drawn.size) // 40
-    for row in rows:
-        left, top, right, bottom = map(round, row["box"])
-        size = max(12, min(largest, (right - left) // 4))
-        font = ImageFont.load_default(size)
-        colour = COLOURS[labels.index(row["label"]) % len(COLOURS)] if row["label"] in labels else ASIDE
-        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=1 + size // 8)
-        text = f"{escape_text(row['label'])} {row['confidence']:.0%}"
-        width, height = pen.textlength(text, font) + size / 2, size * 1.3
-        x, y = max(0, min(left, drawn.width - width)), max(0, top - height)
-        pen.rectangle((x, y, x + width, y + height), fill=colour)
-        pen.text((x + size / 4, y + height / 2), text, fill=INK, font=font, anchor="lm")
-    return drawn
+def _list_boxes(rows: Sequence[Row], labels: Sequence[str]) -> list[DrawnBox]:
+    """List what is drawn for the faces of a photograph."""
+    colors = {label: COLORS[index % len(COLORS)] for index, label in enumerate(labels)}
+    return [
+        DrawnBox(
+            row["box"], f"{escape_text(row['label'])} {row['confidence']:.0%}", colors.get(row["label"], ASIDE)
+        )
+        for row in rows
+    ]
 
 
 class _Names:
@@ -154,7 +146,7 @@ def _write_picture(
 
     def make_file(image: DecodedImage) -> bytes:
         buffer = io.BytesIO()
-        draw_boxes(image, rows, labels).save(buffer, file_format, quality=QUALITY)
+        draw_boxes(image, _list_boxes(rows, labels)).save(buffer, file_format, quality=QUALITY)
         return buffer.getvalue()
 
     made = try_decode(path, "rgb", make_file, limits)

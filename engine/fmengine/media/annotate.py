@@ -7,9 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ..errors import OutputError, UnavailableError
+from ..image.drawing import DrawnBox, draw_boxes
+from ..jobs.rows import escape_text
 from ..system.files import get_temporary_path
 from ..types import DecodedImage, Frame, TrackedFace
 from .video import import_av
@@ -18,26 +20,20 @@ Codec = Literal["mpeg4", "h264"]
 ENCODERS = {"mpeg4": "mpeg4", "h264": "libx264"}  # FFmpeg's names; x264 is under the GPL
 OPTIONS = {"mpeg4": {"flags": "+qscale", "global_quality": "472"}, "h264": {"crf": "20"}}  # 472: 4 × FF_QP2LAMBDA
 TICKS = 60_000  # of the file's clock a second, the most that is a multiple of 30,000 and that MPEG-4 takes
-COLORS = ((255, 196, 0), (0, 200, 255), (255, 110, 180), (120, 230, 80), (190, 140, 255), (255, 140, 60))
-NEW_COLOR = (200, 200, 200)  # of a face without an id
+COLORS = ("#ffc400", "#00c8ff", "#ff6eb4", "#78e650", "#be8cff", "#ff8c3c")  # by ids, which keep them
+NEW_COLOR = "#c8c8c8"  # of a face without an id
 
 
 def draw_faces(image: DecodedImage, faces: tuple[TrackedFace, ...]) -> Image.Image:
     """Draw boxes, ids and labels into a copy of an image `[H, W, 3]`; a face keeps its colour with its id."""
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture)
-    height, width = image.shape[:2]
-    font = ImageFont.load_default(max(10, min(height, width) // 30))
-    for face in faces:
-        color = NEW_COLOR if face.id is None else COLORS[(face.id - 1) % len(COLORS)]
-        draw.rectangle(face.box, outline=color, width=max(1, min(height, width) // 240))
-        number = "" if face.id is None else f"{face.id} "
-        text = f"{number}{face.prediction.label} {face.prediction.confidence:.2f}"
-        _, _, text_width, text_height = draw.textbbox((0, 0), text, font=font)
-        left, top = max(0, min(face.box[0], width - text_width - 4)), max(0, face.box[1] - text_height - 4)
-        draw.rectangle((left, top, left + text_width + 4, top + text_height + 4), fill=color)
-        draw.text((left + 2, top + 1), text, fill=(0, 0, 0), font=font)
-    return picture
+    return draw_boxes(image, [_describe(face) for face in faces])
+
+
+def _describe(face: TrackedFace) -> DrawnBox:
+    answer = f"{escape_text(face.prediction.label)} {face.prediction.confidence:.0%}"
+    if face.id is None:
+        return DrawnBox(face.box, answer, NEW_COLOR)
+    return DrawnBox(face.box, f"{face.id} {answer}", COLORS[(face.id - 1) % len(COLORS)])
 
 
 class AnnotatedVideo:
