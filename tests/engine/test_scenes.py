@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,6 +267,15 @@ def test_odd_pictures(engine: Engine) -> None:
         assert found.size == (source.size if isinstance(source, Image.Image) else source.shape[1::-1])
     with pytest.raises(TypeError, match="sources is one ndarray"):
         engine.predict_scenes(sources[0])
+
+
+def test_a_picture_on_a_gpu_is_refused_alone(engine: Engine, scene: Image.Image) -> None:
+    there = {"shape": (8, 8), "typestr": "|u1", "data": (1 << 30, True), "version": 3}
+    refused, found = engine.predict_scenes([SimpleNamespace(__cuda_array_interface__=there), scene])
+    assert isinstance(refused, Failure)
+    assert (refused.kind, "copy it to the host" in refused.message) == ("unsupported", True)
+    assert isinstance(found, Scene)
+    assert len(found.faces) == len(PLACES)
 
 
 @pytest.mark.slow

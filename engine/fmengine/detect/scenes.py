@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backend.protocol import Backend
-from ..errors import SourceError
+from ..errors import Kind, SourceError
 from ..image.geometry import Box, Size
 from ..image.scene import (
     SEARCH,
@@ -20,7 +20,7 @@ from ..image.scene import (
     turn,
     turn_back,
 )
-from ..image.source import is_file_like, read_file_like
+from ..image.source import is_file_like, is_on_device, read_file_like
 from ..model.detector import DetectorOutputs, DetectorSpec
 from ..model.spec import ModelSpec
 from ..options import FaceOptions, Limits
@@ -133,6 +133,11 @@ class SceneStages(Stages):
     def _get_content(self, source: Source, channels: Channels, copy: bool) -> Any:
         if isinstance(source, str | bytes):
             return source
+        if is_on_device(source):
+            raise SourceError(
+                Kind.UNSUPPORTED,
+                "the picture lies in a GPU's memory, and faces are found on the CPU: copy it to the host",
+            )
         if is_file_like(source) and not hasattr(source, "__dlpack_device__"):
             return read_file_like(source, self.limits)
         image = self._decode_scene(source, channels)
