@@ -616,6 +616,7 @@ class Engine:
                     self._open_for_many,
                     unsure_below=self.unsure_below,
                     threads=self._threads,
+                    device=self._options.device,
                 )
             self._finder.observer = self._stages.observer
             return self._finder

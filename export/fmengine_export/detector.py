@@ -1,4 +1,4 @@
-"""Write the face detector YuNet as a model file, from the weights in the library of the wheel `yuface`.
+"""Write the face detector YuNet as model files, from the weights in the library of the wheel `yuface`.
 
     python -m fmengine_export.detector yuface-2023.5.1-….whl engine/fmengine/detect/shipped
 
@@ -19,9 +19,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fmengine.model.detector import DetectorSpec, load_detector_file
+from fmengine.model.detector import NAME, VALUES, DetectorSpec, load_detector_file
 from fmengine.model.file import seal
-from fmengine.model.spec import METADATA_KEY
+from fmengine.model.spec import METADATA_KEY, Precision
 
 WHEEL_SHA256 = "fd03270a672da75b89809a2c999d5728ef19c6e701408a4d0bc9c00480c864a0"
 LIBRARY = "yuface/libfacedetection.so"
@@ -29,9 +29,9 @@ LICENSE = "yuface-2023.5.1.dist-info/LICENSE"
 LAYERS = 53
 FIRST = 32  # values that the first layer has for each filter: 3 × 3 × 3, and zeros
 STRIDES = (8, 16, 32)
-OUTPUTS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}  # values an anchor, in the order of `Detections`
 HEADS = {"cls": 29, "bbox": 35, "obj": 41, "kps": 47}  # the first layer of each
 OPSET, IR_VERSION = 17, 8
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 
 class Layer(NamedTuple):
@@ -86,10 +86,10 @@ def read_layers(library: Path) -> list[Layer]:
 
 
 class _Graph:
-    """The nodes and constants of the network, as they are added."""
+    """The nodes and constants of the network, as they are added; its weights are of one type."""
 
-    def __init__(self, layers: list[Layer]) -> None:
-        self._layers = layers
+    def __init__(self, layers: list[Layer], dtype: npt.DTypeLike) -> None:
+        self._layers, self._dtype = layers, dtype
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
@@ -115,7 +115,8 @@ class _Graph:
             attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "group": layer.filters}
         else:
             weights = layer.weights.reshape(layer.filters, layer.channels, 1, 1)
-        inputs = [x, self.constant(f"w{number}", weights), self.constant(f"b{number}", layer.bias)]
+        parts = {"w": weights, "b": layer.bias}
+        inputs = [x, *(self.constant(f"{name}{number}", part.astype(self._dtype)) for name, part in parts.items())]
         y = self.add("Conv", inputs, f"conv{number}", **attributes)
         return self.add("Relu", [y], f"relu{number}") if relu else y
 
@@ -136,30 +137,37 @@ class _Graph:
 
 
 def build_detector(layers: list[Layer], spec: DetectorSpec) -> bytes:
-    """Build the network: `images` uint8 `[N, 3, H, W]`, H and W multiples of 32, to `OUTPUTS` of each anchor."""
-    graph = _Graph(layers)
+    """Build the network: `images` uint8 `[N, 3, H, W]`, H and W multiples of 32, to `VALUES` of each anchor.
+
+    FP16 is strongly typed: every tensor is half, from the levels to a Cast on what each output is made of.
+    """
+    half = spec.precision == "fp16"
+    graph = _Graph(layers, np.float16 if half else np.float32)
     graph.constant("twice", np.array([1, 1, 2, 2], np.float32))
-    x = graph.convolve(graph.add("Cast", ["images"], "levels", to=TensorProto.FLOAT), 0, relu=True)
+    levels = graph.add("Cast", ["images"], "levels", to=TensorProto.FLOAT16 if half else TensorProto.FLOAT)
+    x = graph.convolve(levels, 0, relu=True)
     x = graph.pool(graph.unit(x, 1))
     fine = graph.pair(graph.pool(graph.pair(graph.pair(x, 3), 7)), 11)
     middle = graph.pair(graph.pool(fine), 15)
     coarse = graph.unit(graph.pair(graph.pool(middle), 19), 27)
     middle = graph.unit(graph.add_upsampled(coarse, middle), 25)
     fine = graph.unit(graph.add_upsampled(middle, fine), 23)
-    for name, size in OUTPUTS.items():
+    for name, size in VALUES.items():
         shape = graph.constant(f"{name}_shape", np.array([0, -1, size], np.int64))
         rows = []
         for level, features in enumerate((fine, middle, coarse)):
             values = graph.unit(features, HEADS[name] + 2 * level, relu=False)
             values = graph.add("Transpose", [values], f"{name}_{STRIDES[level]}_last", perm=[0, 2, 3, 1])
             rows.append(graph.add("Reshape", [values, shape], f"{name}_{STRIDES[level]}"))
-        if size > 1:
-            graph.add("Concat", rows, name, axis=1)
-        else:
-            graph.add("Sigmoid", [graph.add("Concat", rows, f"{name}_logits", axis=1)], name)
+        last = name if size > 1 else f"{name}_logits"
+        joined = graph.add("Concat", rows, f"{last}_half" if half else last, axis=1)
+        if half:
+            graph.add("Cast", [joined], last, to=TensorProto.FLOAT)
+        if size == 1:
+            graph.add("Sigmoid", [last], name)
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 3, "H", "W"])
     outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "A", size]) for name, size in OUTPUTS.items()
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "A", size]) for name, size in VALUES.items()
     ]
     model = helper.make_model(
         helper.make_graph(graph.nodes, spec.name, [images], outputs, graph.constants),
@@ -172,8 +180,8 @@ def build_detector(layers: list[Layer], spec: DetectorSpec) -> bytes:
     return seal(model.SerializeToString(deterministic=True))
 
 
-def make_detector(wheel: Path, folder: Path) -> Path:
-    """Write the model file, its digest and the notice of the weights' licence into a folder.
+def make_detector(wheel: Path, folder: Path) -> list[Path]:
+    """Write the model files, their digests and the notice of the weights' licence into a folder.
 
     Raises:
         ValueError: for another wheel than the one that was proven.
@@ -185,26 +193,28 @@ def make_detector(wheel: Path, folder: Path) -> Path:
         archive.extractall(temporary)  # with the library that it is linked to
         layers, notice = read_layers(Path(temporary, LIBRARY)), archive.read(LICENSE)
     values = np.concatenate([part for layer in layers for part in (layer.weights, layer.bias)])
-    spec = DetectorSpec(
-        name="yunet",
-        precision="fp32",
-        strides=STRIDES,
-        training_data="WIDER FACE, by the authors of libfacedetection (Shiqi Yu and others, BSD-3-Clause)",
-        weights_sha256=hashlib.sha256(values.tobytes()).hexdigest(),
-    )
-    path = folder / "yunet.fp32.onnx"
-    path.write_bytes(build_detector(layers, spec))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "SHA256SUMS").write_text(f"{digest}  {path.name}\n", encoding="ascii")
+    paths = []
+    for precision in PRECISIONS:
+        spec = DetectorSpec(
+            name=NAME,
+            precision=precision,
+            strides=STRIDES,
+            training_data="WIDER FACE, by the authors of libfacedetection (Shiqi Yu and others, BSD-3-Clause)",
+            weights_sha256=hashlib.sha256(values.tobytes()).hexdigest(),
+        )
+        paths.append(folder / f"{NAME}.{precision}.onnx")
+        paths[-1].write_bytes(build_detector(layers, spec))
+    digests = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths)
+    (folder / "SHA256SUMS").write_text(digests, encoding="ascii")
     (folder / "LICENSE.yunet").write_bytes(notice)
-    return path
+    return paths
 
 
 def make_opencv_model(height: int, width: int) -> bytes:
     """Make of the shipped file one that `cv2.FaceDetectorYN` takes: BGR floats of one size, an output a stride."""
     graph = onnx.load_from_string(load_detector_file().data).graph
     nodes = [node for node in graph.node if node.op_type not in ("Cast", "Concat", "Sigmoid")]
-    probabilities = [name for name, size in OUTPUTS.items() if size == 1]
+    probabilities = [name for name, size in VALUES.items() if size == 1]
     for node in nodes:
         node.input[:] = ["input" if name == "levels" else name for name in node.input]
         if node.op_type == "Reshape" and node.output[0].startswith(tuple(probabilities)):
@@ -215,7 +225,7 @@ def make_opencv_model(height: int, width: int) -> bytes:
     constants["w0"] = np.ascontiguousarray(constants["w0"][:, ::-1])
     outputs = [
         helper.make_tensor_value_info(f"{name}_{s}", TensorProto.FLOAT, [1, (height // s) * (width // s), size])
-        for name, size in OUTPUTS.items()
+        for name, size in VALUES.items()
         for s in STRIDES
     ]
     image = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, height, width])
@@ -228,4 +238,4 @@ def make_opencv_model(height: int, width: int) -> bytes:
 
 
 if __name__ == "__main__":
-    print(make_detector(*map(Path, sys.argv[1:3])))
+    print(*make_detector(*map(Path, sys.argv[1:3])), sep="\n")

@@ -64,4 +64,4 @@ def test_claims_are_proven_in_order_and_reported_as_they_end(monkeypatch: pytest
 def test_the_gpus_claims_are_found_by_name() -> None:
     pytest.importorskip("onnxruntime")
     claims = proofs.load_object(proofs.GPU_CLAIMS)("auto", None, BackendOptions(), Effort())
-    assert len({claim.name for claim in claims}) == len(claims) == 13
+    assert len({claim.name for claim in claims}) == len(claims) == 14

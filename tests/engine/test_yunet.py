@@ -13,7 +13,7 @@ from fmengine.backend.openvino import OpenVinoBackend
 from fmengine.detect.yunet import Detections, compute_tilts, decode_outputs, merge, suppress_overlaps
 from fmengine.errors import ModelError
 from fmengine.image.scene import resize_for_search
-from fmengine.model.detector import DEFAULT, SHIPPED, DetectorOutputs, load_detector_file
+from fmengine.model.detector import SHIPPED, DetectorOutputs, load_detector_file
 from fmengine.model.file import load_model_file, resolve
 from fmengine.options import BackendOptions
 from fmengine_export.detector import STRIDES, make_detector, make_opencv_model
@@ -21,6 +21,7 @@ from fmengine_export.detector import STRIDES, make_detector, make_opencv_model
 ROOT = Path(__file__).parents[2]
 WHEELS = ROOT / ".cache" / "yuface"
 SPEC = load_detector_file().spec
+DEFAULT = "yunet.fp32.onnx"
 MAX_IOU = 0.3141  # which no two boxes of small whole numbers have, so that no rounding decides
 
 
@@ -107,8 +108,9 @@ def test_the_same_wheel_gives_the_same_bytes(tmp_path: Path) -> None:
     wheels = list(WHEELS.glob("*.whl"))
     if not wheels:
         pytest.skip("no wheel of yuface in .cache; `make test` fetches it")
-    made = make_detector(wheels[0], tmp_path)
-    for name in (made.name, "SHA256SUMS", "LICENSE.yunet"):
+    made = [path.name for path in make_detector(wheels[0], tmp_path)]
+    assert made == ["yunet.fp32.onnx", "yunet.fp16.onnx"]
+    for name in (*made, "SHA256SUMS", "LICENSE.yunet"):
         assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes()
     other = Path(shutil.copy(SHIPPED / DEFAULT, tmp_path / "other.whl"))
     with pytest.raises(ValueError, match=r"expected yuface 2023\.5\.1"):

@@ -35,7 +35,7 @@ class Session:
             ((name, options),) = providers
             assert name == CUDA
             assert not enable_fallback
-            self.stream = int(options["user_compute_stream"])
+            self.stream = int(options.get("user_compute_stream", 0))
             self.captures = options.get("enable_cuda_graph") == "1"
             if self.captures and faults.get("session"):
                 raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
@@ -68,8 +68,9 @@ class Session:
                 return 700
             memory = (ctypes.c_char * size).from_address(address)
             arrays[name] = np.frombuffer(memory, dtype).reshape(shape)
-        outputs = self.session.run(["logits", "probabilities"], {"images": arrays["images"].copy()})
-        arrays["logits"][...], arrays["probabilities"][...] = outputs
+        names = [name for name in arrays if name != "images"]
+        for name, rows in zip(names, self.session.run(names, {"images": arrays["images"].copy()}), strict=True):
+            arrays[name][...] = rows
         return 0
 
     def __getattr__(self, name: str) -> Any:

@@ -173,10 +173,14 @@ class CudaEngine:
         self.session = onnxruntime.InferenceSession(onnx, settings, providers=["CPUExecutionProvider"])
         self.shapes, self.logger = shapes, logger
         self.num_optimization_profiles = len(shapes)
-        self.names = ["images", "logits", "probabilities"]
+        # A name stands for a size that is open, in an ONNX; -1 in TensorRT.
+        self.tensors = {
+            tensor.name: [size if isinstance(size, int) else -1 for size in tensor.shape]
+            for tensor in (*self.session.get_inputs(), *self.session.get_outputs())
+        }
+        self.names = list(self.tensors)
         self.num_io_tensors = len(self.names)
-        self.labels = int(self.session.get_outputs()[0].shape[1])
-        self.known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+        self.known: dict[tuple[Any, ...], list[np.ndarray]] = {}
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -188,7 +192,7 @@ class CudaEngine:
         return DataType.UINT8 if name == "images" else DataType.FLOAT
 
     def get_tensor_shape(self, name: str) -> list[int]:
-        return [-1, *self.shapes[0][0][1:]] if name == "images" else [-1, self.labels]
+        return self.tensors[name]
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
         return self.shapes[profile]
@@ -202,21 +206,20 @@ class CudaEngine:
             return None
         return ExecutionContext(self)
 
-    def answer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def answer(self, images: np.ndarray) -> list[np.ndarray]:
         """Each picture is run once: its answer does not depend on its batch."""
-        keys = [image.tobytes() for image in images]
+        keys = [(image.shape, image.tobytes()) for image in images]
         if new := [index for index, key in enumerate(keys) if key not in self.known]:
-            logits, probabilities = self.session.run(["logits", "probabilities"], {"images": images[new]})
-            self.known.update(zip((keys[i] for i in new), zip(logits, probabilities, strict=True), strict=True))
-        rows = [self.known[key] for key in keys]
-        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+            outputs = self.session.run(self.names[1:], {"images": images[new]})
+            self.known.update(zip((keys[i] for i in new), map(list, zip(*outputs, strict=True)), strict=True))
+        return list(map(np.stack, zip(*(self.known[key] for key in keys), strict=True)))
 
 
 class ExecutionContext:
     def __init__(self, engine: CudaEngine) -> None:
         self.engine = engine
         self.profile = 0
-        self.batch = 0
+        self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
         self.changes = 0  # of shape, profile or addresses
         self.ran_at = -1  # the number of changes when it last ran
@@ -228,9 +231,9 @@ class ExecutionContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = self.engine.shapes[self.profile]
-        if tuple(shape[1:]) != tuple(least[1:]) or not least[0] <= shape[0] <= most[0]:
+        if not all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True)):
             return False
-        self.batch = shape[0]
+        self.shape = tuple(shape)
         self.changes += 1
         return True
 
@@ -243,31 +246,31 @@ class ExecutionContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        if faults.get("run") or not self.batch or set(self.addresses) != set(self.engine.names):
+        if faults.get("run") or not self.shape or set(self.addresses) != set(self.engine.names):
             self.engine.logger.log(Severity.ERROR, "the context is not ready to run")
             return False
         captured = driver.captures(stream)
         if captured and self.ran_at != self.changes:
             self.engine.logger.log(Severity.ERROR, "a capture of shapes that have not run before")
             return False
-        batch, addresses, changes = self.batch, dict(self.addresses), self.changes
+        shape, addresses, changes = self.shape, dict(self.addresses), self.changes
         # A graph is tied to the shape and the addresses that its context had when it was captured.
-        call = lambda: self.run(batch, addresses, changes, captured)  # noqa: E731
+        call = lambda: self.run(shape, addresses, changes, captured)  # noqa: E731
         return driver.enqueue(stream, call) == 0
 
-    def run(self, batch: int, addresses: dict[str, int], changes: int, captured: bool) -> int:
+    def run(self, shape: tuple[int, ...], addresses: dict[str, int], changes: int, captured: bool) -> int:
         """What the GPU would do, when the stream comes to it. The result is a CUresult."""
         poisoned = captured and changes != self.changes
         self.ran_at = changes
-        shape = (batch, *self.engine.shapes[0][0][1:])
-        sizes = {"images": int(np.prod(shape)), "logits": 4 * batch * self.engine.labels}
-        sizes["probabilities"] = sizes["logits"]
-        if not all(driver.holds(addresses[name], size) for name, size in sizes.items()):
+        size = int(np.prod(shape))
+        if not driver.holds(addresses["images"], size):
             return ILLEGAL_ADDRESS
-        images = np.frombuffer(_memory(addresses["images"], sizes["images"]), np.uint8).reshape(shape)
-        outputs = self.engine.answer(images.copy())
-        for name, rows in zip(("logits", "probabilities"), outputs, strict=True):
-            there = np.frombuffer(_memory(addresses[name], sizes[name]), np.float32).reshape(rows.shape)
+        images = np.frombuffer(_memory(addresses["images"], size), np.uint8).reshape(shape)
+        outputs = dict(zip(self.engine.names[1:], self.engine.answer(images.copy()), strict=True))
+        if not all(driver.holds(addresses[name], rows.nbytes) for name, rows in outputs.items()):
+            return ILLEGAL_ADDRESS
+        for name, rows in outputs.items():
+            there = np.frombuffer(_memory(addresses[name], rows.nbytes), np.float32).reshape(rows.shape)
             there[...] = np.nan if poisoned else rows + faults.get("skew", 0)
         return 0
 

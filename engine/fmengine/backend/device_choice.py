@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -113,7 +114,7 @@ def measure_choice(backend: DeviceBackend, batch: int, open_cpu: OpenCpu) -> Cho
     faces = np.random.default_rng(7).integers(0, 256, (min(batch, BATCH), SIDE, SIDE), np.uint8)
     many = [DecodedImage(face) for face in faces]
     of_gpu = Speed(
-        _measure_seconds(backend.run_pictures, many[:1]),
+        measure_seconds(partial(backend.run_pictures, many[:1])),
         _measure_rate(backend.run_pictures, many, backend.streams),
     )
     cores = usable_cores()
@@ -125,21 +126,22 @@ def measure_choice(backend: DeviceBackend, batch: int, open_cpu: OpenCpu) -> Cho
             def run(images: Sequence[DecodedImage], cpu: Backend = cpu, file: ModelFile = file) -> object:
                 return cpu.run(preprocess_batch(images, file.spec.input))
 
-            found.append(_measure_seconds(run, many[:1]) if streams == 1 else _measure_rate(run, many, cores))
+            one = partial(run, many[:1])
+            found.append(measure_seconds(one) if streams == 1 else _measure_rate(run, many, cores))
         finally:
             cpu.close()
     return Choice(backend.name, cpu.name, of_gpu, Speed(*found))
 
 
-def _measure_seconds(run: Run, images: Sequence[DecodedImage]) -> float:
+def measure_seconds(call: Callable[[], object]) -> float:
     """Return the median of the seconds that a call takes, once it is warm."""
     for _ in range(MIN_CALLS):
-        run(images)
+        call()
     taken: list[float] = []
     until = time.perf_counter() + SECONDS
     while time.perf_counter() < until or len(taken) < MIN_CALLS:
         begin = time.perf_counter()
-        run(images)
+        call()
         taken.append(time.perf_counter() - begin)
     return median(taken)
 

@@ -40,6 +40,11 @@ BACKENDS = {
     "onnxruntime": "fmengine.backend.onnxruntime:OnnxRuntimeBackend",
     "openvino": "fmengine.backend.openvino:OpenVinoBackend",
 }
+DETECTORS = {  # of those that do not run a detector as they run a classifier
+    "tensorrt": "fmengine.gpu.detector:TensorRtDetector",
+    "tensorrt-rtx": "fmengine.gpu.detector:TensorRtRtxDetector",
+    "onnxruntime-cuda": "fmengine.gpu.detector:OnnxRuntimeCudaDetector",
+}
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 # On a CPU, where several are installed, `auto` takes the fastest; see `select.py`.
 CPU_BACKENDS = ("onnxruntime", "openvino")
@@ -185,9 +190,18 @@ def load_backend_class(name: str) -> type[Backend]:
     Raises:
         UnavailableError: for a backend on GPUs, on a machine without a driver.
     """
+    return _load_class(name, BACKENDS[name])
+
+
+def load_detector_class(name: str) -> type[Backend]:
+    """Import the class that runs a detector on one of `BACKENDS`; raises as `load_backend_class`."""
+    return _load_class(name, DETECTORS.get(name, BACKENDS[name]))
+
+
+def _load_class(name: str, path: str) -> type[Backend]:
     if name in GPU_BACKENDS:
         require_driver()  # first: what a GPU needs takes longer to import than everything else
-    kind: type[Backend] = load_object(BACKENDS[name])
+    kind: type[Backend] = load_object(path)
     return kind
 
 

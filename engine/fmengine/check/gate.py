@@ -137,9 +137,14 @@ def draw_gate_pictures() -> list[DecodedImage]:
         cells = int(rng.integers(2, 65))
         levels = rng.normal(rng.uniform(40, 215), rng.uniform(5, 90), (cells, cells, 3))
         pictures.append(DecodedImage(levels.clip(0, 255).astype(np.uint8)))
-    portrait = resources.files(__package__).joinpath("portrait.png").read_bytes()
-    pictures.append(DecodedImage(np.asarray(Image.open(BytesIO(portrait)).convert("RGB"))))
+    pictures.append(DecodedImage(np.asarray(load_portrait())))
     return pictures
+
+
+def load_portrait() -> Image.Image:
+    """Load the picture of a face that ships, of 130 x 160 pixels, in RGB."""
+    portrait = resources.files(__package__).joinpath("portrait.png").read_bytes()
+    return Image.open(BytesIO(portrait)).convert("RGB")
 
 
 def draw_picture(rng: np.random.Generator, smallest: int = 1, largest: int = 300) -> DecodedImage:

@@ -1,13 +1,14 @@
 """Find the faces of photographs, one or many: the detector of an engine, beside its classifier."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import cast
 
 from ..backend.protocol import Backend
-from ..backend.registry import CPU_BACKENDS, load_backend_class
+from ..backend.registry import CPU_BACKENDS, load_detector_class
 from ..errors import BackendError
-from ..model.detector import DetectorFile, load_detector_file
+from ..model.detector import load_detector_file
 from ..model.spec import ModelSpec
 from ..options import BackendOptions, FaceOptions, Limits
 from ..pipeline.batch import Batch
@@ -16,9 +17,13 @@ from ..pipeline.stages import Observe, make_error
 from ..types import Channels, Failure, Scene, Source
 from .scenes import SceneExecutor, SceneStages
 
+log = logging.getLogger(__name__)
+
 
 class FaceFinder:
-    """The detector runs on the CPU, one core a photograph where there are many. Thread-safe.
+    """The detector runs where the classifier does; on a CPU with one core a photograph where there are many.
+
+    Thread-safe.
 
     Args:
         spec: of the classifier.
@@ -27,6 +32,7 @@ class FaceFinder:
         open_for_many: opens the backend that classifies for several photographs at once.
         unsure_below: as of `Stages`.
         threads: that compute.
+        device: index of the GPU, where the classifier runs on one.
     """
 
     def __init__(
@@ -38,10 +44,10 @@ class FaceFinder:
         *,
         unsure_below: float,
         threads: int,
+        device: int,
     ) -> None:
         self._spec, self._limits, self._backend, self._open_for_many = spec, limits, backend, open_for_many
-        self._unsure_below, self._threads = unsure_below, threads
-        self._file: DetectorFile = load_detector_file()
+        self._unsure_below, self._threads, self._device = unsure_below, threads, device
         self._lock = threading.Lock()
         self._detectors: dict[int, Backend] = {}  # by the photographs at once
         self.observer: Observe | None = None
@@ -77,7 +83,7 @@ class FaceFinder:
             self._backend if at_once == 1 else self._open_for_many(),
             unsure_below=self._unsure_below,
             detector=self._open_detector(at_once),
-            detector_spec=self._file.spec,
+            detector_spec=load_detector_file().spec,
             options=options,
         )
         stages.observe(self.observer)
@@ -90,21 +96,25 @@ class FaceFinder:
                 self._detectors.popitem()[1].close()
 
     def _open_detector(self, at_once: int) -> Backend:
-        """Open the detector in the classifier's library, or in another for CPUs where that one is a GPU's."""
+        """Open the detector in the classifier's library; where that fails, in one for CPUs."""
         with self._lock:
             if at_once not in self._detectors:
                 # Between its layers and frames, decoders and the classifier need the cores.
-                settings = BackendOptions(threads=self._threads, streams=at_once, spinning=False)
-                own = self._backend.name
-                names = dict.fromkeys((*((own,) if own in CPU_BACKENDS else ()), *CPU_BACKENDS))
+                settings = BackendOptions(
+                    device=self._device, threads=self._threads, streams=at_once, spinning=False
+                )
                 errors: list[BackendError] = []
-                for name in names:
+                for name in dict.fromkeys((self._backend.name, *CPU_BACKENDS)):
                     try:
-                        kind = load_backend_class(name)
-                        self._detectors[at_once] = kind.open(self._file, settings)  # type: ignore[arg-type]
+                        kind = load_detector_class(name)
+                        file = load_detector_file(precisions=kind.precisions)
+                        self._detectors[at_once] = kind.open(file, settings)  # type: ignore[arg-type]
                         break
                     except BackendError as error:
+                        log.info("%s does not find faces: %s", name, error)
                         errors.append(error)
                 else:
                     raise errors[0]
+                if errors and self._backend.name not in CPU_BACKENDS:
+                    log.warning("faces are found on the CPU, by %s: %s", name, errors[0])
             return self._detectors[at_once]

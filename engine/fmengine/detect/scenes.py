@@ -136,7 +136,7 @@ class SceneStages(Stages):
         if is_on_device(source):
             raise SourceError(
                 Kind.UNSUPPORTED,
-                "the picture lies in a GPU's memory, and faces are found on the CPU: copy it to the host",
+                "the picture lies in a GPU's memory, where no faces are found: copy it to the host",
             )
         if is_file_like(source) and not hasattr(source, "__dlpack_device__"):
             return read_file_like(source, self.limits)

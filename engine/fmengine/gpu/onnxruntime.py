@@ -16,6 +16,7 @@ from ..errors import (
     UnavailableError,
     format_install_command,
 )
+from ..model.detector import DetectorFile
 from ..model.file import ModelFile
 from ..model.spec import Precision
 from ..options import BackendOptions
@@ -38,22 +39,7 @@ class OnnxRuntimeCudaBackend(GpuBackend):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32")
 
     def __init__(self, model: ModelFile, options: BackendOptions) -> None:
-        try:
-            onnxruntime = import_onnxruntime()
-        except ImportError as error:
-            raise UnavailableError(
-                f"ONNX Runtime cannot be imported ({error}); install it with: {INSTALL}"
-            ) from error
-        if PROVIDER not in onnxruntime.get_available_providers():
-            raise UnavailableError(
-                f"onnxruntime {onnxruntime.__version__} is installed without the CUDA provider; uninstall it, "
-                f"then: {INSTALL}"
-            )
-        self._library = onnxruntime
-        _load_cuda_libraries(onnxruntime)
-        # Otherwise the process's logger prints a dozen errors for each batch size, of cuDNN plans that are only
-        # tried, and a warning for each session.
-        onnxruntime.set_default_logger_severity(FATAL)
+        self._library = load_onnxruntime()
         super().__init__(model, options)
 
     def _load_network(self, model: ModelFile, options: BackendOptions) -> "CudaNetwork":
@@ -61,6 +47,65 @@ class OnnxRuntimeCudaBackend(GpuBackend):
 
     def _describe_library(self) -> str:
         return f"onnxruntime {self._library.__version__}, {PROVIDER}"
+
+
+def load_onnxruntime() -> Any:
+    """Import ONNX Runtime, with its CUDA provider.
+
+    Raises:
+        UnavailableError: if it is missing, or has none.
+    """
+    try:
+        onnxruntime = import_onnxruntime()
+    except ImportError as error:
+        raise UnavailableError(f"ONNX Runtime cannot be imported ({error}); install it with: {INSTALL}") from error
+    if PROVIDER not in onnxruntime.get_available_providers():
+        raise UnavailableError(
+            f"onnxruntime {onnxruntime.__version__} is installed without the CUDA provider; uninstall it, "
+            f"then: {INSTALL}"
+        )
+    _load_cuda_libraries(onnxruntime)
+    # Otherwise the process's logger prints a dozen errors for each batch size, of cuDNN plans that are only tried,
+    # and a warning for each session.
+    onnxruntime.set_default_logger_severity(FATAL)
+    return onnxruntime
+
+
+def open_session(library: Any, model: ModelFile | DetectorFile, settings: dict[str, str]) -> Any:
+    """Open a session on a GPU.
+
+    Args:
+        library: from `load_onnxruntime`.
+        model: to run.
+        settings: of the provider, beside those that hold for every model.
+
+    Raises:
+        UnavailableError: if the CUDA provider is not really active: ONNX Runtime would fall back silently.
+        NoRoomError: if there is no room for it.
+        RefusedModelError: if ONNX Runtime refuses the model.
+    """
+    options = library.SessionOptions()
+    options.log_severity_level = FATAL
+    provider = {
+        "use_tf32": "0",  # FP32 without its rounding to TF32
+        "cudnn_conv_algo_search": "HEURISTIC",  # a search may choose other algorithms in another process
+        "prefer_nhwc": "1",  # a tenth to a fifth less, measured on an H200
+        **settings,
+    }
+    try:
+        session = library.InferenceSession(
+            model.data, options, providers=[(PROVIDER, provider)], enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's exceptions have no public base class
+        kind = NoRoomError if "memory" in str(error).lower() else RefusedModelError
+        raise kind(f"ONNX Runtime cannot run {model.path} on the GPU: {error}") from error
+    if (active := session.get_providers())[:1] != [PROVIDER]:
+        raise UnavailableError(
+            f"ONNX Runtime runs on {', '.join(active)} instead of {PROVIDER}: its CUDA libraries do not load; "
+            "it needs CUDA and cuDNN of the versions that it was built for"
+        )
+    check_signature(model, session)
+    return session
 
 
 class CudaNetwork:
@@ -106,41 +151,15 @@ class CudaNetwork:
         return self._sessions[handle]
 
     def _make_session(self, stream: int) -> Any:
-        settings = self._library.SessionOptions()
-        settings.log_severity_level = FATAL
-        provider = {
-            "device_id": str(self._device),
-            "user_compute_stream": str(stream),
-            "use_tf32": "0",  # FP32 without its rounding to TF32
-            "cudnn_conv_algo_search": "HEURISTIC",  # a search may choose other algorithms in another process
-            "prefer_nhwc": "1",  # a tenth to a fifth less, measured on an H200
-        }
-        try:
-            session = self._open_session(settings, provider)
-        except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            kind = NoRoomError if "memory" in str(error).lower() else RefusedModelError
-            raise kind(f"ONNX Runtime cannot run {self._model.path} on the GPU: {error}") from error
-        if (active := session.get_providers())[:1] != [PROVIDER]:
-            raise UnavailableError(
-                f"ONNX Runtime runs on {', '.join(active)} instead of {PROVIDER}: its CUDA libraries do not load; "
-                "it needs CUDA and cuDNN of the versions that it was built for"
-            )
-        check_signature(self._model, session)
-        return session
-
-    def _open_session(self, settings: Any, provider: dict[str, str]) -> Any:
         """Open a session that captures graphs, or one that does not, where ONNX Runtime refuses that."""
+        settings = {"device_id": str(self._device), "user_compute_stream": str(stream)}
         if self._graphs:
-            capturing = [(PROVIDER, {**provider, "enable_cuda_graph": "1"})]
             try:
-                return self._library.InferenceSession(
-                    self._model.data, settings, providers=capturing, enable_fallback=0
-                )
-            except Exception as error:
+                return open_session(self._library, self._model, {**settings, "enable_cuda_graph": "1"})
+            except (RefusedModelError, NoRoomError) as error:
                 log.info("ONNX Runtime makes no CUDA graphs of %s: %s", self._model.path, error)
                 self._graphs = False
-        providers = [(PROVIDER, provider)]
-        return self._library.InferenceSession(self._model.data, settings, providers=providers, enable_fallback=0)
+        return open_session(self._library, self._model, settings)
 
 
 class CudaExecution:
@@ -175,8 +194,7 @@ class CudaExecution:
         binding = self._session.io_binding()
         shape = self._spec.input_shape(batch)
         binding.bind_input("images", "cuda", self._device, np.uint8, shape, self._addresses["images"])
-        for name in ("logits", "probabilities"):
-            rows = (batch, len(self._spec.labels))
+        for name, rows in self._spec.output_shapes(batch).items():
             binding.bind_output(name, "cuda", self._device, np.float32, rows, self._addresses[name])
         return binding
 

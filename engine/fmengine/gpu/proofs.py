@@ -7,16 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..backend.device_choice import SIDE, measure_choice
+from ..backend.device_choice import SIDE, measure_choice, measure_seconds
 from ..backend.onnxruntime import OnnxRuntimeBackend
 from ..backend.protocol import Backend
-from ..backend.registry import CPU_BACKENDS, GPU_BACKENDS, open_backend
+from ..backend.registry import (
+    CPU_BACKENDS,
+    GPU_BACKENDS,
+    load_detector_class,
+    open_backend,
+)
 from ..check.gate import (
     GateError,
     check_engine,
@@ -25,13 +30,15 @@ from ..check.gate import (
     draw_picture,
 )
 from ..check.proofs import Claim, Effort, NotRun
+from ..detect.gate import check_detector, draw_scenes
 from ..errors import BackendError, DeviceError
 from ..image.decode import decode_bytes
+from ..model.detector import load_detector_file
 from ..model.engine_file import SUFFIX as ENGINE_SUFFIX
 from ..model.file import ModelFile
 from ..options import BackendOptions, Limits
 from ..types import ImageOutputs, InputBatch, Outputs, PackedImages
-from .backend import GpuBackend
+from .backend import STREAMS, GpuBackend
 from .kernel_proofs import prove_kernels, prove_sanitized
 from .runner import Runner, list_execution_paths
 from .tables import LONGEST
@@ -65,6 +72,7 @@ def list_claims(backend: str, model: str | None, options: BackendOptions, effort
         Claim("JPEG files decoded on the GPU", lambda: _prove_jpeg(target)),
         Claim(f"soak of {effort.soak:g} seconds", lambda: _prove_soak(target, effort.soak)),
         Claim("speed, beside the CPU", lambda: _compare_speed(target)),
+        Claim("detector of faces against the CPU", lambda: _prove_detector(target)),
     ]
 
 
@@ -270,6 +278,35 @@ def _compare_speed(target: _Target) -> str:
             for name, speed in ((choice.gpu, choice.of_gpu), (choice.cpu, choice.of_cpu))
         ]
         return f"{SIDE}×{SIDE} arrays in batches of {MAX_BATCH}: {'; '.join(told)}"
+
+
+def _prove_detector(target: _Target) -> str:
+    """Find the faces of drawn photographs, alone and in threads, and measure the search on both."""
+    with target.open() as (backend, _):
+        name, device = backend.name, backend.device_index
+    kind: Any = load_detector_class(name)
+    file = load_detector_file(precisions=kind.precisions)
+    detector = kind.open(file, BackendOptions(device=device, streams=STREAMS))
+    cpu: Any = OnnxRuntimeBackend.open(load_detector_file(), BackendOptions())
+    try:
+        agreement = check_detector(detector.run, cpu.run, file.spec)
+        scenes = draw_scenes(file.spec)
+        expected = [detector.run(scene) for scene in scenes]
+        with ThreadPoolExecutor(4) as threads:
+            for number, found in enumerate(threads.map(detector.run, scenes * 20)):
+                same = map(np.array_equal, found, expected[number % len(scenes)])
+                assert all(same), f"photograph {number} has other answers where four threads search"
+        scene = np.zeros((1, 3, 480, 640), np.uint8)
+        times = []
+        for each in (detector, cpu):
+            times.append(measure_seconds(partial(each.run, scene)))
+        return (
+            f"{agreement.faces} faces: scores to {agreement.largest:.2g}, boxes overlap by {agreement.iou:.3f} "
+            f"or more; 640×480 in {1e3 * times[0]:.2f} ms, on the CPU in {1e3 * times[1]:.2f} ms"
+        )
+    finally:
+        detector.close()
+        cpu.close()
 
 
 def _check_labels(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], where: str) -> None:

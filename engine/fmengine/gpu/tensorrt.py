@@ -6,7 +6,6 @@ out of an engine file. Either is compared with the CPU before it may answer.
 
 import hashlib
 import json
-import logging
 from typing import ClassVar
 
 from ..backend.onnxruntime import OnnxRuntimeBackend
@@ -17,14 +16,12 @@ from ..model.spec import Precision
 from ..options import BackendOptions
 from ..system.cache import Cache
 from ..system.manifest import Key
-from ..trt.build import build_engine, load_timings, make_engine_key
+from ..trt.cached import load_or_build_engine
 from ..trt.engine import EngineFileError, Network
 from ..trt.library import Library, describe_library, describe_system, get_logger, load_library
 from ..trt.profile import BuildOptions
 from .backend import GpuBackend
 from .runner import Runner, list_execution_paths
-
-log = logging.getLogger(__name__)
 
 
 class TensorRtBackend(GpuBackend):
@@ -49,25 +46,11 @@ class TensorRtBackend(GpuBackend):
         return BuildOptions.for_batch(options.max_batch)
 
     def _load_network(self, model: ModelFile, options: BackendOptions) -> Network:
-        """Load the engine from its file or the cache, or build it: where there is none, or it does not load."""
+        """Load the engine from its file or the cache, or build it."""
         if model.engine is not None:
             return self._load_engine_file(model.engine, options)
-        cache, build = Cache(), self._build_options(options)
-        key = make_engine_key(self._library, model, build, self.gpu)
-
-        def make() -> bytes:
-            log.warning("building the %s engine for %s; this is done once", self.name, self.gpu.name)
-            timings = load_timings(self._library, self.gpu, cache)
-            return build_engine(self._library, model, build, timings=timings)
-
-        engine = cache.get("engine", key, make)
-        try:
-            network = self._deserialise(engine)
-        except EngineFileError as error:
-            log.warning("building the engine again: %s", error)
-            engine = make()
-            network = self._deserialise(engine)
-            cache.store("engine", key, engine)
+        build = self._build_options(options)
+        network, engine, key = load_or_build_engine(self._library, model, build, self.gpu, self._deserialise)
         self._gate_key = _make_gate_key(key, engine, options)
         return network
 

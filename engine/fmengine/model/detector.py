@@ -1,6 +1,7 @@
 """The model file of a face detector: an ONNX whose document says how its outputs become boxes."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from .spec import PRECISIONS, UNSEALED, Precision, read_document, require, to_do
 TASK = "faces"
 MAX_BYTES = 2**28
 SHIPPED = Path(__file__).parents[1] / "detect" / "shipped"
-DEFAULT = "yunet.fp32.onnx"
+NAME = "yunet"  # of the shipped family
 
 
 class DetectorOutputs(NamedTuple):
@@ -34,6 +35,9 @@ class DetectorOutputs(NamedTuple):
     obj: npt.NDArray[np.float32]
     bbox: npt.NDArray[np.float32]
     kps: npt.NDArray[np.float32]
+
+
+VALUES = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}  # of each output for an anchor
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,14 @@ class DetectorSpec:
         """Return the shape of `images` for a batch; height and width are the caller's."""
         return batch, 3, "H", "W"
 
+    def output_shapes(self, batch: int, anchors: int = -1) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each output for a batch; -1 where a size is the caller's."""
+        return {name: (batch, anchors, size) for name, size in VALUES.items()}
+
+    def count_anchors(self, height: int, width: int) -> int:
+        """Count the anchors of an input of so many pixels."""
+        return sum((height // stride) * (width // stride) for stride in self.strides)
+
     def to_json(self) -> str:
         """Write the document for `metadata_props["fmengine.model"]`."""
         return to_document(asdict(self))
@@ -101,21 +113,32 @@ class DetectorFile:
     spec: DetectorSpec
 
 
-def load_detector_file(path: str | Path | None = None) -> DetectorFile:
-    """Read and check a detector's file, by default the shipped one.
+def load_detector_file(
+    path: str | Path | None = None, precisions: Sequence[Precision] = ("fp32",)
+) -> DetectorFile:
+    """Read and check a detector's file, by default a shipped one.
+
+    Args:
+        path: of a file; None for the shipped one that suits.
+        precisions: that will do for a shipped one, best first.
 
     Raises:
         ModelError: for a file that is missing, no ONNX, no detector's, or damaged.
     """
-    return _load_shipped() if path is None else _load(Path(path))
+    if path is not None:
+        return _load(Path(path))
+    shipped = [precision for precision in precisions if (SHIPPED / f"{NAME}.{precision}.onnx").exists()]
+    if not shipped:
+        raise ModelError(f"no shipped detector is {' or '.join(precisions)}; install fmengine again")
+    return _load_shipped(shipped[0])
 
 
 @cache
-def _load_shipped() -> DetectorFile:
-    path = SHIPPED / DEFAULT
+def _load_shipped(precision: Precision) -> DetectorFile:
+    path = SHIPPED / f"{NAME}.{precision}.onnx"
     file = _load(path)
-    expected = (SHIPPED / "SHA256SUMS").read_text(encoding="ascii").split()[0]
-    if hashlib.sha256(file.data).hexdigest() != expected:
+    sums = (SHIPPED / "SHA256SUMS").read_text(encoding="ascii").splitlines()
+    if f"{hashlib.sha256(file.data).hexdigest()}  {path.name}" not in sums:
         raise ModelError(f"{path} is not the file that fmengine ships: its sha256 differs; install fmengine again")
     return file
 

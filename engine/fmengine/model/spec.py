@@ -170,6 +170,10 @@ class ModelSpec:
         """Return the shape of `images` for a batch: `(N, C, H, W)`."""
         return (batch, *self.input.shape)
 
+    def output_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each output for a batch."""
+        return dict.fromkeys(("logits", "probabilities"), (batch, len(self.labels)))
+
     def to_json(self) -> str:
         """Write the document for `metadata_props["fmengine.model"]`."""
         return to_document(dataclasses.asdict(self))

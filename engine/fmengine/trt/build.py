@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..errors import ModelError, RefusedModelError, UnavailableError
+from ..model.detector import DetectorFile
 from ..model.engine_file import AHEAD_OF_TIME
 from ..model.file import ModelFile
 from ..system.cache import Cache
@@ -43,7 +44,7 @@ def load_timings(library: Any, gpu: Gpu, cache: Cache) -> Timings | None:
 
 def build_engine(
     library: Any,
-    model: ModelFile,
+    model: ModelFile | DetectorFile,
     options: BuildOptions,
     *,
     timings: Timings | None = None,
@@ -123,10 +124,12 @@ def check_types(library: Any, network: Any) -> None:
     if wrong:
         raise BuildError(f"not in half precision: {', '.join(wrong)}; export the model again as fp16")
     if not seen:
-        raise BuildError("the network has no convolution and no matrix product; expected an exported classifier")
+        raise BuildError(
+            "the network has no convolution and no matrix product; expected a model of `fmengine export`"
+        )
 
 
-def _parse(library: Any, network: Any, model: ModelFile, logger: Any) -> None:
+def _parse(library: Any, network: Any, model: ModelFile | DetectorFile, logger: Any) -> None:
     parser = library.OnnxParser(network, logger)
     if not parser.parse(model.data):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -143,15 +146,17 @@ def _set_timings(config: Any, cached: bytes, logger: Any) -> None:
     raise BuildError(f"TensorRT refuses an empty timing cache. {take_messages(logger)}")
 
 
-def _add_profiles(builder: Any, config: Any, model: ModelFile, profiles: Sequence[Profile], logger: Any) -> None:
+def _add_profiles(
+    builder: Any, config: Any, model: ModelFile | DetectorFile, profiles: Sequence[Profile], logger: Any
+) -> None:
     if not profiles:
         raise BuildError("no profile is given; an engine takes a range of batch sizes, so it needs one")
     for profile in profiles:
         made = _require(builder.create_optimization_profile(), "create a profile", logger)
-        sizes = (profile.min, profile.opt, profile.max)
-        made.set_shape("images", *(model.spec.input_shape(size) for size in sizes))
+        shapes = profile.list_shapes(model.spec)
+        made.set_shape("images", *shapes)
         if config.add_optimization_profile(made) < 0:
-            raise BuildError(f"TensorRT refuses a profile of {sizes} pictures. {take_messages(logger)}")
+            raise BuildError(f"TensorRT refuses a profile of {shapes}. {take_messages(logger)}")
 
 
 def _set_targets(library: Any, config: Any, capabilities: Sequence[str], logger: Any) -> None:
@@ -219,7 +224,9 @@ def _make_progress_monitor(library: Any, progress: Callable[[str, int, int], Non
     return Monitor()
 
 
-def make_engine_key(library: Any, model: ModelFile, options: BuildOptions, gpu: Gpu | None) -> dict[str, str]:
+def make_engine_key(
+    library: Any, model: ModelFile | DetectorFile, options: BuildOptions, gpu: Gpu | None
+) -> dict[str, str]:
     """Make the key under which an engine is kept: everything that its bytes depend on.
 
     Args:

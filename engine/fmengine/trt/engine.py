@@ -3,15 +3,70 @@
 from typing import Any
 
 from ..errors import BackendError, DeviceError, NoRoomError
+from ..model.detector import DetectorSpec
 from ..model.spec import ModelSpec
 from .library import is_rtx, take_messages
 from .profile import Profile
 
-OUTPUTS = ("logits", "probabilities")
-
 
 class EngineFileError(BackendError):
     """An engine does not load, or does not match the model file."""
+
+
+def deserialise_engine(
+    library: Any, logger: Any, engine: bytes, spec: ModelSpec | DetectorSpec
+) -> tuple[Any, Any]:
+    """Deserialise an engine, and check that its tensors are those of the model.
+
+    Returns:
+        The library's engine, and its runtime, which must live as long.
+
+    Raises:
+        EngineFileError: with TensorRT's messages.
+    """
+    logger.messages.clear()
+    try:
+        runtime = library.Runtime(logger)
+    except Exception as error:  # pybind's TypeError where the library cannot start
+        raise EngineFileError(f"{library.__name__} does not start: {error}. {take_messages(logger)}") from error
+    made = runtime.deserialize_cuda_engine(engine)
+    if made is None:
+        raise EngineFileError(
+            f"{library.__name__} {library.__version__} does not load this engine of {len(engine):,} bytes; it "
+            f"must be built by the same version, for this GPU. {take_messages(logger)}"
+        )
+    _check_tensors(library, made, spec)
+    return made, runtime
+
+
+def _check_tensors(library: Any, engine: Any, spec: ModelSpec | DetectorSpec) -> None:
+    """Refuse an engine whose tensors are not those of the model file."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    tensors = {
+        name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name)))
+        for name in names
+    }
+    images = tuple(-1 if isinstance(size, str) else size for size in spec.input_shape(-1))
+    expected: dict[str, Any] = {"images": (library.TensorIOMode.INPUT, library.DataType.UINT8, images)}
+    for name, shape in spec.output_shapes(-1).items():
+        expected[name] = (library.TensorIOMode.OUTPUT, library.DataType.FLOAT, shape)
+    if tensors != expected:
+        raise EngineFileError(f"the engine has the tensors {tensors}; expected {expected}: build it again")
+
+
+def create_context(engine: Any, logger: Any, *settings: Any) -> Any:
+    """Create an execution context of a deserialised engine.
+
+    Raises:
+        NoRoomError: if there is no room for it.
+    """
+    context = engine.create_execution_context(*settings)
+    if context is None:
+        raise NoRoomError(
+            f"TensorRT cannot make an execution context, which needs {int(engine.device_memory_size_v2):,} bytes "
+            f"on the GPU. {take_messages(logger)}"
+        )
+    return context
 
 
 class Network:
@@ -20,7 +75,6 @@ class Network:
     Attributes:
         profiles: the batch sizes that it takes.
         capturable: whether its runs may be captured into CUDA graphs.
-        activations: bytes on the GPU that each execution context needs.
     """
 
     def __init__(self, library: Any, logger: Any, engine: bytes, spec: ModelSpec) -> None:
@@ -30,28 +84,14 @@ class Network:
             EngineFileError: with TensorRT's messages.
         """
         self._library, self._logger, self._spec = library, logger, spec
-        logger.messages.clear()
-        try:
-            self._runtime = library.Runtime(logger)
-        except Exception as error:  # pybind's TypeError where the library cannot start
-            raise EngineFileError(
-                f"{library.__name__} does not start: {error}. {take_messages(logger)}"
-            ) from error
-        self._engine = self._runtime.deserialize_cuda_engine(engine)
-        if self._engine is None:
-            raise EngineFileError(
-                f"{library.__name__} {library.__version__} does not load this engine of {len(engine):,} bytes; it "
-                f"must be built by the same version, for this GPU. {take_messages(logger)}"
-            )
-        self._check_tensors()
+        self._engine, self._runtime = deserialise_engine(library, logger, engine, spec)
         # TensorRT-RTX compiles kernels while it runs, and makes graphs of its own.
         self.capturable = not is_rtx(library)
         shapes = [
             self._engine.get_tensor_profile_shape("images", index)
             for index in range(self._engine.num_optimization_profiles)
         ]
-        self.profiles = tuple(Profile(*(int(shape[0]) for shape in shape_range)) for shape_range in shapes)
-        self.activations = int(self._engine.device_memory_size_v2)
+        self.profiles = tuple(Profile(int(low[0]), int(best[0]), int(high[0])) for low, best, high in shapes)
 
     def create_execution(self, profile: int, addresses: dict[str, int], stream: Any) -> "Execution":
         """Create an execution context on one profile, that reads and writes at these addresses.
@@ -60,12 +100,7 @@ class Network:
             NoRoomError: if there is no room for it.
             DeviceError: if TensorRT refuses.
         """
-        context = self._engine.create_execution_context(*self._make_runtime_settings())
-        if context is None:
-            raise NoRoomError(
-                f"TensorRT cannot make an execution context, which needs {self.activations:,} bytes on the GPU. "
-                f"{take_messages(self._logger)}"
-            )
+        context = create_context(self._engine, self._logger, *self._make_runtime_settings())
         # The first profile is chosen already; choosing another is work on the stream.
         if profile and not context.set_optimization_profile_async(profile, stream.handle):
             raise DeviceError(f"TensorRT cannot choose profile {profile}. {take_messages(self._logger)}")
@@ -93,25 +128,6 @@ class Network:
     def close(self) -> None:
         """Release everything, after all that was made from it."""
         self._engine = self._runtime = None
-
-    def _check_tensors(self) -> None:
-        """Refuse an engine whose tensors are not those of the model file."""
-        engine, trt = self._engine, self._library
-        tensors = {
-            name: (
-                engine.get_tensor_mode(name),
-                engine.get_tensor_dtype(name),
-                tuple(engine.get_tensor_shape(name)),
-            )
-            for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors))
-        }
-        expected: dict[str, Any] = {
-            "images": (trt.TensorIOMode.INPUT, trt.DataType.UINT8, (-1, *self._spec.input_shape(1)[1:]))
-        }
-        for name in OUTPUTS:
-            expected[name] = (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, (-1, len(self._spec.labels)))
-        if tensors != expected:
-            raise EngineFileError(f"the engine has the tensors {tensors}; expected {expected}: build it again")
 
 
 class Execution:

@@ -1,9 +1,11 @@
-"""The options of a build: batch sizes, GPUs, and how long to search for fast kernels."""
+"""The options of a build: sizes of the input, GPUs, and how long to search for fast kernels."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BackendError
+from ..model.detector import DetectorSpec
+from ..model.spec import ModelSpec
 
 
 class BuildError(BackendError):
@@ -14,11 +16,16 @@ class BuildError(BackendError):
 
 @dataclass(frozen=True)
 class Profile:
-    """The batch sizes of one of an engine's profiles: the smallest, the one to be fast at, the largest."""
+    """The batch sizes of one of an engine's profiles: the smallest, the one to be fast at, the largest.
+
+    Attributes:
+        sides: pixels of each side at these three, where the model takes pictures of any size.
+    """
 
     min: int
     opt: int
     max: int
+    sides: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         # TensorRT's `set_shape` takes a smallest above the largest, and the build fails without a reason.
@@ -26,6 +33,14 @@ class Profile:
             raise BuildError(
                 f"a profile from {self.min} over {self.opt} to {self.max} pictures; expected 1 ≤ min ≤ opt ≤ max"
             )
+
+    def list_shapes(self, spec: ModelSpec | DetectorSpec) -> list[tuple[int, ...]]:
+        """List the smallest shape of the input, the one to be fast at, and the largest."""
+        batches = self.min, self.opt, self.max
+        return [
+            tuple(side if isinstance(size, str) else size for size in spec.input_shape(batch))
+            for batch, side in zip(batches, self.sides, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.params import quick_first
 
 from fmengine.errors import ModelError, UnavailableError
-from fmengine.model.detector import DetectorOutputs, load_detector_file
+from fmengine.model.detector import DetectorFile, load_detector_file
 from fmengine.model.file import ModelFile, load_model_file, resolve
 from fmengine.system.nvidia import Gpu
 from fmengine.trt import build as builder
@@ -42,7 +43,7 @@ def node(graph: onnx.GraphProto, output: str) -> onnx.NodeProto:
     return next(node for node in graph.node if node.output[0] == output)
 
 
-def parsed(model: ModelFile) -> object:
+def parsed(model: ModelFile | DetectorFile) -> Any:
     logger = get_logger(rtx)
     network = rtx.Builder(logger).create_network(builder._make_network_flags(rtx))
     builder._parse(rtx, network, model, logger)
@@ -53,17 +54,14 @@ def parsed(model: ModelFile) -> object:
 
 
 def test_the_detector_builds_for_pictures_of_any_size() -> None:
-    logger = get_logger(rtx)
-    maker = rtx.Builder(logger)
-    network = maker.create_network(builder._make_network_flags(rtx))
-    parser = rtx.OnnxParser(network, logger)
-    assert parser.parse(load_detector_file().data), parser.get_error(0).desc()
-    profile, config = maker.create_optimization_profile(), maker.create_builder_config()
-    profile.set_shape("images", (1, 3, 64, 64), (1, 3, 480, 640), (8, 3, 1280, 1280))
-    config.add_optimization_profile(profile)
-    assert maker.build_serialized_network(network, config) is not None
-    names = {network.get_output(index).name for index in range(network.num_outputs)}
-    assert names == set(DetectorOutputs._fields)
+    profile = Profile(1, 1, 1, sides=(32, 640, 2048))
+    file = load_detector_file(precisions=("fp16",))
+    assert len(build_engine(rtx, file, BuildOptions((profile,), compute_capabilities=("8.6",)))) > 100_000
+    network = parsed(file)
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    shapes = {output.name: tuple(output.shape) for output in outputs}
+    assert shapes == file.spec.output_shapes(-1)
+    assert {output.dtype for output in outputs} == {rtx.DataType.FLOAT}
 
 
 @pytest.mark.parametrize("capability", quick_first(ARCHITECTURES))
@@ -203,7 +201,7 @@ def test_no_profile_is_refused() -> None:
     ("max_batch", "expected"), [(1, [(1, 1, 1)]), (64, [(1, 1, 1), (1, 32, 64)]), (3, [(1, 1, 1), (1, 1, 3)])]
 )
 def test_profiles_for_a_batch(max_batch: int, expected: list[tuple[int, int, int]]) -> None:
-    assert [dataclasses.astuple(profile) for profile in BuildOptions.for_batch(max_batch).profiles] == expected
+    assert BuildOptions.for_batch(max_batch).profiles == tuple(Profile(*sizes) for sizes in expected)
 
 
 @pytest.mark.parametrize("capability", ["9.0", "10.0", "eight"])
