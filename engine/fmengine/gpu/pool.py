@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ClosedError, NoRoomError
 from ..model.spec import ModelSpec
@@ -36,9 +37,12 @@ class Pool:
             self._free.put(runner)
 
     def run(self, images: InputBatch) -> Outputs:
-        """Run preprocessed pictures, uint8 `[N, C, H, W]`. Raises as `run_pictures` does."""
-        outputs = self.run_pictures(as_pictures(images))
-        return Outputs(outputs.logits, outputs.probabilities)
+        """Run preprocessed pictures, uint8 `[N, C, H, W]`, with features. Raises as `run_pictures` does."""
+        features: list[npt.NDArray[np.float32]] | None = [] if self._spec.features else None
+        outputs = self._join(self._run(as_pictures(images), features))
+        return Outputs(
+            outputs.logits, outputs.probabilities, None if features is None else np.concatenate(features)
+        )
 
     def run_pictures(self, pictures: Images) -> ImageOutputs:
         """Run pictures of any sizes, or one array of those of one size, uint8 `[N, H, W]` or `[N, H, W, C]`.
@@ -46,11 +50,19 @@ class Pool:
         Raises:
             NoRoomError: if there is no room for one picture alone.
         """
-        answers = self._run(pictures)
+        return self._join(self._run(pictures))
+
+    def _join(self, answers: list[ImageOutputs]) -> ImageOutputs:
+        """Join the answers of a batch's parts."""
         return answers[0] if len(answers) == 1 else ImageOutputs(*map(np.concatenate, zip(*answers, strict=True)))
 
-    def _run(self, batch: Images) -> list[ImageOutputs]:
-        """Run a batch of any size, in parts that fit, as many at once as runners are free."""
+    def _run(self, batch: Images, features: list[npt.NDArray[np.float32]] | None = None) -> list[ImageOutputs]:
+        """Run a batch of any size, in parts that fit, as many at once as runners are free.
+
+        Args:
+            batch: of pictures.
+            features: takes those of each part, in order; None where nobody wants them.
+        """
         parts = deque(split_batch(batch, self._max_batch, self._spec))
         in_flight: deque[Runner] = deque()
         answers: list[ImageOutputs] = []
@@ -61,7 +73,7 @@ class Pool:
                 # Threads wait for a runner only while they hold none, so that no two wait for each other.
                 runner = self._take(wait=not in_flight) if parts else None
                 if runner is None:
-                    answers.append(self._collect(in_flight))
+                    answers.append(self._collect(in_flight, features))
                     continue
                 in_flight.append(runner)
                 part = parts.popleft()
@@ -114,9 +126,11 @@ class Pool:
             raise ClosedError
         return runner
 
-    def _collect(self, in_flight: deque[Runner]) -> ImageOutputs:
+    def _collect(self, in_flight: deque[Runner], features: list[npt.NDArray[np.float32]] | None) -> ImageOutputs:
         runner = in_flight[0]
         outputs = runner.collect(poll=len(self._callers) == 1)
+        if features is not None:
+            features.append(runner.read_features(len(outputs.logits)))
         in_flight.popleft()
         self._free.put(runner)
         return outputs

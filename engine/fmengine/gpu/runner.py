@@ -18,7 +18,7 @@ from ..errors import DeviceError, NoRoomError
 from ..model.spec import ModelSpec
 from ..trt.profile import Profile
 from ..types import AnyImage, ImageOutputs, InputBatch
-from .answers import StreamAnswers
+from .answers import FLOAT, StreamAnswers
 from .arena import Buffer, Owned
 from .context import Context
 from .graph import CaptureError, Graph, SurroundingGraphs
@@ -71,11 +71,14 @@ class Runner:
             self.preprocessor = self._owned.add(
                 Preprocessor(context, kernels, imports, weights, spec, self.stream, self.max_batch)
             )
+            self._features = self._owned.add(Buffer(context, FLOAT * self.max_batch * spec.features))
             self._addresses = {  # which graphs hold: there is room for the largest batch
                 "images": self._images.address,
                 "logits": self._answers.logits,
                 "probabilities": self._answers.probabilities,
             }
+            if spec.features:
+                self._addresses["features"] = self._features.address
             self._executions: list[Execution] = [
                 self._owned.add(network.create_execution(index, self._addresses, self.stream))
                 for index in range(len(network.profiles))
@@ -153,6 +156,12 @@ class Runner:
         self.preprocessor.release()
         count, self._count = self._count, 0
         return self._answers.read(count)
+
+    def read_features(self, count: int) -> npt.NDArray[np.float32]:
+        """Copy the features of the batch that was collected, of so many pictures, float32 `[N, F]`."""
+        features = np.empty((count, self._spec.features), np.float32)
+        self._context.cuda.memcpy_dtoh(features, self._features.address)
+        return features
 
     def wait(self) -> None:
         """Wait until nothing is in flight, whatever happened before."""

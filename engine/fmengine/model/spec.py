@@ -180,7 +180,8 @@ class ModelSpec:
 
     def output_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each output for a batch."""
-        return dict.fromkeys(("logits", "probabilities"), (batch, len(self.labels)))
+        sizes = (len(self.labels), len(self.labels), self.features)
+        return {name: (batch, size) for name, size in zip(self.output_names, sizes, strict=False)}
 
     def to_json(self) -> str:
         """Write the document for `metadata_props["fmengine.model"]`."""
