@@ -2,6 +2,8 @@
 
 import dataclasses
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import click
@@ -13,6 +15,7 @@ from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.rows import escape_path
 from fmengine.system.files import check_target, write_file
+from fmengine.types import Result
 from fmengine_train.data import PARTS
 
 CHECK_FAILED, SOME_FAILED = 1, 3
@@ -37,7 +40,12 @@ CHECK_FAILED, SOME_FAILED = 1, 3
 @click.option("--corruptions", is_flag=True, help="Also under blur, noise, JPEG, rotation, … at five severities.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots, x.html.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Also write the plots alone, of one DATA, to x.svg.")
-@click.option("--overwrite", is_flag=True, help="Replace a page or plots that exist.")
+@click.option(
+    "--rows",
+    type=click.Path(path_type=Path),
+    help="Also write a row a picture to x.jsonl, x.csv or x.parquet, with its label and whether it is right.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a page, plots or rows that exist.")
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @allow_untrusted_engine
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
@@ -49,6 +57,7 @@ def evaluate(
     corruptions: bool,
     page: Path | None,
     svg: Path | None,
+    rows: Path | None,
     overwrite: bool,
     backend: str,
     allow_untrusted_engine: bool,
@@ -58,6 +67,7 @@ def evaluate(
 
     Example: fmengine eval alexnet-slim faces/val
     """
+    from .answer_rows import check_rows_file, make_labelled_row, open_rows
     from .evaluate import as_text, evaluate
 
     if svg is not None and len(data) > 1:
@@ -65,8 +75,18 @@ def evaluate(
     for target, suffix in ((page, ".html"), (svg, ".svg")):
         if target is not None:
             check_target(target, [suffix], overwrite=overwrite)
+    if rows is not None:
+        check_rows_file(rows, overwrite=overwrite)
     with Engine.load(model, backend, allow_untrusted_engine=allow_untrusted_engine) as engine:
-        evaluations = [evaluate(engine, root, held_out, part, corruptions) for root in data]
+        with nullcontext() if rows is None else open_rows(rows, engine.spec.labels) as write:
+
+            def write_answer(root: Path, path: str, expected: str, result: Result) -> None:
+                if write is not None:
+                    write(make_labelled_row(path, result, expected, str(root)))
+
+            evaluations = [
+                evaluate(engine, root, held_out, part, corruptions, partial(write_answer, root)) for root in data
+            ]
         if page is not None or svg is not None:
             from . import page as pages
 
