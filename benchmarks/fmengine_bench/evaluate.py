@@ -13,6 +13,8 @@ from fmengine.jobs.rows import escape_path
 from fmengine.types import Failure, Result
 from fmengine.wording import pluralise
 
+from .by_group import GroupReport
+from .by_group import as_text as groups_as_text
 from .labelled import list_labelled_files
 from .metrics import Report, report
 from .robustness import Robustness, measure_robustness
@@ -23,12 +25,13 @@ OnAnswer = Callable[[str, str, Result], None]  # a picture's path, its label, an
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report on one folder, the pictures that have no answer, and accuracy under corruptions, if measured."""
+    """A report on one folder, the pictures without an answer, and what was measured besides, if anything."""
 
     data: str
     report: Report
     failures: list[tuple[str, Failure]]
     robustness: Robustness | None = None
+    groups: GroupReport | None = None
 
 
 def evaluate(
@@ -84,6 +87,7 @@ def as_text(evaluation: Evaluation) -> str:
         if share < 1:
             interval = _format_interval(figures.coverage_interval[share])
             lines.append(f"  surest {share:4.0%}        {accuracy:7.2%}   {interval}")
+    lines += [groups_as_text(evaluation.groups)] if evaluation.groups else []
     return "\n".join(lines + ([robustness_as_text(evaluation.robustness)] if evaluation.robustness else []))
 
 
