@@ -215,13 +215,14 @@ def _list_findings(column: ColumnFigures, report: GroupReport) -> list[str]:
         f"    clearest gap: {_fit(gap.better)} {100 * gap.size:.1f} points above {_fit(gap.worse)}, {where}; "
         f"p {gap.p:.4f} among all gaps of {columns}: {verdict}"
     ]
-    low, high = (f"{100 * size:.1f}" if size is not None else "no size" for size in column.detectable)
-    sizes = (
-        f"{low} points"
-        if low == high
-        else f"{low} points between the largest groups, {high} between the smallest,"
-    )
-    lines.append(f"    a gap of {sizes} over all labels would be found in 4 of 5 such samples")
+    sizes = [f"{100 * size:.1f}" for size in dict.fromkeys(column.detectable) if size is not None]
+    if sizes:
+        some = "" if column.detectable[1] is not None else " between some of the groups"
+        lines.append(
+            f"    a gap of {' to '.join(sizes)} points over all labels{some} would be found in 4 of 5 such samples"
+        )
+    else:
+        lines.append("    no gap would be found in 4 of 5 such samples: there are too few pictures")
     if column.power is not None and report.stated_gap is not None:
         least, most = (f"{100 * power:.0f}" for power in column.power)
         powers = least if least == most else f"{least} to {most}"

@@ -82,8 +82,7 @@ def read_table(path: Path) -> Table:
             raise ValueError("a null character")
     except ValueError as error:
         raise DataError(f"{path} is no CSV file ({error}); save the table as CSV in UTF-8") from error
-    first = text.split("\n", 1)[0]
-    delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(lines, [])]

@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from fmengine.cli import cli
-from fmengine.errors import DataError
-from fmengine.types import Failure, Kind, Prediction
+from fmengine.errors import DataError, Kind
+from fmengine.types import Failure, Prediction
 from fmengine_bench.by_group import GroupTally, as_text
 from fmengine_bench.groups import GroupColumn, assign_groups, read_table
 from fmengine_bench.metrics import compute_wilson_interval
