@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.rows import escape_path
 from fmengine.system.files import check_target, write_file
+from fmengine.types import Result
 from fmengine_train.data import PARTS
 
 CHECK_FAILED, SOME_FAILED = 1, 3
@@ -37,7 +39,22 @@ CHECK_FAILED, SOME_FAILED = 1, 3
 @click.option("--corruptions", is_flag=True, help="Also under blur, noise, JPEG, rotation, … at five severities.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots, x.html.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Also write the plots alone, of one DATA, to x.svg.")
-@click.option("--overwrite", is_flag=True, help="Replace a page or plots that exist.")
+@click.option(
+    "--rows",
+    type=click.Path(path_type=Path),
+    help="Also write a row a picture to x.jsonl, x.csv or x.parquet, with its label and whether it is right.",
+)
+@click.option(
+    "--groups",
+    type=click.Path(path_type=Path),
+    help="Also by group: a CSV file that names pictures, with columns of your own such as age or camera.",
+)
+@click.option(
+    "--gap",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="With --groups: how probably a gap of this size would be found, such as 0.05.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a page, plots or rows that exist.")
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
 @allow_untrusted_engine
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
@@ -49,6 +66,9 @@ def evaluate(
     corruptions: bool,
     page: Path | None,
     svg: Path | None,
+    rows: Path | None,
+    groups: Path | None,
+    gap: float | None,
     overwrite: bool,
     backend: str,
     allow_untrusted_engine: bool,
@@ -58,15 +78,40 @@ def evaluate(
 
     Example: fmengine eval alexnet-slim faces/val
     """
-    from .evaluate import as_text, evaluate
+    from .answer_rows import check_rows_file, make_labelled_row, open_rows
+    from .by_group import GroupTally
+    from .evaluate import Evaluation, as_text, evaluate
+    from .groups import assign_groups, read_table
 
+    if gap is not None and groups is None:
+        raise click.UsageError("--gap is one between groups: add --groups groups.csv")
     if svg is not None and len(data) > 1:
         raise click.UsageError("--svg takes one DATA; --html shows several")
     for target, suffix in ((page, ".html"), (svg, ".svg")):
         if target is not None:
             check_target(target, [suffix], overwrite=overwrite)
+    if rows is not None:
+        check_rows_file(rows, overwrite=overwrite)
+    table = None if groups is None else read_table(groups)
     with Engine.load(model, backend, allow_untrusted_engine=allow_untrusted_engine) as engine:
-        evaluations = [evaluate(engine, root, held_out, part, corruptions) for root in data]
+        grouped = None if table is None else assign_groups(table, data, engine.spec.labels)
+        for note in grouped.notes if grouped else ():
+            warn(note)
+        with nullcontext() if rows is None else open_rows(rows, engine.spec.labels) as write:
+
+            def score(root: Path) -> Evaluation:
+                tally = GroupTally(grouped.columns, engine.spec.labels) if grouped else None
+
+                def take(path: str, label: str, result: Result) -> None:
+                    if write is not None:
+                        write(make_labelled_row(path, result, label, str(root)))
+                    if tally is not None:
+                        tally.add(path, label, result)
+
+                evaluation = evaluate(engine, root, held_out, part, corruptions, take)
+                return dataclasses.replace(evaluation, groups=tally.report(gap)) if tally else evaluation
+
+            evaluations = [score(root) for root in data]
         if page is not None or svg is not None:
             from . import page as pages
 
@@ -82,6 +127,7 @@ def evaluate(
                     "part": part,
                     **dataclasses.asdict(e.report),
                     "robustness": dataclasses.asdict(e.robustness) if e.robustness else None,
+                    "groups": dataclasses.asdict(e.groups) if e.groups else None,
                     "unreadable": [escape_path(path) for path, _ in e.failures],
                 }
                 for e in evaluations

@@ -1,5 +1,6 @@
 """Evaluates a model file on labelled pictures, through the runtime as users run it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,35 +10,50 @@ from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.rows import escape_path
-from fmengine.types import Failure
+from fmengine.types import Failure, Result
 from fmengine.wording import pluralise
 
+from .by_group import GroupReport
+from .by_group import as_text as groups_as_text
 from .labelled import list_labelled_files
 from .metrics import Report, report
 from .robustness import Robustness, measure_robustness
 from .robustness import as_text as robustness_as_text
 
+OnAnswer = Callable[[str, str, Result], None]  # a picture's path, its label, and its result
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report on one folder, the pictures that have no answer, and accuracy under corruptions, if measured."""
+    """A report on one folder, the pictures without an answer, and what was measured besides, if anything."""
 
     data: str
     report: Report
     failures: list[tuple[str, Failure]]
     robustness: Robustness | None = None
+    groups: GroupReport | None = None
 
 
 def evaluate(
-    engine: Engine, root: Path, held_out_share: float = 1.0, part: str = "all", corruptions: bool = False
+    engine: Engine,
+    root: Path,
+    held_out_share: float = 1.0,
+    part: str = "all",
+    corruptions: bool = False,
+    on_answer: OnAnswer | None = None,
 ) -> Evaluation:
-    """Score an engine on `root/<label>/…`; see `list_labelled_files` for the arguments and errors."""
+    """Score an engine on `root/<label>/…`, and call `on_answer` for each picture in turn.
+
+    See `list_labelled_files` for the other arguments and errors.
+    """
     files = list_labelled_files(root, engine.spec.labels, held_out_share, part)
     results = engine.predict_many(path for path, _ in files)
     rows, targets, failures = [], [], []
     name = escape_path(str(root))
     scored = track(zip(files, results, strict=True), len(files), "pictures", caption=name)
     for (path, target), result in scored:
+        if on_answer is not None:
+            on_answer(path, engine.spec.labels[target], result)
         if isinstance(result, Failure):
             failures.append((path, result))
         else:
@@ -71,6 +87,7 @@ def as_text(evaluation: Evaluation) -> str:
         if share < 1:
             interval = _format_interval(figures.coverage_interval[share])
             lines.append(f"  surest {share:4.0%}        {accuracy:7.2%}   {interval}")
+    lines += [groups_as_text(evaluation.groups)] if evaluation.groups else []
     return "\n".join(lines + ([robustness_as_text(evaluation.robustness)] if evaluation.robustness else []))
 
 

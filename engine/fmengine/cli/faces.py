@@ -112,12 +112,13 @@ def draw_photographs(
     """Write the photographs that have faces with boxes drawn, and warn of those that cannot be read any more.
 
     Args:
-        folder: of `annotate.prepare_folder`.
+        folder: of `picture_folder.prepare_folder`.
         read_rows: gives the rows, each time from the first.
         engine: that answered.
         sources: of the command line.
     """
-    from ..jobs.annotate import annotate_pictures, check_sources  # here: most runs draw none
+    from ..jobs.annotate import annotate_pictures  # here: most runs draw none
+    from ..jobs.picture_folder import check_sources
 
     check_sources(folder, read_rows())
     drawn = annotate_pictures(folder, read_rows(), engine.spec.labels, engine.limits, sources)

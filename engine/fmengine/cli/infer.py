@@ -26,6 +26,7 @@ from ..pipeline.executor import Feed
 from ..system.files import check_target, get_temporary_path
 from ..system.lock import get_lock_path, hold
 from .console import inform, logger, to_json
+from .explain import check_explain, draw_explanations, take_explain_option
 from .faces import answer_photographs, draw_photographs, take_face_options
 from .parameters import Size, allow_untrusted_engine, parse_threshold, parse_workers
 from .run import answer_pictures, draw_bar, look_ahead, prepare_workers, summarise, write_rows
@@ -53,6 +54,7 @@ SOME_FAILED = 3
 @click.option("--overwrite", is_flag=True, help="Replace output files, reports and photographs that exist.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write a contact sheet, x.html, to look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON lines.")
+@take_explain_option
 @take_face_options
 @click.option("--model", help="A model file, an engine file, or the name of a shipped model.")
 @allow_untrusted_engine
@@ -124,6 +126,7 @@ def infer(
     as_json: bool,
     faces: FaceOptions | None,
     annotate: Path | None,
+    explain: Path | None,
     model: str | None,
     allow_untrusted_engine: bool,
     unsure_below: float | Literal["recommended"],
@@ -156,13 +159,14 @@ def infer(
         raise click.UsageError("--isolate decodes in worker processes: leave --workers threads out")
     if isolation is not None and jpeg == "gpu":
         raise click.UsageError("--isolate decodes in worker processes on the CPU: leave --jpeg gpu out")
+    check_explain(explain, faces=faces is not None, isolated=isolate)
     with ExitStack() as stack:
         # Whatever could keep the rows from being written is found before the work.
         target = _claim_files(stack, output, report, resume=resume, overwrite=overwrite)
-        if annotate is not None:
-            from ..jobs.annotate import prepare_folder  # here: most runs draw none
+        for folder in filter(None, (annotate, explain)):
+            from ..jobs.picture_folder import prepare_folder  # here: most runs draw none
 
-            prepare_folder(annotate, [*folders, *sources], overwrite=overwrite or resume)
+            prepare_folder(folder, [*folders, *sources], overwrite=overwrite or resume)
         listed = expand(sources, folders=folders)
         paths = require_paths(exclude(listed, _list_written(output, report)), folders)
         feed: Feed = "auto" if STDIN in sources else "caller"
@@ -200,7 +204,7 @@ def infer(
         else:
             rows = answer_photographs(engine, pending, faces, in_flight, feed)
             tally, to_line = FaceTally(), to_face_text
-        keep = report is not None or annotate is not None
+        keep = any(path is not None for path in (report, annotate, explain))
         kept = write_rows(rows, file, bar, tally, to_json if as_json else to_line, keep=keep)
         read_rows = file.read_rows if file else lambda: kept
         if report is not None:
@@ -208,8 +212,10 @@ def infer(
             write(report, read_rows(), engine.spec, engine.backend.describe(), limits)
         if annotate is not None:
             draw_photographs(annotate, read_rows, engine, [*folders, *sources])
+        if explain is not None:
+            draw_explanations(explain, read_rows, engine, [*folders, *sources])
         summarise(tally, file)
-    for name, path in (("rows", output), ("report", report), ("annotated", annotate)):
+    for name, path in (("rows", output), ("report", report), ("annotated", annotate), ("explained", explain)):
         if path:
             inform(f"{name}: {path}")
     if tally.failed or (file and file.failed):

@@ -86,7 +86,8 @@ class ParquetJournal(Journal):
             ) from error
 
 
-def _make_schema(labels: Sequence[str], identity: dict[str, Any]) -> "pyarrow.Schema":
+def make_fields(labels: Sequence[str], *, faces: bool = False) -> "dict[str, pyarrow.DataType]":
+    """Make the columns of a row of `rows.to_row`, or of `face_rows`, and their types."""
     text, number, count = pyarrow.string(), pyarrow.float64(), pyarrow.int32()
     place = {
         "face": count,
@@ -95,16 +96,18 @@ def _make_schema(labels: Sequence[str], identity: dict[str, Any]) -> "pyarrow.Sc
         "score": number,
         "landmarks": pyarrow.list_(pyarrow.list_(number)),
     }
-    return pyarrow.schema(
-        {
-            "path": text,
-            **(place if identity.get("faces") else {}),
-            "label": text,
-            "confidence": number,
-            "probabilities": pyarrow.struct([(label, number) for label in labels]),
-            "reason": text,
-            "error": pyarrow.struct([("kind", text), ("message", text)]),
-            "path_encoding": text,
-        },
-        metadata={MADE_BY: json.dumps({"version": VERSION, **identity})},
-    )
+    return {
+        "path": text,
+        **(place if faces else {}),
+        "label": text,
+        "confidence": number,
+        "probabilities": pyarrow.struct([(label, number) for label in labels]),
+        "reason": text,
+        "error": pyarrow.struct([("kind", text), ("message", text)]),
+        "path_encoding": text,
+    }
+
+
+def _make_schema(labels: Sequence[str], identity: dict[str, Any]) -> "pyarrow.Schema":
+    metadata = {MADE_BY: json.dumps({"version": VERSION, **identity})}
+    return pyarrow.schema(make_fields(labels, faces=bool(identity.get("faces"))), metadata=metadata)
