@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from fmengine.backend.registry import BACKENDS
-from fmengine.cli.console import print_data, print_json, warn
+from fmengine.cli.console import inform, print_data, print_json, warn
 from fmengine.cli.parameters import allow_untrusted_engine
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.rows import escape_path
+from fmengine.pages.images import check_folder
 from fmengine.system.files import check_target, write_file
 from fmengine_train.data import PARTS
 
@@ -35,7 +36,12 @@ CHECK_FAILED, SOME_FAILED = 1, 3
     help="Half of the pictures, by a hash of their names: choose a model on one, state its figures on the other.",
 )
 @click.option("--corruptions", is_flag=True, help="Also under blur, noise, JPEG, rotation, … at five severities.")
-@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots, x.html.")
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    help="Also write a page, x.html: plots, and every picture, mistakes first.",
+)
 @click.option("--svg", type=click.Path(path_type=Path), help="Also write the plots alone, of one DATA, to x.svg.")
 @click.option("--overwrite", is_flag=True, help="Replace a page or plots that exist.")
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True)
@@ -65,15 +71,17 @@ def evaluate(
     for target, suffix in ((page, ".html"), (svg, ".svg")):
         if target is not None:
             check_target(target, [suffix], overwrite=overwrite)
+    if page is not None:
+        check_folder(page, overwrite=overwrite)
     with Engine.load(model, backend, allow_untrusted_engine=allow_untrusted_engine) as engine:
         evaluations = [evaluate(engine, root, held_out, part, corruptions) for root in data]
         if page is not None or svg is not None:
-            from . import page as pages
+            from .page import format_plots, write_page
 
-            if page is not None:
-                pages.write_page(page, engine, evaluations)
+            if page is not None and (thumbnails := write_page(page, engine, evaluations)):
+                inform(f"thumbnails of {page}: {thumbnails}")
             if svg is not None:
-                write_file(svg, pages.plot_evaluation(evaluations[0]))
+                write_file(svg, format_plots(evaluations[0]))
     if as_json:
         print_json(
             [

@@ -8,7 +8,7 @@ import numpy as np
 from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-from fmengine.jobs.rows import escape_path
+from fmengine.jobs.rows import Row, escape_path, to_row
 from fmengine.types import Failure
 from fmengine.wording import pluralise
 
@@ -20,11 +20,21 @@ from .robustness import as_text as robustness_as_text
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report on one folder, the pictures that have no answer, and accuracy under corruptions, if measured."""
+    """The figures of one folder.
+
+    Attributes:
+        data: the folder, as it is shown.
+        report: on the pictures that have an answer.
+        failures: those that have none.
+        rows: of all pictures, in order, as `jobs.rows.to_row` makes them, with `expected`, the folder's label, and
+            `right`, null without an answer.
+        robustness: accuracy under corruptions, if measured.
+    """
 
     data: str
     report: Report
     failures: list[tuple[str, Failure]]
+    rows: list[Row]
     robustness: Robustness | None = None
 
 
@@ -34,22 +44,26 @@ def evaluate(
     """Score an engine on `root/<label>/…`; see `list_labelled_files` for the arguments and errors."""
     files = list_labelled_files(root, engine.spec.labels, held_out_share, part)
     results = engine.predict_many(path for path, _ in files)
-    rows, targets, failures = [], [], []
+    labels = engine.spec.labels
+    rows: list[Row] = []
+    probabilities, targets, failures = [], [], []
     name = escape_path(str(root))
     scored = track(zip(files, results, strict=True), len(files), "pictures", caption=name)
     for (path, target), result in scored:
+        right = None if isinstance(result, Failure) else result.label == labels[target]
+        rows.append(to_row(path, result) | {"expected": labels[target], "right": right})
         if isinstance(result, Failure):
             failures.append((path, result))
         else:
-            rows.append([result.probabilities[label] for label in engine.spec.labels])
+            probabilities.append([result.probabilities[label] for label in labels])
             targets.append(target)
-    if not rows:
+    if not targets:
         first = f"{escape_path(failures[0][0])}: {failures[0][1].message}"
         raise DataError(
             f"{name} holds {pluralise(len(files), 'file')}, and none has an answer; the first: {first}"
         )
-    figures = report(np.array(rows), np.array(targets), engine.spec.labels)
-    return Evaluation(name, figures, failures, measure_robustness(engine, files) if corruptions else None)
+    figures = report(np.array(probabilities), np.array(targets), labels)
+    return Evaluation(name, figures, failures, rows, measure_robustness(engine, files) if corruptions else None)
 
 
 def as_text(evaluation: Evaluation) -> str:
