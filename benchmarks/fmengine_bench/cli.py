@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ from fmengine.errors import DataError
 from fmengine.jobs.rows import escape_path
 from fmengine.pages.images import check_folder
 from fmengine.system.files import check_target, write_file
+from fmengine.system.lock import hold
 from fmengine_train.data import PARTS
 
 CHECK_FAILED, SOME_FAILED = 1, 3
@@ -73,7 +75,10 @@ def evaluate(
             check_target(target, [suffix], overwrite=overwrite)
     if page is not None:
         check_folder(page, overwrite=overwrite)
-    with Engine.load(model, backend, allow_untrusted_engine=allow_untrusted_engine) as engine:
+    with (
+        nullcontext() if page is None else hold(page),
+        Engine.load(model, backend, allow_untrusted_engine=allow_untrusted_engine) as engine,
+    ):
         evaluations = [evaluate(engine, root, held_out, part, corruptions) for root in data]
         if page is not None or svg is not None:
             from .page import format_plots, write_page

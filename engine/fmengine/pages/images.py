@@ -84,7 +84,7 @@ class PageImages:
 
 def get_folder(page: Path) -> Path:
     """Return the folder that a page's thumbnails lie in where they are many."""
-    return page.with_name(f"{page.stem}_files")
+    return page.parent / f"{page.stem}_files"
 
 
 def is_folder(path: Path) -> bool:

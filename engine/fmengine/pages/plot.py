@@ -98,13 +98,13 @@ class Plot:
 
 def draw_plots(plots: Sequence[Plot]) -> list[Markup]:
     """Draw each plot as an SVG element for a page whose style has `plot.css`."""
-    return [Markup(load_template("plot.svg").render(_list_values(plot))) for plot in plots]
+    return [Markup(load_template("plot.xml").render(_list_values(plot))) for plot in plots]
 
 
 def format_svg(plots: Sequence[Plot]) -> str:
     """Format plots, side by side, as an SVG file of its own."""
     values = {"plots": plots, "drawn": draw_plots(plots), "width": WIDTH, "height": max(p.height for p in plots)}
-    return load_template("plots.svg").render(values)
+    return load_template("plots.xml").render(values)
 
 
 def _list_values(plot: Plot) -> dict[str, object]:

@@ -7,7 +7,8 @@ const cards = read("facts"), labels = read("labels"), images = read("images");
 const main = document.getElementById("cards"), detail = document.getElementById("detail");
 const chips = [...document.querySelectorAll("button[data-key], button[data-all]")];
 const fields = [...document.querySelectorAll("select[data-key], input[data-key]")];
-const steps = [...document.querySelectorAll("button[data-step]")], states = document.querySelectorAll(".pager [role=status]");
+const steps = [...document.querySelectorAll("button[data-step]")];
+const states = [...document.querySelectorAll("[data-shown]")];
 const NOT_FILTERS = ["order", "find", "page"];
 const firstOrder = document.querySelector("select[data-key=order]").options[0].value;
 cards.forEach((card, number) => { card.number = number; });
@@ -66,7 +67,9 @@ function drawCaption(card) {
   const name = shorten(card.path) + (card.face === undefined ? "" : ` · ${card.face}`);
   const words = card.answer ?? card.error ?? card.reason ?? "";
   const caption = make("figcaption", {}, make("b", { dir: "auto" }, words));
-  if (card.confidence !== undefined) caption.append(make("span", {}, percent(card.confidence)), drawMeter(card.confidence));
+  if (card.confidence !== undefined) {
+    caption.append(make("span", {}, percent(card.confidence)), drawMeter(card.confidence));
+  }
   if (card.message) caption.append(make("p", { class: "message" }, card.message));
   caption.append(...drawTags(card), make("small", { dir: "auto" }, name));
   return caption;
@@ -85,12 +88,15 @@ function drawCard(card) {
 function drawPhotograph(card) {
   const [width, height] = card.size, size = Math.max(width, height) / 28;
   const boxes = card.image === undefined ? [] : card.boxes.filter(isWanted);
-  const drawn = boxes.map(({ box: [x, y, w, h], answer, face }) => makeDrawing("g", { class: chooseTone(answer) },
-    makeDrawing("rect", { x, y, width: w, height: h }),
-    makeDrawing("text", { x, y: y > size * 1.35 ? y - size * 0.35 : y + size * 1.1, "font-size": size }, `${face} ${answer}`)));
+  const drawn = boxes.map(({ box: [x, top, width, height], answer, face }) => {
+    const y = top > size * 1.35 ? top - size * 0.35 : top + size * 1.1; // above the box, or in it at the upper edge
+    return makeDrawing("g", { class: chooseTone(answer) }, makeDrawing("rect", { x, y: top, width, height }),
+      makeDrawing("text", { x, y, "font-size": size }, `${face} ${answer}`));
+  });
   const frame = make("div", { class: "frame" }, drawImage(card, card.count),
     makeDrawing("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, ...drawn));
-  const caption = make("figcaption", {}, make("b", {}, card.count), make("small", { dir: "auto" }, shorten(card.path)));
+  const name = make("small", { dir: "auto" }, shorten(card.path));
+  const caption = make("figcaption", {}, make("b", {}, card.count), name);
   return make("figure", { class: "card photo", title: card.path }, frame, caption);
 }
 
@@ -117,12 +123,15 @@ function scrollToCards() {
 }
 
 let view, filters, shown;
-const isWanted = (card) => filters.every(([key, value]) => value ? String(card[key]) === value : key in card);
+const isWanted = (card) =>
+  filters.every(([key, value]) => key in card && (value === "" || String(card[key]) === value));
+
+const getOrder = () => Object.hasOwn(compare, view.get("order")) ? view.get("order") : firstOrder;
 
 function select() {
   view = new URLSearchParams(location.hash.slice(1));
   filters = [...view].filter(([key]) => !NOT_FILTERS.includes(key));
-  const order = compare[view.get("order")] ? view.get("order") : firstOrder, text = (view.get("find") ?? "").toLowerCase();
+  const order = getOrder(), text = (view.get("find") ?? "").toLowerCase();
   const alone = order === "down" || order === "up"; // faces are ordered by themselves, without their photographs
   const matches = (card) => card.boxes ? !alone && card.boxes.some(isWanted) : isWanted(card);
   shown = cards.filter((card) => matches(card) && card.path.toLowerCase().includes(text));
@@ -136,18 +145,25 @@ function show() {
   const seen = shown.slice(first, first + PAGE);
   main.replaceChildren(...seen.map(drawCard));
   const count = shown.filter((card) => !card.boxes).length.toLocaleString("en");
-  for (const state of states) state.textContent = `${last ? `page ${page + 1} of ${last + 1} · ` : ""}${count} shown`;
+  const place = last ? `page ${page + 1} of ${last + 1} · ` : "";
+  for (const state of states) state.textContent = `${place}${count} shown`;
   for (const step of steps) {
     const target = page + Number(step.dataset.step);
     step.disabled = target < 0 || target > last;
     step.hidden = last === 0;
     step.onclick = () => { change({ page: target || null }); scrollToCards(); };
   }
-  for (const chip of chips) {
-    const { key, value } = chip.dataset;
-    chip.ariaPressed = String(key ? view.get(key) === value : !chips.some((c) => c.dataset.key && view.get(c.dataset.key) === c.dataset.value));
+  showControls();
+}
+
+function showControls() {
+  const isPressed = (chip) => "key" in chip.dataset && view.get(chip.dataset.key) === chip.dataset.value;
+  const none = !chips.some(isPressed);
+  for (const chip of chips) chip.ariaPressed = String("all" in chip.dataset ? none : isPressed(chip));
+  for (const field of fields) {
+    if (field.type === "search" && field === document.activeElement) continue; // nothing moves under who types
+    field.value = field.dataset.key === "order" ? getOrder() : view.get(field.dataset.key) ?? "";
   }
-  for (const field of fields) if (field !== document.activeElement) field.value = view.get(field.dataset.key) ?? (field.dataset.key === "order" ? firstOrder : "");
 }
 
 // Replaces some of what the address says, and leaves out what is null; from any other change one begins at page 0.
@@ -160,9 +176,10 @@ function change(values) {
   show();
 }
 
+const keys = chips.filter((chip) => "key" in chip.dataset).map((chip) => chip.dataset.key);
+const cleared = Object.fromEntries(keys.map((key) => [key, null]));
 for (const chip of chips) chip.onclick = () => {
-  const cleared = Object.fromEntries(chips.filter((c) => c.dataset.key).map((c) => [c.dataset.key, null]));
-  change(chip.dataset.key ? { ...cleared, [chip.dataset.key]: chip.dataset.value } : cleared);
+  change("all" in chip.dataset ? cleared : { ...cleared, [chip.dataset.key]: chip.dataset.value });
 };
 for (const field of fields) field.oninput = () => change({ [field.dataset.key]: field.value || null });
 addEventListener("hashchange", () => { show(); scrollToCards(); });
