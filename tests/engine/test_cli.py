@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from command_line import COMMAND, KEYS, NAMES, environment, json_rows, paths_of, refused, run
 from PIL import Image
 from tests.fuzz.oracle import pixels as definition
@@ -26,6 +27,7 @@ from tests.params import quick_first
 
 import fmengine
 from fmengine.backend.registry import BACKENDS
+from fmengine.cli import cli
 from fmengine.model.file import available_models, seal
 from fmengine.model.spec import METADATA_KEY, ModelSpec
 
@@ -122,6 +124,27 @@ def test_report_of_printed_rows(faces):
     out, _ = run("infer", faces, "--json", "--report", "x.html")
     assert len(json_rows(out)) == 6
     assert len(Page(Path("x.html")).cards) == 6
+
+
+def test_thumbnails_beside_a_report(faces, monkeypatch):
+    """They are told of, and are no pictures of the next run; files of others there are found before the work."""
+    monkeypatch.setattr("fmengine.pages.images.INSIDE", 100)
+
+    def infer(*options):  # in this process, where the bound is lower
+        return CliRunner().invoke(
+            cli, ["infer", "--batch", "faces", "--report", "faces/x.html", *options, "--json"]
+        )
+
+    assert "its thumbnails: faces/x_files" in infer().stderr
+    done = infer("--overwrite")
+    assert [row["path"] for row in json_rows(done.stdout)] == NAMES
+    assert len(Page(faces / "x.html").thumbnails) == len(NAMES)
+    shutil.copy(faces / "a.png", faces / "x_files" / "mine.png")
+    (faces / "x.html").unlink()
+    assert "holds files of yours" in str(infer().exception)
+    done = infer("--overwrite")
+    assert sorted(row["path"] for row in json_rows(done.stdout)) == sorted([*NAMES, "faces/x_files/mine.png"])
+    assert (faces / "x_files" / "mine.png").exists()
 
 
 @pytest.mark.parametrize("way", quick_first([["--batch"], []]), ids=["batch", "source"])
