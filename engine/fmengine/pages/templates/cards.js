@@ -144,6 +144,7 @@ function show() {
   const page = Math.min(last, Math.max(0, Math.trunc(view.get("page")) || 0)), first = page * PAGE;
   const seen = shown.slice(first, first + PAGE);
   main.replaceChildren(...seen.map(drawCard));
+  main.dataset.drawn = "";
   const count = shown.filter((card) => !card.boxes).length.toLocaleString("en");
   const place = last ? `page ${page + 1} of ${last + 1} · ` : "";
   for (const state of states) state.textContent = `${place}${count} shown`;
