@@ -9,14 +9,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
-
-from ..system.files import write_file
 
 TONES = 6  # colours of labels, in the model's order, from the beginning again for more
 
@@ -24,11 +21,6 @@ TONES = 6  # colours of labels, in the model's order, from the beginning again f
 def load_template(name: str) -> Template:
     """Load a template, such as `sheet.html`."""
     return _make_environment().get_template(name)
-
-
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page that is one template, filled. Raises OutputError if it cannot be written."""
-    write_file(path, load_template(template).render(values))
 
 
 def to_script_json(value: Any) -> Markup:
@@ -48,7 +40,7 @@ def _make_environment() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     made.filters |= {"json": to_script_json, "percent": "{:.1%}".format, "count": "{:,}".format}
-    made.globals |= {"choose_tone": choose_tone, "read_asset": _read_asset, "hash_asset": _hash_asset}
+    made.globals |= {"read_asset": _read_asset, "hash_asset": _hash_asset}
     return made
 
 

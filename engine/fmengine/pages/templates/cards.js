@@ -100,20 +100,37 @@ function drawPhotograph(card) {
   return make("figure", { class: "card photo", title: card.path }, frame, caption);
 }
 
-function showDetail(card) {
-  const close = make("button", {}, "close"), chances = make("div", { class: "chances" });
-  close.onclick = () => detail.close();
-  (card.probabilities ?? []).forEach((share, index) => {
+function drawChances(card) {
+  const chances = (card.probabilities ?? []).flatMap((share, index) => {
     const meter = drawMeter(share);
     meter.classList.add(chooseTone(labels[index]));
-    chances.append(make("bdi", {}, labels[index]), meter, make("span", {}, share.toFixed(3)));
+    return [make("bdi", {}, labels[index]), meter, make("span", {}, share.toFixed(3))];
   });
+  return make("div", { class: "chances" }, ...chances);
+}
+
+// Buttons to the pictures before and behind one, of those that are shown, which the arrow keys press too.
+function drawSteps(card) {
+  const others = shown.filter((other) => !other.boxes), place = others.indexOf(card);
+  const [previous, next] = [["‹ previous", -1], ["next ›", 1]].map(([text, step]) => {
+    const target = others[place + step], button = make("button", {}, text);
+    button.disabled = !target;
+    button.onclick = () => showDetail(target);
+    return button;
+  });
+  const close = make("button", { class: "close" }, "close");
+  close.onclick = () => detail.close();
+  detail.onkeydown = ({ key }) => ({ ArrowLeft: previous, ArrowRight: next })[key]?.click();
+  return make("div", { class: "steps" }, previous, next, close);
+}
+
+function showDetail(card) {
   const about = [card.answer ?? card.error ?? card.reason, card.message].filter(Boolean).join(": ");
-  const lines = [make("p", {}, make("b", { dir: "auto" }, about)), make("p", {}, ...drawTags(card)), chances,
-    make("p", { class: "quiet" }, card.path), make("p", {}, close)];
   detail.className = card.verdict === "wrong" ? "wrong" : "";
-  detail.replaceChildren(drawImage(card, ""), ...lines);
-  detail.showModal();
+  detail.replaceChildren(drawImage(card, ""), make("p", {}, make("b", { dir: "auto" }, about), " ", ...drawTags(card)),
+    drawChances(card), make("p", { class: "quiet" }, card.path), drawSteps(card));
+  if (!detail.open) detail.showModal();
+  detail.querySelector(".close").focus();
 }
 detail.onclick = (event) => { if (event.target === detail) detail.close(); };
 
