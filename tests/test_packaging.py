@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 import fmengine
 from fmengine.cli import COMMANDS
+from tests.page import Page
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -169,9 +170,12 @@ class TestInstalled:
             assert (row["path"], row["label"], row["error"]) == ("face.png", "happy", None)
 
     def test_it_scores_a_model(self, empty: Path, drawn_faces: Path, tmp_path: Path) -> None:
-        done = run(empty / "fmengine", "eval", "alexnet-slim", drawn_faces / "val", "--json", cwd=tmp_path)
+        options = ["--json", "--html", "page.html", "--svg", "plots.svg"]
+        done = run(empty / "fmengine", "eval", "alexnet-slim", drawn_faces / "val", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)[0]["count"] == 32
+        assert len(Page(tmp_path / "page.html").thumbnails) == 32
+        assert (tmp_path / "plots.svg").is_file()
 
     @pytest.mark.parametrize(
         ("arguments", "extras"),
