@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 import fmengine
 from fmengine.cli import COMMANDS
+from tests.page import Page
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -65,7 +66,11 @@ def contents(wheel: Path) -> set[str]:
 def test_the_wheel_holds_what_the_runtime_reads(wheel: Path) -> None:
     names = contents(wheel)
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
-    assert {"fmengine/jobs/report.html", "fmengine/model/shipped/training.json"} <= names
+    assert {
+        "fmengine/pages/templates/base.html",
+        "fmengine/pages/templates/style.css",
+        "fmengine/model/shipped/training.json",
+    } <= names
     models = {
         f"fmengine/model/shipped/{path.name}" for path in (ROOT / "engine/fmengine/model/shipped").glob("*.onnx")
     }
@@ -165,9 +170,12 @@ class TestInstalled:
             assert (row["path"], row["label"], row["error"]) == ("face.png", "happy", None)
 
     def test_it_scores_a_model(self, empty: Path, drawn_faces: Path, tmp_path: Path) -> None:
-        done = run(empty / "fmengine", "eval", "alexnet-slim", drawn_faces / "val", "--json", cwd=tmp_path)
+        options = ["--json", "--html", "page.html", "--svg", "plots.svg"]
+        done = run(empty / "fmengine", "eval", "alexnet-slim", drawn_faces / "val", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)[0]["count"] == 32
+        assert len(Page(tmp_path / "page.html").thumbnails) == 32
+        assert (tmp_path / "plots.svg").is_file()
 
     @pytest.mark.parametrize(
         ("arguments", "extras"),
@@ -304,7 +312,7 @@ def loaded_by(code: str) -> set[str]:
 def test_importing_fmengine_is_light() -> None:
     loaded = loaded_by("import fmengine")
     assert "fmengine" in loaded
-    heavy = {"torch", "onnx", "onnxruntime", "matplotlib", "safetensors", "click", "tqdm"}
+    heavy = {"torch", "onnx", "onnxruntime", "matplotlib", "safetensors", "click", "tqdm", "jinja2"}
     assert not loaded & heavy
 
 
@@ -316,7 +324,8 @@ def test_infer_never_touches_what_trains(portrait: Path) -> None:
         "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code"
     )
     assert "onnxruntime" in loaded
-    heavy = {"torch", "onnx", "matplotlib", "safetensors", "fmengine_train", "fmengine_export", "fmengine_bench"}
+    heavy = {"torch", "onnx", "matplotlib", "safetensors", "jinja2", "fmengine_train", "fmengine_export"}
+    heavy.add("fmengine_bench")
     assert not loaded & heavy
 
 

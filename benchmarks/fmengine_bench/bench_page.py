@@ -1,52 +1,71 @@
 """Formats a report of `fmengine bench` as one self-contained HTML page with plots."""
 
-import html
+import io
+from collections.abc import Callable
+from typing import Any
 
+import matplotlib as mpl
+from cycler import cycler
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fmengine.pages.page import TONES, load_template
+
 from .bench import Report
 from .bench_text import as_text
-from .page import STYLE, format_svg
 from .processes import Usage
 
 MAX_NAMED = 16  # processes that there is room for the names of
+# Colours that stand for those of the page, which are others in the dark.
+COLORS = {"#010101": "var(--ink)", "#020202": "var(--line)"} | {f"#03030{n}": f"var(--t{n})" for n in range(TONES)}
+INK, LINE, *CYCLE = COLORS
+LOOK: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, that can be searched
+    "axes.prop_cycle": cycler(color=CYCLE),
+    "axes.edgecolor": LINE,
+    "legend.frameon": False,
+} | dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 
 
 def format_page(report: Report) -> str:
     """Format the page: the verdict above, plots, every figure, and what it was measured on."""
-    verdict = report.verdict
-    rows = "".join(
-        f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in report.about.items()
-    )
-    plots = f"<figure>{format_svg(_plot_report(report))}</figure>" if verdict.passed else ""
-    title = f"fmengine bench: {report.about['model']} on {report.about['backend backend']}"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}'
-        "th { text-align: left; padding-right: 1rem; font-weight: normal; vertical-align: top } "
-        "td { overflow-wrap: anywhere }</style>"
-        f"<h1>{html.escape(title)}</h1><p><strong>{html.escape(verdict.as_text())}</strong></p>"
-        f"{plots}<pre>{html.escape(as_text(report))}</pre><h2>Measured on</h2><table>{rows}</table>"
+    return load_template("bench.html").render(
+        title=f"fmengine bench: {report.about['model']} on {report.about['backend backend']}",
+        passed=report.verdict.passed,
+        verdict=report.verdict.as_text(),
+        warnings=report.warnings,
+        plots=_draw_plots(report) if report.verdict.passed else [],
+        text=as_text(report),
+        about=report.about,
     )
 
 
-def _plot_report(report: Report) -> Figure:
-    scored = any(c.accuracy for c in report.contenders)
-    watched = report.processes is not None
-    count = 3 + watched + scored
-    figure = Figure(figsize=(5 * min(count, 2), 4 * -(-count // 2)), layout="constrained")
-    axes = list(figure.subplots(-(-count // 2), 2).flat)
-    _plot_stages(axes[0], report)
-    _plot_offline(axes[1], report)
-    _plot_server(axes[2], report)
-    if report.processes is not None:
-        _plot_usage(axes[3], report.processes)
-    if scored:
-        _plot_accuracies(axes[3 + watched], report)
-    for unused in axes[count:]:
-        unused.set_axis_off()
-    return figure
+def draw_plot(draw: Callable[[Axes], None]) -> Markup:
+    """Draw a plot as an SVG element, in the colours of the page."""
+    with mpl.rc_context(LOOK):
+        figure = Figure(figsize=(5, 4), layout="constrained")
+        draw(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]  # without the prologue of a file of its own
+    for color, variable in COLORS.items():
+        svg = svg.replace(color, variable)
+    return Markup(svg)  # matplotlib escapes its texts
+
+
+def _draw_plots(report: Report) -> list[Markup]:
+    found: list[Callable[[Axes], None]] = [
+        lambda axes: _plot_stages(axes, report),
+        lambda axes: _plot_offline(axes, report),
+        lambda axes: _plot_server(axes, report),
+    ]
+    if (usage := report.processes) is not None:
+        found.append(lambda axes: _plot_usage(axes, usage))
+    if any(contender.accuracy for contender in report.contenders):
+        found.append(lambda axes: _plot_accuracies(axes, report))
+    return [draw_plot(draw) for draw in found]
 
 
 def _plot_stages(axes: Axes, report: Report) -> None:
@@ -82,7 +101,7 @@ def _plot_server(axes: Axes, report: Report) -> None:
 def _plot_usage(axes: Axes, usage: Usage) -> None:
     names, shares = list(usage.shares), list(usage.shares.values())
     errors = _compute_errors([(share.median, share.low, share.high) for share in shares])
-    axes.barh(range(len(names)), [share.median for share in shares], xerr=errors, capsize=3)
+    axes.barh(range(len(names)), [share.median for share in shares], xerr=errors, capsize=3, ecolor=INK)
     axes.axvline(1, color="gray", linewidth=1)
     axes.invert_yaxis()
     title = f"CPU of each process, batch {usage.batch}: {usage.held_by}-bound"

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fmengine.jobs.rows import escape_text
-from fmengine.types import Prediction, Result
+from fmengine.jobs.rows import Row, decode_path, escape_text
 from fmengine.wording import pluralise
 
 from .groups import GroupColumn
@@ -99,65 +97,63 @@ class GroupReport:
     permutations: int = PERMUTATIONS
 
 
-class GroupTally:
-    """Takes the results of pictures whose groups are known, one by one."""
+def score_groups(
+    columns: Sequence[GroupColumn], labels: Sequence[str], rows: Sequence[Row], stated_gap: float | None = None
+) -> GroupReport:
+    """Score the groups, and test their gaps.
 
-    def __init__(self, columns: Sequence[GroupColumn], labels: Sequence[str]) -> None:
-        self._columns, self._labels = columns, list(labels)
-        self._groups = [{group: index for index, group in enumerate(column.groups)} for column in columns]
-        self._codes: list[list[int]] = []  # of each picture, a group in each column; -1 for none
-        self._targets: list[int] = []
-        self._right: list[bool | None] = []  # None without an answer
-
-    def add(self, path: str, label: str, result: Result) -> None:
-        """Take the result of a picture, and its label."""
-        codes = [
-            groups.get(column.values.get(path, ""), -1)
-            for groups, column in zip(self._groups, self._columns, strict=True)
+    Args:
+        columns: of groups.
+        labels: of the model.
+        rows: of all pictures, from `answer_rows.make_labelled_row`.
+        stated_gap: between groups, 0 to 1, whose power is wanted.
+    """
+    index = {label: number for number, label in enumerate(labels)}
+    paths = [decode_path(row) for row in rows]
+    targets = np.array([index[row["expected"]] for row in rows], np.int64)
+    answered = np.array([row["right"] is not None for row in rows], bool)
+    right = np.array([row["right"] is True for row in rows], bool)
+    codes = [_find_groups(column, paths) for column in columns]
+    gaps = compare_groups(right[answered], targets[answered], [each[answered] for each in codes], stated_gap)
+    figures = []
+    for column, of_picture, pairs in zip(columns, codes, gaps, strict=True):
+        groups = [
+            _score(group, of_picture == number, answered, right, targets, labels)
+            for number, group in enumerate(column.groups)
         ]
-        self._codes.append(codes)
-        self._targets.append(self._labels.index(label))
-        self._right.append(result.label == label if isinstance(result, Prediction) else None)
+        without = int((of_picture < 0).sum())
+        figures.append(_describe_column(column, groups, without, pairs, labels))
+    return GroupReport(figures, stated_gap)
 
-    def report(self, stated_gap: float | None = None) -> GroupReport:
-        """Score the groups, and test their gaps; `stated_gap` is one whose power is wanted, 0 to 1."""
-        codes = np.array(self._codes, np.int64).reshape(len(self._codes), len(self._columns))
-        targets = np.array(self._targets, np.int64)
-        answered = np.array([right is not None for right in self._right], bool)
-        right = np.array([right is True for right in self._right], bool)
-        gaps = compare_groups(right[answered], targets[answered], list(codes[answered].T), stated_gap)
-        columns = []
-        for column, of_picture, pairs in zip(self._columns, codes.T, gaps, strict=True):
-            groups = [
-                self._score(group, of_picture == index, answered, right, targets)
-                for index, group in enumerate(column.groups)
-            ]
-            without = int((of_picture < 0).sum())
-            columns.append(_describe_column(column, groups, without, pairs, self._labels))
-        return GroupReport(columns, stated_gap)
 
-    def _score(
-        self,
-        name: str,
-        inside: npt.NDArray[np.bool_],
-        answered: npt.NDArray[np.bool_],
-        right: npt.NDArray[np.bool_],
-        targets: npt.NDArray[Any],
-    ) -> GroupFigures:
-        rows = inside & answered
-        counts = {label: int((rows & (targets == index)).sum()) for index, label in enumerate(self._labels)}
-        found = {label: int((rows & right & (targets == index)).sum()) for index, label in enumerate(self._labels)}
-        count, correct = int(rows.sum()), int((rows & right).sum())
-        return GroupFigures(
-            name=name,
-            count=count,
-            unanswered=int((inside & ~answered).sum()),
-            accuracy=correct / count if count else None,
-            accuracy_interval=compute_wilson_interval(correct, count),
-            counts=counts,
-            recall={label: found[label] / wanted if wanted else None for label, wanted in counts.items()},
-            recall_interval={label: compute_wilson_interval(found[label], counts[label]) for label in counts},
-        )
+def _find_groups(column: GroupColumn, paths: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Find the group of each picture, int64 `[N]`; -1 for none."""
+    numbers = {group: number for number, group in enumerate(column.groups)}
+    return np.array([numbers.get(column.values.get(path, ""), -1) for path in paths], np.int64)
+
+
+def _score(
+    name: str,
+    inside: npt.NDArray[np.bool_],
+    answered: npt.NDArray[np.bool_],
+    right: npt.NDArray[np.bool_],
+    targets: npt.NDArray[np.int64],
+    labels: Sequence[str],
+) -> GroupFigures:
+    rows = inside & answered
+    counts = {label: int((rows & (targets == index)).sum()) for index, label in enumerate(labels)}
+    found = {label: int((rows & right & (targets == index)).sum()) for index, label in enumerate(labels)}
+    count, correct = int(rows.sum()), int((rows & right).sum())
+    return GroupFigures(
+        name=name,
+        count=count,
+        unanswered=int((inside & ~answered).sum()),
+        accuracy=correct / count if count else None,
+        accuracy_interval=compute_wilson_interval(correct, count),
+        counts=counts,
+        recall={label: found[label] / wanted if wanted else None for label, wanted in counts.items()},
+        recall_interval={label: compute_wilson_interval(found[label], counts[label]) for label in counts},
+    )
 
 
 def as_text(report: GroupReport) -> str:

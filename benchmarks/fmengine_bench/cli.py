@@ -3,18 +3,20 @@
 import dataclasses
 import sys
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 import click
 
 from fmengine.backend.registry import BACKENDS
-from fmengine.cli.console import print_data, print_json, warn
+from fmengine.cli.console import inform, print_data, print_json, warn
 from fmengine.cli.parameters import allow_untrusted_engine
 from fmengine.engine import Engine
 from fmengine.errors import DataError
 from fmengine.jobs.rows import escape_path
+from fmengine.pages.images import check_folder
 from fmengine.system.files import check_target, write_file
-from fmengine.types import Result
+from fmengine.system.lock import hold
 from fmengine_train.data import PARTS
 
 CHECK_FAILED, SOME_FAILED = 1, 3
@@ -37,7 +39,12 @@ CHECK_FAILED, SOME_FAILED = 1, 3
     help="Half of the pictures, by a hash of their names: choose a model on one, state its figures on the other.",
 )
 @click.option("--corruptions", is_flag=True, help="Also under blur, noise, JPEG, rotation, … at five severities.")
-@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page with plots, x.html.")
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    help="Also write a page, x.html: plots, and every picture, mistakes first.",
+)
 @click.option("--svg", type=click.Path(path_type=Path), help="Also write the plots alone, of one DATA, to x.svg.")
 @click.option(
     "--rows",
@@ -78,9 +85,8 @@ def evaluate(
 
     Example: fmengine eval alexnet-slim faces/val
     """
-    from .answer_rows import check_rows_file, make_labelled_row, open_rows
-    from .by_group import GroupTally
-    from .evaluate import Evaluation, as_text, evaluate
+    from .answer_rows import check_rows_file, open_rows
+    from .evaluate import as_text, evaluate
     from .groups import assign_groups, read_table
 
     if gap is not None and groups is None:
@@ -92,33 +98,29 @@ def evaluate(
             check_target(target, [suffix], overwrite=overwrite)
     if rows is not None:
         check_rows_file(rows, overwrite=overwrite)
+    if page is not None:
+        check_folder(page, overwrite=overwrite)
     table = None if groups is None else read_table(groups)
-    with Engine.load(model, backend, allow_untrusted_engine=allow_untrusted_engine) as engine:
+    with (
+        nullcontext() if page is None else hold(page),
+        Engine.load(model, backend, allow_untrusted_engine=allow_untrusted_engine) as engine,
+        nullcontext() if rows is None else open_rows(rows, engine.spec.labels) as write,
+    ):
         grouped = None if table is None else assign_groups(table, data, engine.spec.labels)
         for note in grouped.notes if grouped else ():
             warn(note)
-        with nullcontext() if rows is None else open_rows(rows, engine.spec.labels) as write:
-
-            def score(root: Path) -> Evaluation:
-                tally = GroupTally(grouped.columns, engine.spec.labels) if grouped else None
-
-                def take(path: str, label: str, result: Result) -> None:
-                    if write is not None:
-                        write(make_labelled_row(path, result, label, str(root)))
-                    if tally is not None:
-                        tally.add(path, label, result)
-
-                evaluation = evaluate(engine, root, held_out, part, corruptions, take)
-                return dataclasses.replace(evaluation, groups=tally.report(gap)) if tally else evaluation
-
-            evaluations = [score(root) for root in data]
+        columns = grouped.columns if grouped else ()
+        evaluations = [evaluate(engine, root, held_out, part, corruptions, columns, gap) for root in data]
+        if write is not None:
+            for row in chain.from_iterable(evaluation.rows for evaluation in evaluations):
+                write(row)
         if page is not None or svg is not None:
-            from . import page as pages
+            from .page import format_plots, write_page
 
-            if page is not None:
-                pages.write_page(page, engine, evaluations)
+            if page is not None and (thumbnails := write_page(page, engine, evaluations)):
+                inform(f"thumbnails of {page}: {thumbnails}")
             if svg is not None:
-                write_file(svg, pages.plot_evaluation(evaluations[0]))
+                write_file(svg, format_plots(evaluations[0]))
     if as_json:
         print_json(
             [

@@ -1,6 +1,6 @@
 """Evaluates a model file on labelled pictures, through the runtime as users run it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,27 +9,37 @@ import numpy as np
 from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import DataError
-from fmengine.jobs.rows import escape_path
-from fmengine.types import Failure, Result
+from fmengine.jobs.rows import Row, escape_path
+from fmengine.types import Failure
 from fmengine.wording import pluralise
 
-from .by_group import GroupReport
+from .answer_rows import make_labelled_row
+from .by_group import GroupReport, score_groups
 from .by_group import as_text as groups_as_text
+from .groups import GroupColumn
 from .labelled import list_labelled_files
 from .metrics import Report, report
 from .robustness import Robustness, measure_robustness
 from .robustness import as_text as robustness_as_text
 
-OnAnswer = Callable[[str, str, Result], None]  # a picture's path, its label, and its result
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report on one folder, the pictures without an answer, and what was measured besides, if anything."""
+    """The figures of one folder.
+
+    Attributes:
+        data: the folder, as it is shown.
+        report: on the pictures that have an answer.
+        failures: those that have none.
+        rows: of all pictures, in order, as `answer_rows.make_labelled_row` makes them.
+        robustness: accuracy under corruptions, if measured.
+        groups: figures by group, if asked for.
+    """
 
     data: str
     report: Report
     failures: list[tuple[str, Failure]]
+    rows: list[Row]
     robustness: Robustness | None = None
     groups: GroupReport | None = None
 
@@ -40,32 +50,43 @@ def evaluate(
     held_out_share: float = 1.0,
     part: str = "all",
     corruptions: bool = False,
-    on_answer: OnAnswer | None = None,
+    groups: Sequence[GroupColumn] = (),
+    gap: float | None = None,
 ) -> Evaluation:
-    """Score an engine on `root/<label>/…`, and call `on_answer` for each picture in turn.
+    """Score an engine on `root/<label>/…`.
 
-    See `list_labelled_files` for the other arguments and errors.
+    Args:
+        engine: that answers.
+        root: see `list_labelled_files` for it, for the next two, and for errors.
+        held_out_share: of the pictures.
+        part: half of them, or all.
+        corruptions: whether it is scored under corruptions too.
+        groups: columns of groups that it is scored by, if any.
+        gap: between groups, whose power is wanted.
     """
     files = list_labelled_files(root, engine.spec.labels, held_out_share, part)
     results = engine.predict_many(path for path, _ in files)
-    rows, targets, failures = [], [], []
+    labels = engine.spec.labels
+    rows: list[Row] = []
+    probabilities, targets, failures = [], [], []
     name = escape_path(str(root))
     scored = track(zip(files, results, strict=True), len(files), "pictures", caption=name)
     for (path, target), result in scored:
-        if on_answer is not None:
-            on_answer(path, engine.spec.labels[target], result)
+        rows.append(make_labelled_row(path, result, labels[target], str(root)))
         if isinstance(result, Failure):
             failures.append((path, result))
         else:
-            rows.append([result.probabilities[label] for label in engine.spec.labels])
+            probabilities.append([result.probabilities[label] for label in labels])
             targets.append(target)
-    if not rows:
+    if not targets:
         first = f"{escape_path(failures[0][0])}: {failures[0][1].message}"
         raise DataError(
             f"{name} holds {pluralise(len(files), 'file')}, and none has an answer; the first: {first}"
         )
-    figures = report(np.array(rows), np.array(targets), engine.spec.labels)
-    return Evaluation(name, figures, failures, measure_robustness(engine, files) if corruptions else None)
+    figures = report(np.array(probabilities), np.array(targets), labels)
+    robustness = measure_robustness(engine, files) if corruptions else None
+    by_group = score_groups(groups, labels, rows, gap) if groups else None
+    return Evaluation(name, figures, failures, rows, robustness, by_group)
 
 
 def as_text(evaluation: Evaluation) -> str:

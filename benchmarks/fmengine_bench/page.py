@@ -1,89 +1,131 @@
-"""Writes an evaluation as one self-contained HTML page with plots."""
+"""Writes an evaluation as an HTML page: figures, plots, and every picture, the surest mistakes first."""
 
-import html
-import io
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import Any
 
 from fmengine.engine import Engine
-from fmengine.system.files import write_file
+from fmengine.jobs.report import make_card
+from fmengine.jobs.thumbnails import add_thumbnails
+from fmengine.pages.cards import Card, write_cards
+from fmengine.pages.plot import Axis, Plot, Point, Series, draw_plots, format_svg
 
 from .evaluate import Evaluation, as_text
+from .metrics import Report
 from .robustness import Robustness
 
-mpl.rcParams["svg.fonttype"] = "none"  # text stays text: it can be searched, and follows the page's font
-
-STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-pre { overflow-x: auto; font-size: 0.85rem; }
-figure { margin: 1rem 0; overflow-x: auto; background: #fff; border-radius: 8px; }
-svg { max-width: 100%; height: auto; }
-"""
+LARGEST = 14  # pixels: the radius of a bin that holds every answer
 
 
-def write_page(path: Path, engine: Engine, evaluations: list[Evaluation]) -> None:
-    """Write the page.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
+def write_page(path: Path, engine: Engine, evaluations: list[Evaluation]) -> Path | None:
+    """Write the page; result and errors as of `write_cards`."""
     spec = engine.spec
-    title = f"{spec.name}.{spec.precision}"
-    about = ", ".join(f"{key} {value}" for key, value in engine.backend.describe().items())
-    sections = "".join(
-        f"<h2>{html.escape(evaluation.data)}</h2><figure>{plot_evaluation(evaluation)}</figure>"
-        f"<pre>{html.escape(as_text(evaluation))}</pre>"
-        for evaluation in evaluations
+
+    def make_values() -> dict[str, Any]:
+        return {
+            "title": f"{spec.name} {spec.precision}",
+            "about": ", ".join(f"{key} {value}" for key, value in engine.backend.describe().items()),
+            "sha256": spec.file_sha256,
+            "labels": spec.labels,
+            "evaluations": [_describe(evaluation) for evaluation in evaluations],
+            "total": sum(len(evaluation.rows) for evaluation in evaluations),
+            "filters": _list_filters(evaluations),
+        }
+
+    return write_cards(path, "evaluation.html", _make_cards(engine, evaluations), make_values)
+
+
+def format_plots(evaluation: Evaluation) -> str:
+    """Format the plots of an evaluation as an SVG file."""
+    return format_svg(_make_plots(evaluation))
+
+
+def _make_cards(engine: Engine, evaluations: list[Evaluation]) -> Iterator[tuple[Card, bytes]]:
+    for number, evaluation in enumerate(evaluations):
+        for row, jpeg in add_thumbnails(evaluation.rows, engine.limits):
+            card = make_card(row, engine.spec.labels) | {"data": number, "expected": row["expected"]}
+            yield card | ({} if row["error"] else {"verdict": "right" if row["right"] else "wrong"}), jpeg
+
+
+def _describe(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "data": evaluation.data,
+        "report": evaluation.report,
+        "robustness": evaluation.robustness,
+        "failures": evaluation.failures,
+        "plots": draw_plots(_make_plots(evaluation)),
+        "text": as_text(evaluation),
+    }
+
+
+def _list_filters(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
+    """List a button each for wrong, right and failed pictures, where there are any."""
+    failed = sum(len(evaluation.failures) for evaluation in evaluations)
+    right = sum(bool(row["right"]) for evaluation in evaluations for row in evaluation.rows)
+    wrong = sum(len(evaluation.rows) for evaluation in evaluations) - right - failed
+    filters = [
+        {"key": "verdict", "value": "wrong", "text": "wrong", "count": wrong, "tone": "tone2"},
+        {"key": "verdict", "value": "right", "text": "right", "count": right, "tone": "tone3"},
+        {"key": "error", "value": "", "text": "failed", "count": failed, "tone": "aside"},
+    ]
+    return [filter for filter in filters if filter["count"]]
+
+
+def _make_plots(evaluation: Evaluation) -> list[Plot]:
+    plots = [_plot_reliability(evaluation.report), _plot_coverage(evaluation.report)]
+    return plots + ([_plot_corruptions(evaluation.robustness)] if evaluation.robustness else [])
+
+
+def _plot_reliability(report: Report) -> Plot:
+    low = _round_down([1 / len(report.labels)])
+    bottom = _round_down([low, *(accuracy for _, accuracy, _ in report.reliability)])
+    bins = [
+        Point(
+            confidence,
+            accuracy,
+            2 + LARGEST * (count / report.count) ** 0.5,
+            f"{count:,} answers: {accuracy:.1%} right at a confidence of {confidence:.1%}",
+        )
+        for confidence, accuracy, count in report.reliability
+    ]
+    return Plot(
+        f"calibration error {report.ece:.4f}",
+        Axis("mean confidence", low, 1),
+        Axis("accuracy", bottom, 1),
+        [
+            Series("answers, by number", bins, joined=False),
+            Series("as sure as right", [Point(low, low, 0), Point(1, 1, 0)], guide=True),
+        ],
     )
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}; file sha256 {spec.file_sha256[:12]}…</p>{sections}"
+
+
+def _plot_coverage(report: Report) -> Plot:
+    points = [
+        Point(share, accuracy, text=f"{accuracy:.2%} of the surest {share:.0%}")
+        for share, accuracy in report.coverage.items()
+    ]
+    return Plot(
+        "answering only where it is sure",
+        Axis("share answered, the surest", 1, min(report.coverage)),
+        Axis("accuracy", _round_down(report.coverage.values()), 1),
+        [Series("accuracy", points)],
     )
-    write_file(path, page)
 
 
-def plot_evaluation(evaluation: Evaluation) -> str:
-    """Plot reliability, coverage, and corruptions if there are any, side by side, as SVG."""
-    found = evaluation.robustness
-    figure = Figure(figsize=(5 * (3 if found else 2), 4), layout="constrained")
-    axes = figure.subplots(1, 3 if found else 2)
-    _plot_reliability(axes[0], evaluation)
-    _plot_coverage(axes[1], evaluation)
-    if found:
-        _plot_corruptions(axes[2], found)
-    return format_svg(figure)
+def _plot_corruptions(found: Robustness) -> Plot:
+    lines = {name: [found.clean, *row] for name, row in found.accuracy.items()}
+    return Plot(
+        f"corrupted: {found.mean:.1%} on average",
+        Axis("severity", 0, max(len(line) for line in lines.values()) - 1, ".0f"),
+        Axis("accuracy", _round_down(share for line in lines.values() for share in line), 1),
+        [
+            Series(name, [Point(n, share, 2.5, f"{name} {n}: {share:.1%}") for n, share in enumerate(line)])
+            for name, line in lines.items()
+        ],
+    )
 
 
-def format_svg(figure: Figure) -> str:
-    """Format a figure as an SVG element for a page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]  # without the prologue of a file of its own
-
-
-def _plot_reliability(axes: Axes, evaluation: Evaluation) -> None:
-    confidence, accuracy, count = zip(*evaluation.report.reliability, strict=True)
-    axes.plot([0.5, 1], [0.5, 1], color="gray", linewidth=1, label="as sure as right")
-    axes.scatter(confidence, accuracy, s=[8 + 200 * n / sum(count) for n in count], label="answers, by number")
-    axes.set(xlabel="mean confidence", ylabel="accuracy", title=f"calibration error {evaluation.report.ece:.4f}")
-    axes.legend()
-
-
-def _plot_coverage(axes: Axes, evaluation: Evaluation) -> None:
-    coverage = evaluation.report.coverage
-    axes.plot(list(coverage), list(coverage.values()), marker="o")
-    axes.set(xlabel="share answered, the surest", ylabel="accuracy", title="answering only where it is sure")
-    axes.invert_xaxis()
-
-
-def _plot_corruptions(axes: Axes, found: Robustness) -> None:
-    for name, row in found.accuracy.items():
-        axes.plot([0, *range(1, len(row) + 1)], [found.clean, *row], label=name)
-    axes.set(xlabel="severity", ylabel="accuracy", title=f"corrupted: {found.mean:.1%} on average")
-    axes.legend(fontsize="small", ncols=2)
+def _round_down(shares: Iterable[float]) -> float:
+    """Round the least of some shares down to a twentieth, and to less than 1: where an axis begins."""
+    return min(0.95, math.floor(min(shares) * 20) / 20)

@@ -5,11 +5,11 @@ import io
 import os
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.page import Page
 
 pytestmark = pytest.mark.xdist_group("names")  # the commands run once
 
@@ -47,23 +47,11 @@ def outcome(tmp_path_factory) -> Path:
     return root
 
 
-class Page(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: set[str] = set()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-
 def test_a_page(outcome):
-    page = Page((outcome / "page.html").read_text())
-    assert page.tags.count("script") == 1, "the page's own"
-    assert page.tags.count("figure") == len(NAMES)
-    assert not [name for name in page.attributes if name.startswith("on")]
+    page = Page(outcome / "page.html")
+    assert len(page.cards) == len(NAMES)
+    assert [attributes.get("id") for attributes in page.named("script")] == ["labels", "images", "facts", None]
+    page.check_that_it_loads_nothing()
 
 
 def test_a_spreadsheet(outcome):

@@ -237,7 +237,7 @@ def test_a_page_takes_accuracies_at_their_bounds(measured: Measured) -> None:
     ]
     page = format_page(replace(measured.report, contenders=both))
     assert "100.0% [51.0%, 100.0%]" in page
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 5
 
 
 def test_wrong_answers_get_no_figures(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

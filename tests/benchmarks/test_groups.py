@@ -11,7 +11,8 @@ from PIL import Image
 from fmengine.cli import cli
 from fmengine.errors import DataError, Kind
 from fmengine.types import Failure, Prediction
-from fmengine_bench.by_group import GroupTally, as_text
+from fmengine_bench.answer_rows import make_labelled_row
+from fmengine_bench.by_group import as_text, score_groups
 from fmengine_bench.groups import GroupColumn, assign_groups, read_table
 from fmengine_bench.metrics import compute_wilson_interval
 
@@ -185,12 +186,13 @@ def test_small_groups_are_noted(faces):
 
 def test_figures_of_a_group_are_those_of_its_pictures():
     column = GroupColumn("camera", ["old", "new"], {f"{n}.png": "old" if n < 20 else "new" for n in range(50)})
-    tally = GroupTally([column], LABELS)
+    rows = []
     for number in range(60):  # the last ten have no group
         label, answer = LABELS[number % 2], LABELS[number % 2 if number % 10 else 1]
         result = Prediction(answer, 1.0, {}, "x") if number != 25 else Failure(Kind.EMPTY, "empty", "x")
-        tally.add(f"{number}.png", label, result)
-    (figures,) = tally.report(0.1).columns
+        rows.append(make_labelled_row(f"{number}.png", result, label, "faces"))
+    report = score_groups([column], LABELS, rows, 0.1)
+    (figures,) = report.columns
     old, new = figures.groups
     assert (old.count, old.unanswered, old.accuracy, old.counts) == (20, 0, 18 / 20, {"happy": 10, "sad": 10})
     assert old.recall == {"happy": 0.8, "sad": 1.0}
@@ -200,7 +202,7 @@ def test_figures_of_a_group_are_those_of_its_pictures():
     assert figures.clearest is not None
     assert figures.clearest.p > 0.5
     json.dumps(figures.__dict__ | {"groups": []}, default=lambda value: value.__dict__, allow_nan=False)
-    text = as_text(tally.report(0.1))
+    text = as_text(report)
     assert "by camera: 49 pictures; 10 pictures without one" in text
     assert "may be chance" in text
     assert "one of 10 points would be found in " in text
@@ -208,19 +210,21 @@ def test_figures_of_a_group_are_those_of_its_pictures():
 
 def test_a_planted_gap_is_told(faces):
     column = GroupColumn("skin", ["light", "dark"], {f"{n}": "light" if n % 2 else "dark" for n in range(400)})
-    tally = GroupTally([column], LABELS)
+    rows = []
     for n in range(400):
         label = LABELS[n // 2 % 2]
         wrong = label == "sad" and n % 2 == 0 and n % 5 == 0
-        tally.add(f"{n}", label, Prediction("happy" if wrong else label, 1.0, {}, "x"))
-    (figures,) = tally.report().columns
+        answer = Prediction("happy" if wrong else label, 1.0, {}, "x")
+        rows.append(make_labelled_row(f"{n}", answer, label, "faces"))
+    report = score_groups([column], LABELS, rows)
+    (figures,) = report.columns
     gap = figures.clearest
     assert gap is not None
     assert (gap.better, gap.worse, gap.label, gap.size) == ("light", "dark", "sad", pytest.approx(0.2))
     assert gap.p < 0.01
     assert (
         "light 20.0 points above dark, recall of sad; p 0.0005 among all gaps of 1 column: more than chance"
-        in as_text(tally.report())
+        in as_text(report)
     )
 
 

@@ -14,11 +14,10 @@ from fmengine.engine import Engine
 from fmengine.pipeline.worker_count import WorkerCount
 from fmengine.system import memory
 from fmengine_bench import bench_cli, processes, scenarios
-from fmengine_bench.bench_page import _plot_usage
+from fmengine_bench.bench_page import _plot_usage, draw_plot
 from fmengine_bench.bench_text import MAX_LISTED, _format_usage
 from fmengine_bench.drawn import draw_pictures
 from fmengine_bench.limits import explain_bounds
-from fmengine_bench.page import format_svg
 from fmengine_bench.processes import Usage, Watch, find_holder, read_counters
 from fmengine_bench.timing import Figure
 
@@ -200,11 +199,7 @@ def test_many_workers_are_few_lines() -> None:
 
 @pytest.mark.slow
 def test_a_page_has_room_for_many_workers() -> None:
-    from matplotlib.figure import Figure as Plot
-
-    plot = Plot()
-    _plot_usage(plot.subplots(), make_usage(64))
-    drawn = format_svg(plot)
+    drawn = draw_plot(lambda axes: _plot_usage(axes, make_usage(64)))
     assert "worker 5 " not in drawn  # of each fifth one alone the name is given
     assert len(re.findall("<!-- (?:parent|fork server|worker \\d+) -->", drawn)) <= 16
 

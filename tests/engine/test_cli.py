@@ -18,13 +18,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from command_line import COMMAND, KEYS, NAMES, environment, json_rows, paths_of, refused, run
 from PIL import Image
 from tests.fuzz.oracle import pixels as definition
+from tests.page import Page
 from tests.params import quick_first
 
 import fmengine
 from fmengine.backend.registry import BACKENDS
+from fmengine.cli import cli
 from fmengine.model.file import available_models, seal
 from fmengine.model.spec import METADATA_KEY, ModelSpec
 
@@ -114,13 +117,34 @@ def test_output_file_and_report(faces, suffix):
     text = Path(f"x.{suffix}").read_text()
     rows = json_rows(text) if suffix == "jsonl" else list(csv.DictReader(text.splitlines()))
     assert sorted(row["path"] for row in rows) == sorted([*NAMES, "faces/broken.png"])
-    assert Path("x.html").read_text().count("<figure") == 7
+    assert len(Page(Path("x.html")).cards) == 7
 
 
 def test_report_of_printed_rows(faces):
     out, _ = run("infer", faces, "--json", "--report", "x.html")
     assert len(json_rows(out)) == 6
-    assert Path("x.html").read_text().count("<figure") == 6
+    assert len(Page(Path("x.html")).cards) == 6
+
+
+def test_thumbnails_beside_a_report(faces, monkeypatch):
+    """They are told of, and are no pictures of the next run; files of others there are found before the work."""
+    monkeypatch.setattr("fmengine.pages.images.INSIDE", 100)
+
+    def infer(*options):  # in this process, where the bound is lower
+        return CliRunner().invoke(
+            cli, ["infer", "--batch", "faces", "--report", "faces/x.html", *options, "--json"]
+        )
+
+    assert "its thumbnails: faces/x_files" in infer().stderr
+    done = infer("--overwrite")
+    assert [row["path"] for row in json_rows(done.stdout)] == NAMES
+    assert len(Page(faces / "x.html").thumbnails) == len(NAMES)
+    shutil.copy(faces / "a.png", faces / "x_files" / "mine.png")
+    (faces / "x.html").unlink()
+    assert "holds files of yours" in str(infer().exception)
+    done = infer("--overwrite")
+    assert sorted(row["path"] for row in json_rows(done.stdout)) == sorted([*NAMES, "faces/x_files/mine.png"])
+    assert (faces / "x_files" / "mine.png").exists()
 
 
 @pytest.mark.parametrize("way", quick_first([["--batch"], []]), ids=["batch", "source"])
@@ -353,7 +377,7 @@ def test_torch_is_never_imported(faces, arguments):
     done = subprocess.run(command, capture_output=True, check=True, text=True, env=environment())
     modules = [line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line]
     assert "fmengine.cli" in modules
-    assert not [module for module in modules if module.split(".")[0] in ("torch", "onnx", "matplotlib")]
+    assert not [module for module in modules if module.split(".")[0] in ("torch", "onnx", "matplotlib", "jinja2")]
 
 
 def test_completion_needs_no_extra():
@@ -640,7 +664,7 @@ def test_isolation_changes_no_row(faces):
     run("infer", faces, "--output", "plain.jsonl", code=3)
     run("infer", faces, "--output", "isolated.jsonl", "--isolate", "--report", "x.html", code=3)
     assert Path("isolated.jsonl").read_text() == Path("plain.jsonl").read_text()
-    assert Path("x.html").read_text().count("data:image/jpeg") == len(NAMES)
+    assert len(Page(Path("x.html")).thumbnails) == len(NAMES)
 
 
 def test_limits_of_workers_need_workers(faces):
@@ -750,7 +774,7 @@ def test_a_folder_that_goes_away_under_the_output(faces):
 
 def test_unsure_answers_on_a_report(faces):
     run("infer", faces, "--unsure-below", "1", "--report", "x.html")
-    assert Path("x.html").read_text().count('data-label="unsure"') == len(NAMES)
+    assert [card["answer"] for card in Page(Path("x.html")).cards] == ["unsure"] * len(NAMES)
 
 
 @pytest.mark.slow

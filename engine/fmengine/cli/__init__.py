@@ -42,7 +42,7 @@ COMMANDS = {
     "train": Entry("fmengine_train.cli:train", "train", "Train a model on labelled pictures."),
     "export": Entry("fmengine_export.cli:export", "export,cpu", "Turn a checkpoint into ONNX model files."),
     "parity": Entry("fmengine_bench.cli:parity", "bench,cpu", "Hold exported files against PyTorch."),
-    "eval": Entry("fmengine_bench.cli:evaluate", "bench,cpu", "Score a model file on labelled pictures."),
+    "eval": Entry("fmengine_bench.cli:evaluate", "cpu", "Score a model file on labelled pictures."),
     "bench": Entry(
         "fmengine_bench.bench_cli:bench", "bench,cpu", "Measure this machine, once the answers are right."
     ),

@@ -19,9 +19,10 @@ from ..jobs.face_rows import FaceTally, to_face_text
 from ..jobs.journal import Target
 from ..jobs.output import claim, open_output
 from ..jobs.rows import Tally, to_text
-from ..jobs.sources import STDIN, exclude, expand, require_paths
+from ..jobs.sources import STDIN, exclude, exclude_matching, expand, require_paths
 from ..jobs.state import list_output_files
 from ..options import FaceOptions, Isolation, Limits
+from ..pages.images import check_folder, match_thumbnails
 from ..pipeline.executor import Feed
 from ..system.files import check_target, get_temporary_path
 from ..system.lock import get_lock_path, hold
@@ -168,7 +169,10 @@ def infer(
 
             prepare_folder(folder, [*folders, *sources], overwrite=overwrite or resume)
         listed = expand(sources, folders=folders)
-        paths = require_paths(exclude(listed, _list_written(output, report)), folders)
+        unwritten = exclude(listed, _list_written(output, report))
+        if report is not None:
+            unwritten = exclude_matching(unwritten, match_thumbnails(report))
+        paths = require_paths(unwritten, folders)
         feed: Feed = "auto" if STDIN in sources else "caller"
         if feed == "caller":
             paths, is_long = look_ahead(paths)
@@ -207,15 +211,23 @@ def infer(
         keep = any(path is not None for path in (report, annotate, explain))
         kept = write_rows(rows, file, bar, tally, to_json if as_json else to_line, keep=keep)
         read_rows = file.read_rows if file else lambda: kept
+        thumbnails = None
         if report is not None:
             write = _choose_report(faces, isolation)
-            write(report, read_rows(), engine.spec, engine.backend.describe(), limits)
+            thumbnails = write(report, read_rows(), engine.spec, engine.backend.describe(), limits)
         if annotate is not None:
             draw_photographs(annotate, read_rows, engine, [*folders, *sources])
         if explain is not None:
             draw_explanations(explain, read_rows, engine, [*folders, *sources])
         summarise(tally, file)
-    for name, path in (("rows", output), ("report", report), ("annotated", annotate), ("explained", explain)):
+    named = {
+        "rows": output,
+        "report": report,
+        "its thumbnails": thumbnails,
+        "annotated": annotate,
+        "explained": explain,
+    }
+    for name, path in named.items():
         if path:
             inform(f"{name}: {path}")
     if tally.failed or (file and file.failed):
@@ -242,7 +254,7 @@ def _identify(engine: Engine, faces: FaceOptions | None) -> dict[str, Any]:
     return made_by | ({"faces": None} if faces is None else {"faces": True} | asdict(faces))
 
 
-def _choose_report(faces: FaceOptions | None, isolation: Isolation | None) -> Callable[..., None]:
+def _choose_report(faces: FaceOptions | None, isolation: Isolation | None) -> Callable[..., Path | None]:
     """Return what writes the contact sheet; imported here, for most runs write none."""
     if faces is not None:
         from ..jobs.face_report import write_face_report
@@ -278,6 +290,7 @@ def _claim_files(
     if report is not None:
         stack.enter_context(hold(report))
         check_target(report, (".html",), overwrite=overwrite or resume)
+        check_folder(report, overwrite=overwrite or resume)
     return None if output is None else stack.enter_context(claim(output, resume=resume, overwrite=overwrite))
 
 

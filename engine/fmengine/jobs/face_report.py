@@ -1,6 +1,5 @@
 """Write the contact sheet of photographs: each with the boxes of its faces, and every face cut out as a card."""
 
-import html
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,12 +13,14 @@ from ..image.decode import try_decode
 from ..image.geometry import Size
 from ..model.spec import ModelSpec
 from ..options import Limits
+from ..pages.cards import Card
 from ..system.cores import usable_cores
 from ..types import DecodedImage
 from ..wording import pluralise
 from .face_rows import FaceTally, group_pictures
-from .report import CHUNK, choose_tone, encode_thumbnail, make_thumbnail, write_card, write_page, write_picture
+from .report import make_card, write_sheet
 from .rows import Row, decode_path
+from .thumbnails import CHUNK, encode_thumbnail, make_thumbnail
 
 PHOTOGRAPH = 560  # pixels of the longer side at most
 
@@ -40,25 +41,24 @@ class Thumbnails(NamedTuple):
 
 def write_face_report(
     path: Path, rows: Iterable[Row], spec: ModelSpec, describe: dict[str, str], limits: Limits | None = None
-) -> None:
-    """Write the contact sheet; arguments and errors as of `report.write_report`, rows of `face_rows`."""
+) -> Path | None:
+    """Write the contact sheet; arguments, result and errors as of `report.write_report`, rows of `face_rows`."""
     tally = FaceTally()
-    write_page(path, _write_cards(rows, tally, spec.labels, limits or Limits()), tally, spec, describe)
+    return write_sheet(path, _make_cards(rows, tally, spec.labels, limits or Limits()), tally, spec, describe)
 
 
-def _write_cards(rows: Iterable[Row], tally: FaceTally, labels: Sequence[str], limits: Limits) -> Iterator[str]:
+def _make_cards(
+    rows: Iterable[Row], tally: FaceTally, labels: Sequence[str], limits: Limits
+) -> Iterator[tuple[Card, bytes]]:
     """Yield each photograph with boxes, and behind it the cards of its faces. Threads make a chunk at a time."""
-    pictures, number = group_pictures(rows), 0
+    pictures = group_pictures(rows)
     with ThreadPoolExecutor(usable_cores()) as pool:
         while chunk := list(islice(pictures, CHUNK)):
             for group, made in zip(chunk, pool.map(partial(_shrink, limits=limits), chunk), strict=True):
                 tally.add(group)
                 if group[0]["face"] is not None:
-                    yield _write_photograph(number, group, made, labels)
-                    number += 1
-                for row, jpeg in zip(group, made.faces, strict=True):
-                    yield write_card(number, row, jpeg, labels)
-                    number += 1
+                    yield _make_photograph(group, made.size), made.photograph
+                yield from ((make_card(row, labels), face) for row, face in zip(group, made.faces, strict=True))
 
 
 def _shrink(group: Sequence[Row], limits: Limits) -> Thumbnails:
@@ -75,32 +75,16 @@ def _make_thumbnails(group: Sequence[Row], image: DecodedImage) -> Thumbnails:
     whole = 0, 0, width, height
     crops = [compute_crop(row["box"], (width, height)) if row["box"] else whole for row in group]
     faces = [make_thumbnail(DecodedImage(image[top:bottom, left:right])) for left, top, right, bottom in crops]
-    photograph = make_thumbnail(image, min(PHOTOGRAPH, max(height, width)))
+    photograph = make_thumbnail(image, PHOTOGRAPH)
     return Thumbnails((width, height), encode_thumbnail(photograph), [*map(encode_thumbnail, faces)])
 
 
-def _write_photograph(number: int, group: Sequence[Row], made: Thumbnails, labels: Sequence[str]) -> str:
-    """Write the figure of a photograph. Each box has the attributes of its face's card, for the filters."""
-    path = group[0]["path"]
-    name, short, count = html.escape(path), html.escape(path.rsplit("/", 1)[-1]), pluralise(len(group), "face")
-    width, height = made.size
-    boxes = "".join(_write_box(row, max(made.size) / 28, labels) for row in group) if made.photograph else ""
-    return (
-        f'<figure class="photo" data-n="{number}" data-confidence="-1" data-path="{name}" title="{name}">'
-        f'<div class="frame">{write_picture(made.photograph, count)}'
-        f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{boxes}</svg></div>'
-        f"<figcaption><b>{count}</b><small>{short}</small></figcaption></figure>\n"
-    )
-
-
-def _write_box(row: Row, text_size: float, labels: Sequence[str]) -> str:
-    """Write a face's box, with its number and its label above it, or in it at the upper edge of the photograph."""
-    left, top, right, bottom = row["box"]
-    label = html.escape(row["label"])
-    outcome = f'data-label="{label}"' + (f' data-reason="{html.escape(row["reason"])}"' if row["reason"] else "")
-    baseline = top - text_size * 0.35 if top > text_size * 1.35 else top + text_size * 1.1
-    return (
-        f'<g class="{choose_tone(row["label"], labels)}" {outcome}>'
-        f'<rect x="{left:.2f}" y="{top:.2f}" width="{right - left:.2f}" height="{bottom - top:.2f}"/>'
-        f'<text x="{left:.2f}" y="{baseline:.2f}" font-size="{text_size:.2f}">{row["face"]} {label}</text></g>'
-    )
+def _make_photograph(group: Sequence[Row], size: Size) -> Card:
+    """Make the card of a photograph. Each box has what its face's card has, for the filters."""
+    boxes = []
+    for row in group:
+        left, top, right, bottom = row["box"]
+        box = [round(value, 2) for value in (left, top, right - left, bottom - top)]
+        reason = {"reason": row["reason"]} if row["reason"] else {}
+        boxes.append({"box": box, "answer": row["label"], "face": row["face"]} | reason)
+    return {"path": group[0]["path"], "count": pluralise(len(group), "face"), "size": size, "boxes": boxes}

@@ -159,6 +159,11 @@ def exclude(paths: Iterable[str], own: list[Path]) -> Iterator[str]:
     )
 
 
+def exclude_matching(paths: Iterable[str], own: re.Pattern[str]) -> Iterator[str]:
+    """Leave out paths in which a pattern is found: of files that a run before this one wrote."""
+    return (path for path in paths if not own.search(path))
+
+
 def skip_finished(paths: Iterable[str], finished: Counter[str]) -> Iterator[str]:
     """Leave out each path as many times as it has a row, also where one is absolute and the other relative."""
     rows: Counter[str] = Counter()
