@@ -123,10 +123,13 @@ class Outputs(NamedTuple):
     Attributes:
         logits: float32 `[N, K]`.
         probabilities: float32 `[N, K]`, rows add up to 1.
+        features: float32 `[N, F]`, the last layer's input; None where the model file has no such output, or the
+            backend does not give it.
     """
 
     logits: npt.NDArray[np.float32]
     probabilities: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32] | None = None
 
 
 class ImageOutputs(NamedTuple):

@@ -39,7 +39,7 @@ class PlayedGpu(OnnxRuntimeBackend):
 
     def run_pictures(self, pictures):
         outputs = self.run(preprocess_batch(list(pictures), self.spec.input))
-        return ImageOutputs(*outputs, np.zeros(len(pictures), bool))
+        return ImageOutputs(outputs.logits, outputs.probabilities, np.zeros(len(pictures), bool))
 
     def time_stages(self, batch):
         raise NotImplementedError

@@ -183,6 +183,9 @@ BAD_FIELDS = [
     ("accuracy", []),
     ("training_data", {}),
     ("weights_sha256", None),
+    ("features", -1),
+    ("features", 2.5),
+    ("features", 65537),
 ]
 
 
@@ -204,6 +207,13 @@ def test_optional_fields_may_be_absent():
     document = json.loads(SPEC.to_json())
     del document["temperature"], document["accuracy"]
     assert ModelSpec.from_json(json.dumps(document)) == SPEC
+
+
+def test_a_file_without_features_has_two_outputs():
+    document = json.loads(SPEC.to_json())
+    del document["features"]  # as files of an older fmengine
+    assert ModelSpec.from_json(json.dumps(document)).output_names == ("logits", "probabilities")
+    assert dataclasses.replace(SPEC, features=256).output_names == ("logits", "probabilities", "features")
 
 
 @pytest.mark.parametrize("version", [None, 0, 2, "1"])

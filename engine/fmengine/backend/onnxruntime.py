@@ -36,6 +36,7 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime cannot be imported ({error}); install it with: {format_install_command('cpu')}"
             ) from error
         self._outputs: type[Outputs] = model.spec.outputs
+        self._output_names = model.spec.output_names
         self._streams = options.streams or 1
         self._threads = max(1, (options.threads or usable_cores()) // self._streams)
         make = partial(_make_session, self._library, model, self._threads, spinning=options.spinning)
@@ -47,7 +48,7 @@ class OnnxRuntimeBackend:
 
     def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         session = self._session.value or self._session.remake()
-        return self._outputs(*session.run(self._outputs._fields, {"images": images}))
+        return self._outputs(*session.run(self._output_names, {"images": images}))
 
     def describe(self) -> dict[str, str]:
         return {
@@ -85,7 +86,7 @@ def check_signature(model: ModelFile | DetectorFile, session: "onnxruntime.Infer
     Raises:
         ModelError: if it does not.
     """
-    names, shape = model.spec.outputs._fields, list(model.spec.input_shape(1)[1:])
+    names, shape = model.spec.output_names, list(model.spec.input_shape(1)[1:])
     inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
     outputs = {node.name: node.type for node in session.get_outputs()}
     if inputs != {"images": ("tensor(uint8)", shape)} or {outputs.get(name) for name in names} != {

@@ -76,6 +76,7 @@ class _Network:
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise ModelError(f"OpenVINO refuses {model.path}: {error}") from error
         self._outputs: type[Outputs] = model.spec.outputs
+        self._output_names = model.spec.output_names
         self._idle: list[Any] = []  # requests that no thread uses
 
     def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
@@ -84,6 +85,6 @@ class _Network:
         except IndexError:
             request = self._compiled.create_infer_request()
         results = request.infer({"images": images}, share_inputs=True)
-        outputs = self._outputs(*(results[name] for name in self._outputs._fields))
+        outputs = self._outputs(*(results[name] for name in self._output_names))
         self._idle.append(request)
         return outputs

@@ -241,3 +241,8 @@ def _warm_up(backend: Backend, file: ModelFile, batch: int) -> None:
             f"{file.path} answers with {outputs.probabilities.shape} for a batch of {batch}; "
             f"expected {expected}, one column a label"
         )
+    if outputs.features is not None and outputs.features.shape != (batch, file.spec.features):
+        raise ModelError(
+            f"{file.path} gives features of {outputs.features.shape} for a batch of {batch}; "
+            f"expected {(batch, file.spec.features)}, as its metadata say"
+        )

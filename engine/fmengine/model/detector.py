@@ -83,6 +83,11 @@ class DetectorSpec:
             value = getattr(self, name)
             require(isinstance(value, float) and 0 < value < 1, f"{name} is {value!r}", "a number from 0 to 1")
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The tensors that the network gives, in the order of `outputs`."""
+        return DetectorOutputs._fields
+
     def input_shape(self, batch: int) -> tuple[int | str, ...]:
         """Return the shape of `images` for a batch; height and width are the caller's."""
         return batch, 3, "H", "W"

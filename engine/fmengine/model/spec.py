@@ -101,6 +101,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weights_sha256": (_is_text, "text"),
     "filter": (lambda v: v == "bilinear", "bilinear"),
     "file_sha256": (_is_text, "text"),
+    "features": (lambda v: _is_whole(v, 0, 65536), "0 to 65536 numbers"),
 }
 
 
@@ -125,6 +126,7 @@ class ModelSpec:
         weights_sha256: digest of the FP32 weights, the same for all precisions of a family.
         filter: of the resize; `bilinear` is the only one there is.
         file_sha256: digest of the file.
+        features: numbers that the output `features` has for a picture; 0 where the file has no such output.
     """
 
     outputs: ClassVar[Any] = Outputs  # named as the file's
@@ -145,6 +147,7 @@ class ModelSpec:
     weights_sha256: str = ""
     filter: str = "bilinear"
     file_sha256: str = UNSEALED
+    features: int = 0
 
     def __post_init__(self) -> None:
         for name, (holds, expected) in _FIELDS.items():
@@ -165,6 +168,11 @@ class ModelSpec:
     def channels(self) -> int:
         """1 or 3."""
         return self.input.channels
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The tensors that the network gives, in the order of `outputs`."""
+        return Outputs._fields if self.features else ("logits", "probabilities")
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
         """Return the shape of `images` for a batch: `(N, C, H, W)`."""

@@ -1,5 +1,6 @@
 """Answer for many images of one size, which lie in one array: nothing is done for each of them in Python."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,18 @@ def run_stack(
         ordered = images[..., 2::-1] if images.ndim == 4 and images.shape[3] > 1 and channels == "bgr" else images
         answers = backend.run_pictures(ordered)
         return Outputs(answers.logits, answers.probabilities)
-    parts = []
+    parts: list[Outputs] = []
     for start in range(0, len(images), max_batch):
         decoded = [convert_array(image, limits, channels) for image in images[start : start + max_batch]]
         parts.append(backend.run(preprocess_batch(decoded, spec)))
-    return Outputs(*map(np.concatenate, zip(*parts, strict=True)))
+    return concatenate_outputs(parts)
+
+
+def concatenate_outputs(parts: Sequence[Outputs]) -> Outputs:
+    """Join what the batches of one model gave, row behind row."""
+    features = [part.features for part in parts if part.features is not None]
+    return Outputs(
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate(features) if features else None,
+    )

@@ -45,7 +45,7 @@ def altered(cpu: Run, alter: Callable[[np.ndarray], np.ndarray], only: int | Non
     """The CPU's answers with a fault, in every batch or in those of one size."""
 
     def run(batch: InputBatch) -> Outputs:
-        logits, probabilities = cpu(batch)
+        logits, probabilities, _ = cpu(batch)
         return Outputs(logits, alter(probabilities.copy()) if only in (None, len(batch)) else probabilities)
 
     return run
@@ -94,7 +94,7 @@ def test_a_fault_in_one_picture_is_refused(cpu: Run) -> None:
     target = draw_gate_inputs(SPEC)[200].tobytes()
 
     def run(batch: InputBatch) -> Outputs:
-        logits, probabilities = cpu(batch)
+        logits, probabilities, _ = cpu(batch)
         hit = [image.tobytes() == target for image in batch]
         return Outputs(logits, np.where(np.array(hit)[:, None], probabilities[:, ::-1], probabilities))
 
