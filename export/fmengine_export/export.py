@@ -56,6 +56,7 @@ def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Pr
             for source, scores in document["validation"].items()
         },
         weights_sha256=weights_sha256(model),
+        features=config.hidden[1],
     )
 
 
