@@ -116,6 +116,15 @@ def test_the_engines_readme_embeds_it(face: Path) -> None:
     assert answers == ["[]"] * 3  # black frames
 
 
+@pytest.mark.timeout(60)
+def test_the_page_of_embeddings_holds(face: Path) -> None:
+    (block,) = blocks(ROOT / "engine/EMBEDDINGS.md", "python")
+    (printed,) = run_python(block, face)
+    shape, cosine, kind = re.fullmatch(r"(\(\d+,\)) (\S+) (\S+)", printed).groups()  # type: ignore[union-attr]
+    assert (shape, kind) == ("(256,)", "not_found")
+    assert float(cosine) == pytest.approx(1, abs=1e-5)
+
+
 def test_no_other_readme_holds_python() -> None:
     held = {readme.parent for readme in READMES if blocks(readme, "python")}
     assert held == {ROOT, ROOT / "engine"}

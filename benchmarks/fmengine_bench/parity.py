@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fmengine.check.compare import PARITY, compare, compare_logits
+from fmengine.check.compare import PARITY, PARITY_FEATURES, compare, compare_features, compare_logits
 from fmengine.cli.console import track
 from fmengine.engine import Engine
 from fmengine.errors import DataError, ModelError, SourceError
@@ -47,6 +47,7 @@ class Form:
         probability: largest and mean change of a confidence.
         accuracy: the form's, the reference's, their difference and half its 95 % interval, if labelled.
         breaches: what is over the tolerance, in words; empty if all is well.
+        features: `max` of the absolute differences, mean and least cosine of a picture's, if both have them.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Form:
     probability: dict[str, float]
     accuracy: dict[str, float] | None
     breaches: list[str]
+    features: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,11 @@ def run_parity(
     forms = []
     for engine, prepared in zip(engines, prepared_by_each, strict=True):
         outputs = [engine.backend.run(batch) for batch in split_batches(prepared)]
+        features = [o.features for o in outputs if o.features is not None]
         answers = Answers(
             np.concatenate([o.logits for o in outputs]).astype(np.float64),
             np.concatenate([o.probabilities for o in outputs]).astype(np.float64),
+            np.concatenate(features).astype(np.float64) if features else None,
         )
         differing = (int((prepared != defined).sum()), prepared.size)
         forms.append(
@@ -152,6 +156,9 @@ def compare_form(
     if targets is not None:
         answers, expected = found.probabilities.argmax(axis=1), reference.probabilities.argmax(axis=1)
         accuracy = _compare_accuracy(finite & (answers == targets), expected_finite & (expected == targets))
+    features = None
+    if found.features is not None and reference.features is not None:
+        features = asdict(compare_features(found.features[answered], reference.features[answered]))
     pictures, unanswered = len(found.probabilities), int((~answered).sum())
     return Form(
         name=name,
@@ -166,7 +173,9 @@ def compare_form(
         breaches=[
             *_input_breaches(pixels[0], unanswered, pictures),
             *(comparison.breaches if unanswered < pictures else ()),
+            *(_list_feature_breaches(features, precision) if features and unanswered < pictures else ()),
         ],
+        features=features,
     )
 
 
@@ -177,6 +186,13 @@ def _input_breaches(pixels: int, unanswered: int, pictures: int) -> Iterator[str
         yield f"{pixels} {differ} from the definition of preprocessing; allowed are 0"
     if unanswered:
         yield f"{unanswered} of {pluralise(pictures, 'picture')} without a number for an answer; allowed are 0"
+
+
+def _list_feature_breaches(features: dict[str, float], precision: str) -> Iterator[str]:
+    """Name features that point elsewhere than the reference's."""
+    least = PARITY_FEATURES[precision]
+    if not features["cosine"] >= least:
+        yield f"features have a cosine of {features['cosine']:.6f} on average; expected {least} or more"
 
 
 def _compare_accuracy(right: npt.NDArray[np.bool_], reference_right: npt.NDArray[np.bool_]) -> dict[str, float]:
@@ -225,6 +241,11 @@ def as_text(report: ParityReport) -> str:
             f"  logits     max {form.logits['max']:.2g}, mean {form.logits['mean']:.2g}, "
             f"p99 {form.logits['p99']:.2g}, cosine {form.logits['cosine']:.6f}"
         )
+        if form.features:
+            lines.append(
+                f"  features   max {form.features['max']:.2g}, cosine {form.features['cosine']:.6f}, "
+                f"the smallest {form.features['min_cosine']:.6f}"
+            )
         margins = f", the widest between {form.flip_margins[-1]:.3f} apart" if form.flip_margins else ""
         without = f"; without an answer: {form.unanswered}" if form.unanswered else ""
         lines.append(

@@ -17,27 +17,28 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits and probabilities of every picture, float64 `[N, K]`."""
+    """Logits and probabilities of every picture, float64 `[N, K]`, and features `[N, F]` where there are any."""
 
     logits: npt.NDArray[np.float64]
     probabilities: npt.NDArray[np.float64]
+    features: npt.NDArray[np.float64] | None = None
 
 
 def answer_in_fp32(model: AlexNet, inputs: npt.NDArray[np.uint8], temperature: float) -> Answers:
     """Run the network on inputs, uint8 `[N, C, H, W]`."""
     with torch.inference_mode():
-        parts = [model(torch.from_numpy(batch)).double() for batch in split_batches(inputs)]
-    return _apply_softmax(torch.cat(parts).numpy(), temperature)
+        parts = [model.embed(torch.from_numpy(batch)) for batch in split_batches(inputs)]
+        logits = torch.cat([model.last(part) for part in parts])
+    return _make_answers(logits, temperature, torch.cat(parts))
 
 
 def answer_in_fp16(model: AlexNet, inputs: npt.NDArray[np.uint8], temperature: float) -> Answers:
     """Run the exported layers in half precision: every layer's activations are rounded to FP16."""
     network = fold(model)
     with torch.inference_mode():
-        parts = [
-            activations(_normalise(model, batch).half(), network)[-1].double() for batch in split_batches(inputs)
-        ]
-    return _apply_softmax(torch.cat(parts).numpy(), temperature)
+        parts = [activations(_normalise(model, batch).half(), network)[-2:] for batch in split_batches(inputs)]
+    features, logits = map(torch.cat, zip(*parts, strict=True))
+    return _make_answers(logits, temperature, features)
 
 
 def measure_activations(model: AlexNet, inputs: npt.NDArray[np.uint8]) -> dict[str, float]:
@@ -61,7 +62,9 @@ def _normalise(model: AlexNet, batch: InputBatch) -> torch.Tensor:
     return (torch.from_numpy(batch).float() - model.mean) / model.std
 
 
-def _apply_softmax(logits: npt.NDArray[np.float64], temperature: float) -> Answers:
-    scaled = logits / temperature
+def _make_answers(logits: torch.Tensor, temperature: float, features: torch.Tensor) -> Answers:
+    """Make answers of logits and features in any precision."""
+    given = logits.double().numpy()
+    scaled = given / temperature
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return Answers(logits, exponentials / exponentials.sum(axis=1, keepdims=True))
+    return Answers(given, exponentials / exponentials.sum(axis=1, keepdims=True), features.double().numpy())

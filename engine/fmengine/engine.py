@@ -17,7 +17,7 @@ from PIL import Image
 
 from .backend.protocol import Backend, DeviceBackend
 from .backend.registry import Attempt, open_backend
-from .errors import ClosedError, DeadlineError, UnavailableError
+from .errors import ClosedError, DeadlineError, ModelError, UnavailableError
 from .image.arrays import check_channels
 from .image.faults import as_source_error
 from .image.source import is_encoded, is_file_like, is_on_device, with_source
@@ -25,12 +25,13 @@ from .model.file import ModelFile
 from .options import BackendOptions, EngineOptions, FaceOptions, Hint, Isolation, Limits, VideoOptions
 from .pipeline.coalesce import Coalescer
 from .pipeline.executor import FEEDS, WINDOW, Executor, Feed, InlineExecutor, ThreadExecutor
+from .pipeline.features import FeatureStages
 from .pipeline.stack import run_stack
 from .pipeline.stages import Observe, Stages, make_error
 from .pipeline.worker_count import choose_worker_count, find_long_job
 from .system import fork
 from .system.cores import usable_cores
-from .types import Channels, Failure, NetworkInput, Outputs, Prediction, Result, Scene, Source
+from .types import Channels, Embedding, Failure, NetworkInput, Outputs, Prediction, Result, Scene, Source
 
 if TYPE_CHECKING:
     from .detect.finder import FaceFinder
@@ -86,6 +87,9 @@ class Engine:
             min_side=min_side,
             unsure_below=self.unsure_below,
             workers=must_delegate,
+        )
+        self._feature_stages = FeatureStages(
+            spec, options.limits, backend, min_side=min_side, workers=must_delegate
         )
         self._open_again = open_again
         self._backend_of_many: Backend | None = None
@@ -205,10 +209,7 @@ class Engine:
             ClosedError: after `close`.
         """
         check_channels(channels)
-        result = self._predict(source, channels)
-        if isinstance(result, Failure):
-            raise make_error(result)
-        return result
+        return cast(Prediction, self._answer(self._stages, source, channels))
 
     async def apredict(
         self, source: Source, *, channels: Channels = "rgb", timeout: float | None = None
@@ -307,14 +308,54 @@ class Engine:
 
         A sequence never waits for more answers than its first.
         """
+        size = self._check_many(sources, batch_size, in_flight, channels, feed)
+        return self._make_executor(sources, size, in_flight).map(sources, channels, feed)
+
+    def embed(self, source: Source, *, channels: Channels = "rgb") -> Embedding:
+        """Describe one picture by the model's features: what its last layer takes, before any label.
+
+        Pictures that look alike to the model have embeddings of a cosine near 1. They are the same bits in any
+        batch of one model file on one backend, and comparable with no other model's.
+
+        Args:
+            source: as for `predict`, but in the host's memory.
+            channels: as for `predict`.
+
+        Returns:
+            float32 `[spec.features]`, 0 or more.
+
+        Raises:
+            ModelError: for a model file without features.
+            SourceError: as for `predict`, and what else it raises.
+        """
         check_channels(channels)
-        size = self.max_batch if batch_size is None else batch_size
-        if not 1 <= size <= self.max_batch:
-            raise ValueError(f"batch_size {size}; expected 1 to max_batch, {self.max_batch}")
-        _check_job(sources, in_flight, feed)
-        self._check_open()
-        executor = self._make_executor(sources, min(size, in_flight or size), in_flight)
-        return executor.map(sources, channels, feed)
+        self._check_features()
+        return cast(Embedding, self._answer(self._feature_stages, source, channels))
+
+    def embed_many(
+        self,
+        sources: Iterable[Source],
+        *,
+        batch_size: int | None = None,
+        in_flight: int | None = None,
+        channels: Channels = "rgb",
+        feed: Feed = "auto",
+    ) -> Iterator[Embedding | Failure]:
+        """Give the embeddings of any number of pictures, in order, in constant memory, by threads.
+
+        The contract, and the arguments, are those of `predict_many`: a picture that cannot be read gives a
+        `Failure` in its place.
+
+        Raises:
+            ModelError: for a model file without features.
+            TypeError: for one picture in place of many.
+            ValueError: for a `batch_size`, `in_flight`, `channels` or `feed` that cannot be.
+        """
+        self._check_features()
+        size = self._check_many(sources, batch_size, in_flight, channels, feed)
+        executor = self._make_threads(self._feature_stages, sources, size, in_flight)
+        results = executor.map(sources, channels, feed)
+        return (cast("Embedding | Failure", result) for chunk in results for result in chunk)
 
     def find_faces(
         self,
@@ -475,11 +516,13 @@ class Engine:
         Stages are `read`, `decode`, `preprocess`, `infer` and `post`; times are seconds of `time.perf_counter`. It
         is called in whichever thread ran the stage, by one observer at a time.
         """
-        self._stages.observe(observer)
+        for stages in (self._stages, self._feature_stages):
+            stages.observe(observer)
         try:
             yield
         finally:
-            self._stages.observe(None)
+            for stages in (self._stages, self._feature_stages):
+                stages.observe(None)
 
     def close(self) -> None:
         """Give the backend's resources back. Closing twice is no error."""
@@ -528,51 +571,63 @@ class Engine:
         state = ", closed" if self._closed else ""
         return f"Engine({self.spec.name}.{self.spec.precision} on {self.backend.name}{state})"
 
-    def _predict(self, source: Source, channels: Channels) -> Result:
+    def _answer(self, stages: Stages, source: Source, channels: Channels) -> Prediction | Embedding:
         """Answer for one picture in this thread: all threads of the network work on it together."""
         self._check_open()
-        task = self._stages.admit(source, channels, copy=False)
-        self._stages.run_alone(task, self.backend)
+        task = stages.admit(source, channels, copy=False)
+        stages.run_alone(task, self.backend)
         if isinstance(task.result, BaseException):
             raise task.result
-        assert task.result is not None
-        return cast(Result, task.result)
+        if isinstance(task.result, Failure):
+            raise make_error(task.result)
+        return cast("Prediction | Embedding", task.result)
 
     def _make_executor(self, sources: Iterable[Source], batch_size: int, in_flight: int | None) -> Executor:
         """Choose the body that suits a job."""
-        workers = self._choose_workers(sources)
-        threads = self._threads + (self._device.streams if self._device else 0)
-        pictures = len(sources) if isinstance(sources, list | tuple) else None
-        threads = threads if pictures is None else min(threads, pictures)
+        workers, threads = self._choose_workers(sources), self._count_threads(sources)
+        if workers is None or (workers is self._stages.workers and _is_for_one(sources, threads)):
+            return self._make_threads(self._stages, sources, batch_size, in_flight)
+        from .pipeline.process_executor import ProcessExecutor  # needs Linux
+
+        pictures = len(sources) if isinstance(sources, list | tuple) else 0
+        at_once = self._options.workers != "auto" or pictures >= self._long_job or workers.started
+        executor = ProcessExecutor(
+            self._stages,
+            # Threads compute for a moment only: to open the network once more would take as long.
+            self._backend_of_many or self.backend if at_once else self._open_for_many(),
+            threads=threads,
+            batch_size=batch_size,
+            max_in_flight=in_flight or 2 * WINDOW * batch_size * max(threads, workers.count),
+            workers=workers,
+            start_after=0 if at_once else self._long_job // 2,
+        )
+        self._executors.add(executor)
+        return executor
+
+    def _make_threads(
+        self, stages: Stages, sources: Iterable[Source], batch_size: int, in_flight: int | None
+    ) -> Executor:
+        """Make what answers in this process."""
+        threads = self._count_threads(sources)
         executor: Executor
-        if (pictures in (0, 1) or threads <= 1) and workers in (None, self._stages.workers):
-            # Of one picture: all threads of the network work on it together.
+        if _is_for_one(sources, threads):
             size = in_flight or batch_size
-            executor = InlineExecutor(self._stages, self.backend, batch_size=batch_size, max_in_flight=size)
-        elif workers is None:
+            executor = InlineExecutor(stages, self.backend, batch_size=batch_size, max_in_flight=size)
+        else:
             executor = ThreadExecutor(
-                self._stages,
+                stages,
                 self._open_for_many(),
                 threads=threads,
                 batch_size=batch_size,
                 max_in_flight=in_flight or WINDOW * batch_size * threads,
             )
-        else:
-            from .pipeline.process_executor import ProcessExecutor  # needs Linux
-
-            at_once = self._options.workers != "auto" or (pictures or 0) >= self._long_job or workers.started
-            executor = ProcessExecutor(
-                self._stages,
-                # Threads compute for a moment only: to open the network once more would take as long.
-                self._backend_of_many or self.backend if at_once else self._open_for_many(),
-                threads=threads,
-                batch_size=batch_size,
-                max_in_flight=in_flight or 2 * WINDOW * batch_size * max(threads, workers.count),
-                workers=workers,
-                start_after=0 if at_once else self._long_job // 2,
-            )
         self._executors.add(executor)
         return executor
+
+    def _count_threads(self, sources: Iterable[Source]) -> int:
+        """Count the threads that a job can keep busy."""
+        threads = self._threads + (self._device.streams if self._device else 0)
+        return min(threads, len(sources)) if isinstance(sources, list | tuple) else threads
 
     def _choose_workers(self, sources: Iterable[Source]) -> "Workers | None":
         """Return the workers for a job; None for one that is short, or has nothing to decode."""
@@ -636,6 +691,30 @@ class Engine:
                 )
             return self._coalescer
 
+    def _check_many(
+        self,
+        sources: Iterable[Source],
+        batch_size: int | None,
+        in_flight: int | None,
+        channels: Channels,
+        feed: Feed,
+    ) -> int:
+        """Check what a job of many pictures is given, and return the size of its batches."""
+        check_channels(channels)
+        size = self.max_batch if batch_size is None else batch_size
+        if not 1 <= size <= self.max_batch:
+            raise ValueError(f"batch_size {size}; expected 1 to max_batch, {self.max_batch}")
+        _check_job(sources, in_flight, feed)
+        self._check_open()
+        return min(size, in_flight or size)
+
+    def _check_features(self) -> None:
+        if not self.spec.features:
+            raise ModelError(
+                f"{self.model_path} gives no features for embeddings: an older fmengine exported it. "
+                "Export it again, or add them with `python -m fmengine_export.features IN.onnx OUT.onnx`"
+            )
+
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError
@@ -656,6 +735,11 @@ def _set_up_workers(
             backend.name, model, limits, isolation, min_side=min_side, max_batch=options.max_batch
         )
     return Workers(setup, count)
+
+
+def _is_for_one(sources: Iterable[Source], threads: int) -> bool:
+    """Return whether one thread does a job best: of one picture, all threads of the network compute together."""
+    return threads <= 1 or (isinstance(sources, list | tuple) and len(sources) <= 1)
 
 
 def _check_job(sources: object, in_flight: int | None, feed: Feed) -> None:

@@ -50,6 +50,9 @@ NetworkInput = NewType("NetworkInput", _Bytes)  # uint8 `[C, H, W]` of one pictu
 InputBatch = NewType("InputBatch", _Bytes)  # uint8 `[N, C, H, W]`, C-contiguous
 
 
+Embedding = npt.NDArray[np.float32]  # float32 `[F]` of one picture: a model's features, what its last layer takes
+
+
 class DeviceImage(NamedTuple):
     """An image in device memory.
 

@@ -9,7 +9,13 @@ import numpy as np
 import torch
 
 from fmengine.backend.onnxruntime import OnnxRuntimeBackend
-from fmengine.check.compare import EXPORTED_LOGITS, PROBABILITY_SUM, compare_logits
+from fmengine.check.compare import (
+    EXPORTED_LOGITS,
+    PARITY_FEATURES,
+    PROBABILITY_SUM,
+    compare_features,
+    compare_logits,
+)
 from fmengine.errors import FmengineError, ModelError
 from fmengine.model.file import load_model_file
 from fmengine.model.spec import ModelSpec, Precision
@@ -56,6 +62,7 @@ def make_spec(model: AlexNet, document: dict[str, Any], name: str, precision: Pr
             for source, scores in document["validation"].items()
         },
         weights_sha256=weights_sha256(model),
+        features=config.hidden[1],
     )
 
 
@@ -91,7 +98,8 @@ def export(
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     pictures = InputBatch(noise if calibration is None else calibration[:64])
     with torch.inference_mode():
-        expected = model(torch.from_numpy(pictures)).numpy()
+        features = model.embed(torch.from_numpy(pictures))
+        expected = model.last(features).numpy()
     for precision in precisions:
         spec = make_spec(model, document, name, precision)
         if precision == "int8":
@@ -105,12 +113,18 @@ def export(
         with open_atomic(path) as file:
             file.write(data)
             file.flush()
-            _check(get_temporary_path(path), pictures, expected, precision)
+            _check(get_temporary_path(path), pictures, expected, features.numpy(), precision)
         yield path
 
 
-def _check(path: Path, pictures: InputBatch, expected: "np.ndarray[Any, Any]", precision: Precision) -> None:
-    """Read the file back, run it, and compare its answers with PyTorch's."""
+def _check(
+    path: Path,
+    pictures: InputBatch,
+    expected: "np.ndarray[Any, Any]",
+    features: "np.ndarray[Any, Any]",
+    precision: Precision,
+) -> None:
+    """Read the file back, run it, and compare its logits and features with PyTorch's."""
     file = load_model_file(path)
     backend = OnnxRuntimeBackend.open(file, BackendOptions())
     outputs = backend.run(pictures)
@@ -123,3 +137,7 @@ def _check(path: Path, pictures: InputBatch, expected: "np.ndarray[Any, Any]", p
         )
     if not np.allclose(outputs.probabilities.sum(axis=1), 1, atol=PROBABILITY_SUM):
         raise CheckError(f"the {precision} file's probabilities do not add up to 1")
+    assert outputs.features is not None
+    alike, least = compare_features(outputs.features, features).cosine, PARITY_FEATURES[precision]
+    if not alike >= least:
+        raise CheckError(f"the {precision} file's features have a cosine of {alike:.4f}; expected {least} or more")

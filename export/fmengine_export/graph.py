@@ -1,7 +1,8 @@
-"""ONNX graphs of an AlexNet: uint8 pictures in, logits and probabilities out.
+"""ONNX graphs of an AlexNet: uint8 pictures in, logits, probabilities and features out.
 
-    images: uint8[N, C, H, W] → normalise → eight layers → logits: float32[N, K]
-                                                         → / temperature → softmax → probabilities
+    images: uint8[N, C, H, W] → normalise → seven layers → last layer → logits: float32[N, K]
+                                               │                        → / temperature → softmax → probabilities
+                                               └→ features: float32[N, F]
 
 The graphs are written node by node and not traced: the family is eight layers, and where FP16 begins and
 ends, and which tensors are quantised, is what these files are about. `fmengine parity` holds them against
@@ -114,6 +115,20 @@ def build_int8(network: Network, spec: ModelSpec, scales: list[float]) -> bytes:
     return _finish(graph, spec)
 
 
+def append_features(graph: Graph) -> None:
+    """Append the output `features`: what the last layer takes, in FP32.
+
+    Of quantised levels it is a DequantizeLinear of its own, beside the last layer's: ONNX Runtime computes a layer
+    in integers only where nothing else reads what its input's is.
+    """
+    last = next(node for node in reversed(graph.nodes) if node.op_type == "Gemm")
+    makes = next(node for node in graph.nodes if last.input[0] in node.output)
+    if makes.op_type == "DequantizeLinear":
+        graph.node("DequantizeLinear", *makes.input, output="features")
+    else:
+        graph.node("Cast", last.input[0], output="features", to=TensorProto.FLOAT)  # of FP32 it is no work
+
+
 def describe(model: onnx.ModelProto, spec: ModelSpec) -> bytes:
     """Serialise a model with a spec in its metadata, sealed with the digest of the whole file."""
     others = [entry for entry in model.metadata_props if entry.key != METADATA_KEY]
@@ -172,15 +187,14 @@ def _finish(graph: Graph, spec: ModelSpec) -> bytes:
     temperature = graph.constant("temperature", np.float32(spec.temperature))
     scaled = graph.node("Div", "logits", temperature, output="scaled_logits")
     graph.node("Softmax", scaled, output="probabilities", axis=1)
-    labels = len(spec.labels)
+    if spec.features:
+        append_features(graph)
+    widths = dict(zip(spec.output_names, (len(spec.labels), len(spec.labels), spec.features), strict=False))
     proto = helper.make_graph(
         graph.nodes,
         spec.name,
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *spec.input_shape(1)[1:]])],
-        [
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", labels]),
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", labels]),
-        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width]) for name, width in widths.items()],
         graph.initializers,
     )
     model = helper.make_model(

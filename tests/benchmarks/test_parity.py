@@ -84,6 +84,7 @@ def test_parity_holds_for_what_was_exported(tiny_run: Path, models: list[Path], 
     assert result.stdout.endswith("parity holds\n")
     assert "32 pictures, reference: PyTorch in FP32" in result.stdout
     assert result.stdout.count("pixels     0 of 51,200 differ from the definition") == 3
+    assert result.stdout.count("features   max ") == 4
     assert "breach" not in result.stdout.lower()
 
 
@@ -104,6 +105,8 @@ def test_no_form_is_exact_but_for_the_pixels(tiny_run: Path, models: list[Path],
     fp32, fp16, int8, half = (form["logits"]["max"] for form in forms)
     assert 0 < fp32 < fp16 < int8
     assert fp32 < half < int8
+    assert all(form["features"]["max"] > 0 for form in forms)
+    assert all(0.98 < form["features"]["min_cosine"] <= form["features"]["cosine"] <= 1 for form in forms)
 
 
 def test_the_largest_activations_are_those_of_the_network(
@@ -464,6 +467,22 @@ def test_what_is_no_number_is_a_breach(precision: str) -> None:
 def test_a_differing_pixel_is_a_breach() -> None:
     form = compare_form("form", "int8", answers(sure()), answers(sure()), None, (1, 10_000))
     assert form.breaches == ["1 pixel differs from the definition of preprocessing; allowed are 0"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_features_that_point_elsewhere_are_a_breach(precision: str) -> None:
+    reference = replace(answers(sure()), features=np.tile([1.0, 0.0], (1000, 1)))
+    turned = replace(reference, features=np.tile([0.95, np.sqrt(1 - 0.95**2)], (1000, 1)))
+    (breach,) = compare_form("form", precision, turned, reference, None).breaches
+    assert breach.startswith("features have a cosine of 0.950000 on average; expected 0.9")
+    same = compare_form("form", precision, reference, reference, None)
+    assert (same.breaches, same.features) == ([], {"max": 0, "cosine": 1, "min_cosine": 1})
+
+
+def test_where_a_form_has_no_features_none_are_compared() -> None:
+    reference = replace(answers(sure()), features=np.ones((1000, 2)))
+    form = compare_form("form", "int8", answers(sure()), reference, None)
+    assert (form.features, form.breaches) == (None, [])
 
 
 def test_figures_are_golden() -> None:

@@ -419,8 +419,9 @@ def test_info():
     out, _ = run("info")
     assert "happy, sad" in out
     assert "verified" in out
+    assert "features       256 numbers a picture" in out
     document = json.loads(run("info", "--json")[0])
-    assert document["labels"] == ["happy", "sad"]
+    assert (document["labels"], document["features"]) == (["happy", "sad"], 256)
     assert document["path"] in run("info", document["path"])[0]
     assert refused("info", "resnet").count(available_models()[0]) == 1
 

@@ -10,8 +10,10 @@ from fmengine.check.compare import (
     EXPORTED_LOGITS,
     HALF_PRECISION,
     PARITY,
+    PARITY_FEATURES,
     Tolerance,
     compare,
+    compare_features,
     compare_logits,
 )
 
@@ -31,6 +33,7 @@ def test_the_table_is_what_documents_promise() -> None:
         "fp16": Tolerance(probability=0.02, mean_probability=2e-3, flips=0.001),
         "int8": Tolerance(mean_probability=0.02, flips=0.015),
     } == PARITY
+    assert PARITY_FEATURES == {"fp32": 0.99999, "fp16": 0.999, "int8": 0.98}
     assert EXPORTED_LOGITS == {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
 
 
@@ -106,3 +109,16 @@ def test_logits_are_golden() -> None:
     assert difference.cosine == pytest.approx(3 / (np.sqrt(2.25) * np.sqrt(5)))
     none = compare_logits(found[:0], expected[:0])
     assert all(math.isnan(figure) for figure in (none.max, none.mean, none.p99, none.cosine))
+
+
+def test_features_are_compared_picture_by_picture() -> None:
+    found, expected = (
+        np.array([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]]),
+        np.array([[6.0, 8.0], [0.0, 0.0], [0.0, 1.0]]),
+    )
+    difference = compare_features(found, expected)
+    assert (difference.max, difference.min_cosine) == (4, 0)
+    assert difference.cosine == pytest.approx(2 / 3), "one direction, nothing on both sides, and none alike"
+    assert compare_features(found[1:2], expected[:1]).cosine == 0, "nothing where there should be something"
+    none = compare_features(found[:0], expected[:0])
+    assert all(math.isnan(figure) for figure in (none.max, none.cosine, none.min_cosine))

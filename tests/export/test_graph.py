@@ -24,7 +24,7 @@ from fmengine_train.checkpoint import load_model, weights_sha256
 from fmengine_train.model import ARCHITECTURES, AlexNet
 
 PRECISIONS = ("fp32", "fp16", "int8")
-HEAD_AND_TAIL = {"images", "logits", "scaled_logits", "probabilities"}
+HEAD_AND_TAIL = {"images", "logits", "scaled_logits", "probabilities", "features"}
 
 
 def graph_of(models: Path, precision: str) -> onnx.GraphProto:
@@ -48,7 +48,7 @@ def test_files_are_valid_onnx(tiny_models: Path, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_signature_is_pictures_in_logits_and_probabilities_out(tiny_models: Path, precision: str) -> None:
+def test_signature_is_pictures_in_logits_probabilities_and_features_out(tiny_models: Path, precision: str) -> None:
     graph = graph_of(tiny_models, precision)
     found = {
         value.name: (
@@ -61,6 +61,7 @@ def test_signature_is_pictures_in_logits_and_probabilities_out(tiny_models: Path
         "images": (TensorProto.UINT8, ["N", 1, 40, 40]),
         "logits": (TensorProto.FLOAT, ["N", 2]),
         "probabilities": (TensorProto.FLOAT, ["N", 2]),
+        "features": (TensorProto.FLOAT, ["N", 256]),
     }
 
 
@@ -94,8 +95,8 @@ def test_fp16_is_half_from_the_head_to_the_logits(tiny_models: Path) -> None:
     assert {types[name] for name in between} == {TensorProto.FLOAT16}
     assert len(between) >= 3 + 5 + 3 + 7 + 3
     casts = [(node.input[0], node.output[0]) for node in graph.node if node.op_type == "Cast"]
-    assert [casts[0][0], casts[-1][1]] == ["images", "logits"]
-    assert len(casts) == 2
+    assert [casts[0][0], casts[1][1], *casts[2]] == ["images", "logits", "fc7.relu", "features"]
+    assert len(casts) == 3
 
 
 def test_fp16_weights_are_half_and_finite(tiny_models: Path) -> None:
@@ -172,6 +173,7 @@ def test_onnx_runtime_computes_int8_in_integers(tiny_models: Path, tmp_path: Pat
     onnxruntime.InferenceSession(tiny_models / "tiny.int8.onnx", options, providers=["CPUExecutionProvider"])
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert (operators["QLinearConv"], operators["QGemm"]) == (5, 3)
+    assert operators["DequantizeLinear"] == 1, "that of the features"
     assert not operators.keys() & {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "QuantizeLinear", "Relu"}
 
 
@@ -211,10 +213,11 @@ def test_answers_are_those_of_pytorch(
 ) -> None:
     model, document = load_model(tiny_run)
     with torch.inference_mode():
-        expected = model(torch.from_numpy(faces)).numpy()
+        expected, embedded = model(torch.from_numpy(faces)).numpy(), model.embed(torch.from_numpy(faces)).numpy()
     session = onnxruntime.InferenceSession(tiny_models / f"tiny.{precision}.onnx")
-    logits, probabilities = session.run(["logits", "probabilities"], {"images": faces})
+    logits, probabilities, features = session.run(["logits", "probabilities", "features"], {"images": faces})
     assert np.abs(logits - expected).max() <= tolerance * np.abs(expected).max()
+    assert np.abs(features - embedded).max() <= tolerance * embedded.max()
     scaled = torch.from_numpy(logits).double() / document["temperature"]
     assert probabilities == pytest.approx(scaled.softmax(1).numpy(), abs=1e-5)
 

@@ -271,7 +271,8 @@ class ExecutionContext:
             return ILLEGAL_ADDRESS
         for name, rows in outputs.items():
             there = np.frombuffer(_memory(addresses[name], rows.nbytes), np.float32).reshape(rows.shape)
-            there[...] = np.nan if poisoned else rows + faults.get("skew", 0)
+            skew = faults.get("skew", 0) if name in ("probabilities", "cls") else 0
+            there[...] = np.nan if poisoned else rows + skew
         return 0
 
 

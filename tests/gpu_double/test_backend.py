@@ -167,9 +167,25 @@ def test_every_batch_is_one_graph_launch():
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 100])
 def test_no_batch_is_truncated(size):
     with backend() as opened:
-        logits, probabilities = opened.run(images(size))
+        logits, probabilities, features = opened.run(images(size))
         assert logits.shape == probabilities.shape == (size, 2)
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+        assert features.shape == (size, FILE.spec.features)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
+def test_embeddings_are_the_cpus(name, monkeypatch):
+    pictures = shuffles.pictures(40)
+    with Engine.load(shuffles.FP16, "onnxruntime") as engine:
+        expected = np.stack(list(engine.embed_many(pictures)))
+    if name == "onnxruntime-cuda":
+        onnxruntime_double.install(monkeypatch)
+    for seed in range(2):
+        driver.shuffle(seed)
+        with Engine.load(shuffles.FP16, name, max_batch=16) as engine:
+            found = np.stack(list(engine.embed_many(pictures)))
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+            assert (engine.embed(pictures[7]) == found[7]).all()
 
 
 def test_a_picture_has_one_answer_in_any_batch():

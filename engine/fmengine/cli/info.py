@@ -28,6 +28,7 @@ def info(model: str | None, as_json: bool) -> None:
         "model": f"{spec.name}, {spec.precision}",
         "labels": ", ".join(spec.labels),
         "input": f"uint8[N, {spec.channels}, {spec.height}, {spec.width}], {spec.color}, fit {spec.fit}",
+        "features": f"{spec.features} numbers a picture" if spec.features else "none: `embed` needs them",
         "normalisation": f"(x - {spec.mean}) / {spec.std}, inside the graph",
         "temperature": f"{spec.temperature:.4f}; unsure below {spec.unsure_below:.3f}",
         "trained on": spec.training_data or "not stated",

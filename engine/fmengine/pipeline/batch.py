@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..image.scene import SceneImage
 from ..model.spec import ModelSpec
-from ..types import DecodedImage, DeviceImage, InputBatch, Result, Scene, Source
+from ..types import DecodedImage, DeviceImage, Embedding, InputBatch, Result, Scene, Source
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024  # of decoded images that wait for a GPU: photographs must not fill the memory
 ALIGNMENT = 64  # bytes, a cache line
@@ -30,7 +30,7 @@ class Task:
 
     source: Source
     content: Content
-    result: Result | Scene | BaseException | None = None
+    result: Result | Scene | Embedding | BaseException | None = None
     weight: int = 1
 
 

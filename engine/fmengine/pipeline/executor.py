@@ -315,7 +315,8 @@ class ThreadExecutor(Executor):
 
 def set_error(tasks: Iterable[Task], error: BaseException) -> None:
     for task in tasks:
-        task.result = task.result or error
+        if task.result is None:
+            task.result = error
 
 
 def take_waiting(waiting: "SimpleQueue[Task | Chunk | None]") -> Task | Chunk | None:

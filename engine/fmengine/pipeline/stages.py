@@ -234,10 +234,7 @@ class Stages(DecodeStages):
             return
         begin = time.perf_counter()
         try:
-            if self.device is None:
-                batch.probabilities[:count] = backend.run(batch.inputs[:count]).probabilities
-            else:
-                _, batch.probabilities[:count], batch.flat[:count] = self.device.run_pictures(batch.images)
+            self._run_network(batch, backend)
         except Exception as error:
             self._infer_one_by_one(batch, backend, error)
             return
@@ -380,6 +377,14 @@ class Stages(DecodeStages):
         except BaseException:
             batch.clear()
             raise
+
+    def _run_network(self, batch: Batch, backend: Backend) -> None:
+        """Run the network on a batch, whose rows have their probabilities then."""
+        count = len(batch.tasks)
+        if self.device is None:
+            batch.probabilities[:count] = backend.run(batch.inputs[:count]).probabilities
+        else:
+            _, batch.probabilities[:count], batch.flat[:count] = self.device.run_pictures(batch.images)
 
     def _refuse_not_finite(self, batch: Batch) -> None:
         for task, row in zip(batch.tasks, batch.probabilities.tolist(), strict=False):
