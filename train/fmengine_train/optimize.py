@@ -12,8 +12,12 @@ from .recipe import Recipe
 
 
 def compute_learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Compute the learning rate of a step: linear warm-up, then a cosine to zero at the last step."""
-    warmup, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
+    """Compute the learning rate of a step: linear warm-up, then a cosine to zero at the last step.
+
+    An epoch that fits the last layer alone has no steps.
+    """
+    epochs = recipe.epochs - (recipe.probe > 0)
+    warmup, total = recipe.warmup * steps_per_epoch, epochs * steps_per_epoch
     if step < warmup:
         return recipe.learning_rate * min(1.0, (step + 1) / warmup)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))

@@ -30,6 +30,9 @@ class Recipe:
     validation: float = 0.1  # share held out, by a hash of the file name, where the data have no split
 
     epochs: int = 100
+    probe: float = 0.0  # L2 penalty of the last layer, which the first epoch fits alone; 0: no such epoch
+    keep: str = "best"  # the epoch that ships: the best one on half of the validation pictures, or the last
+    patience: int = 0  # epochs without a better one after which training stops; 0: it never does
     batch_size: int = 128
     optimizer: str = "adamw"  # adamw or sgd (Nesterov momentum 0.9)
     learning_rate: float = 1e-3  # at the end of the warm-up
@@ -57,6 +60,7 @@ class Recipe:
             "norm": ("", "batch", "none"),
             "optimizer": ("adamw", "sgd"),
             "class_weights": ("balanced", "none"),
+            "keep": ("best", "last"),
             "precision": ("auto", "fp32", "bf16", "fp16"),
         }
         for name, allowed in choices.items():
@@ -68,7 +72,9 @@ class Recipe:
             "validation": (0.0, 0.9),
             "epochs": (1, 1_000_000),
             "batch_size": (2, 1_000_000),  # BatchNorm needs two pictures
-            "learning_rate": (0.0, 10.0),
+            "learning_rate": (1e-9, 10.0),  # 0 would learn nothing
+            "probe": (0.0, 1000.0),
+            "patience": (0, 1_000_000),
             "warmup": (0.0, 1_000_000.0),
             "weight_decay": (0.0, 10.0),
             "label_smoothing": (0.0, 0.9),
@@ -86,6 +92,8 @@ class Recipe:
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise DataError(f"recipe: {name} is {getattr(self, name)}; expected {low} to {high}")
+        if self.patience and self.keep == "last":
+            raise DataError("recipe: patience waits for a better epoch; expected keep to be 'best', not 'last'")
         for name in ("widths", "hidden"):
             if any(not 1 <= width <= 65_536 for width in getattr(self, name)):
                 raise DataError(f"recipe: {name} is {list(getattr(self, name))}; expected 1 to 65536 each")
