@@ -19,13 +19,8 @@ from .networks import CONFIGS, Config, Network
 from .onnx_weights import build_from_onnx
 
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B in a gray level
-FREE: dict[str, Any] = {
-    "outputs": 1,
-    "dropout": 0.0,
-    "channels": 1,
-    "height": 1,
-    "width": 1,
-}  # what may differ from a new network
+# What may differ between a trained network and the one that begins with its weights.
+FREE: dict[str, Any] = {"outputs": 1, "dropout": 0.0, "channels": 1, "height": 1, "width": 1}
 
 
 @dataclass(frozen=True)
@@ -77,13 +72,11 @@ def describe_network(pretrained: Pretrained) -> dict[str, Any]:
         DataError: for a network that no recipe builds.
     """
     config = pretrained.network.config
-    for model, known in CONFIGS.items():
-        if _strip(known, known) == _strip(config, known):
-            break
-    else:
+    models = [model for model, known in CONFIGS.items() if _strip(known, known) == _strip(config, known)]
+    if not models:
         raise DataError(f"{pretrained.name} holds a network that no recipe builds: {_describe(config)}")
     color = "gray" if config.channels == 1 else "rgb"
-    values = {"model": model, "color": color, "size": config.height, "fit": pretrained.fit}
+    values = {"model": models[0], "color": color, "size": config.height, "fit": pretrained.fit}
     if isinstance(config, AlexNetConfig):
         norm = "batch" if config.batch_norm else "none"
         return values | {"widths": config.widths, "hidden": config.hidden, "norm": norm}
