@@ -1,5 +1,6 @@
 """`fmengine train`."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -135,7 +136,7 @@ def train(
         overrides["classes"] = list(read_names(classes))
     given = Arguments(data_paths, source, teachers, transfer, votes_file)
     checkpoint = folder / CHECKPOINT
-    going_on = resume and checkpoint.exists()
+    going_on = resume and os.path.exists(checkpoint)  # which also takes a name that is too long
     if going_on:
         document = read_document(checkpoint)
         base = read_recipe(checkpoint, document)

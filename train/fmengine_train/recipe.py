@@ -36,6 +36,7 @@ class Recipe:
     batch_size: int = 128
     optimizer: str = "adamw"  # adamw or sgd (Nesterov momentum 0.9)
     learning_rate: float = 1e-3  # at the end of the warm-up
+    layer_decay: float = 1.0  # of the learning rate, from each layer to the one before it
     warmup: float = 3.0  # epochs of linear warm-up; a cosine to zero follows
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
@@ -73,6 +74,7 @@ class Recipe:
             "epochs": (1, 1_000_000),
             "batch_size": (2, 1_000_000),  # BatchNorm needs two pictures
             "learning_rate": (1e-9, 10.0),  # 0 would learn nothing
+            "layer_decay": (0.01, 1.0),
             "probe": (0.0, 1000.0),
             "patience": (0, 1_000_000),
             "warmup": (0.0, 1_000_000.0),

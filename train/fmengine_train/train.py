@@ -30,8 +30,8 @@ def train(trainer: Trainer, notify: Callable[[str], None]) -> Scores:
     """
     recipe, started, first = trainer.recipe, time.perf_counter(), trainer.epoch
     select, report = split_validation(trainer.data)
-    if trainer.epoch and trainer.best_epoch == trainer.epoch and trainer.world.first:
-        trainer.write_model(*trainer.evaluate())  # the run may have stopped between the checkpoint and the model
+    if trainer.epoch and trainer.world.first and not trainer.has_written_best():
+        trainer.write_model(*trainer.evaluate())  # the run stopped between the checkpoint and the model
     while not trainer.finished:
         began = time.perf_counter()
         loss, accuracy = trainer.train_epoch()

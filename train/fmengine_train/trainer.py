@@ -142,7 +142,8 @@ class Trainer:
             images = augment(images, generator, recipe.augment, recipe.harsh)
             images, answers, hints = mix((images, answers, hints), generator, recipe.mixup)
             for group in self.optimizer.param_groups:
-                group["lr"] = compute_learning_rate(recipe, (self.epoch - probed) * steps + step, steps)
+                rate = compute_learning_rate(recipe, (self.epoch - probed) * steps + step, steps)
+                group["lr"] = rate * group["scale"]
             with self._autocast():
                 logits, guesses = self.parallel(images.contiguous(memory_format=torch.channels_last))
                 loss = self.loss(logits.float(), answers)
@@ -264,6 +265,11 @@ class Trainer:
         assert isinstance(module, Network)
         checkpoint.save_model(self.folder / checkpoint.MODEL, module, summary)
         write_file(self.folder / "training.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def has_written_best(self) -> bool:
+        """Whether the run folder's model is that of the epoch that ships so far."""
+        model = self.folder / checkpoint.MODEL
+        return model.exists() and checkpoint.read_document(model).get("epoch_that_ships") == self.best_epoch
 
     def load_best(self) -> None:
         """Take the weights of the epoch that ships for the averaged ones, where a later epoch was worse."""
