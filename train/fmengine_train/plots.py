@@ -69,7 +69,8 @@ def find_fonts(text: str) -> list[str] | None:
             covered = missing & get_font(entry.fname).get_charmap().keys()
         except (OSError, RuntimeError):  # removed since Matplotlib listed it, or damaged
             continue
-        if covered and entry.style == "normal" and entry.name not in families:
+        # Matplotlib's own "Last Resort" has a box with a code for every character there is.
+        if covered and entry.style == "normal" and not entry.name.startswith("Last Resort"):
             families.append(entry.name)
             missing -= covered
         if not missing:

@@ -36,7 +36,7 @@ def train(trainer: Trainer, notify: Callable[[str], None]) -> Scores:
         began = time.perf_counter()
         loss, accuracy = trainer.train_epoch()
         logits, targets = trainer.evaluate()
-        scores, chosen = score(logits, targets), score(logits[select], targets[select])
+        scores, select_loss = score(logits, targets), score(logits[select], targets[select]).loss
         # The last step can break the weights after the last loss was fine.
         if not (logits.isfinite().all() and math.isfinite(scores.loss)):
             raise trainer.make_diverged_error("the validation logits are no longer numbers")
@@ -48,8 +48,7 @@ def train(trainer: Trainer, notify: Callable[[str], None]) -> Scores:
                 "val_loss": scores.loss,
                 "val_accuracy": scores.accuracy,
                 "val_balanced_accuracy": scores.balanced_accuracy,
-                "select_loss": chosen.loss,
-                "select_accuracy": chosen.balanced_accuracy,
+                "select_loss": select_loss,
                 "seconds": time.perf_counter() - began,
             }
         )

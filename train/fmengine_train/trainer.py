@@ -102,11 +102,10 @@ class Trainer:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch that ships, from 1: of the largest balanced accuracy where it is chosen, then least loss."""
+        """The epoch that ships, from 1: that of the least loss where it is chosen, finer than counted answers."""
         if self.recipe.keep == "last" or not self.history:
             return self.epoch
-        best = max(self.history, key=lambda row: (row["select_accuracy"], -row["select_loss"]))
-        return int(best["epoch"])
+        return int(min(self.history, key=lambda row: row["select_loss"])["epoch"])
 
     @property
     def finished(self) -> bool:
