@@ -140,7 +140,7 @@ def train(
     if going_on:
         document = read_document(checkpoint)
         base = read_recipe(checkpoint, document)
-        recipe = Recipe.load(recipe_file, overrides if recipe_file else base.to_dict() | overrides)
+        recipe = Recipe.load(recipe_file, overrides, base.to_dict())
         check_recipe(checkpoint, document, recipe)
         given = given.complete(checkpoint, document)
     elif not data_paths:
@@ -168,8 +168,7 @@ def train(
         for note in list_label_notes(labels):
             caution(f"note: {note}")
         if pretrained is not None:
-            if recipe_file is None or kind == "linear":
-                recipe = _adopt(pretrained, items, labels, kind == "linear", recipe_file, overrides)
+            recipe = _adopt(pretrained, items, labels, kind == "linear", recipe_file, overrides)
             for note in list_new_labels(pretrained, labels):
                 caution(f"note: {note}")
         items += data.list_unlabelled(given.transfer)
@@ -220,10 +219,14 @@ def _adopt(
     recipe_file: Path | None,
     overrides: dict[str, Any],
 ) -> Recipe:
-    """Make the recipe that trains a network further, as its architecture and the pictures ask; options win."""
+    """Make the recipe that trains a network further: its architecture, and what a recipe file and options say.
+
+    Without a file, the pictures choose the rest.
+    """
     pictures = sum(item.split == "train" for item in items)
     chosen = choose_recipe(pictures, not set(labels) <= set(pretrained.labels), linear)
-    return Recipe.load(recipe_file, describe_network(pretrained) | chosen | overrides)
+    base = describe_network(pretrained) | (chosen if recipe_file is None else {})
+    return Recipe.load(recipe_file, (chosen if linear else {}) | overrides, base)
 
 
 def _caution_of_counts(dataset: data.Dataset, source: str | None, caution: Callable[[str], None]) -> None:

@@ -101,8 +101,8 @@ class Recipe:
                 raise DataError(f"recipe: {name} is {list(getattr(self, name))}; expected 1 to 65536 each")
 
     @classmethod
-    def load(cls, path: Path | None, overrides: dict[str, Any]) -> "Recipe":
-        """Read a recipe file, if any, and lay `overrides` over it.
+    def load(cls, path: Path | None, overrides: dict[str, Any], base: dict[str, Any] | None = None) -> "Recipe":
+        """Read a recipe file, if any, lay it over `base`, and `overrides` over both.
 
         Raises:
             DataError: for a file that is no TOML, or a name that is no hyperparameter.
@@ -113,7 +113,7 @@ class Recipe:
                 values = tomllib.loads(path.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
                 raise DataError(f"cannot read the recipe {path}: {error}") from error
-        return cls.from_dict(values | overrides)
+        return cls.from_dict((base or {}) | values | overrides)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
