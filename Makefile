@@ -127,11 +127,11 @@ model: $(VENV)/develop
 	@echo "what it took on two cores with AVX-512 BF16, beside other work:"
 	@$(BIN)/python -m fmengine_train.times $(STEPS:%=train/recipes/%.metrics.csv)
 	$(MAKE) $(RUNS)/faceres/model.safetensors
-	$(call TRAIN,mobilenet-112) --initial $(RUNS)/faceres
+	$(call TRAIN,mobilenet-112) --from $(RUNS)/faceres
 	$(call TAUGHT,alexnet-slim-first)
 	@# The same teacher has answered the same questions; answers to others would not be taken.
 	@mkdir -p $(RUNS)/alexnet-slim && cp $(RUNS)/alexnet-slim-first/answers.safetensors $(RUNS)/alexnet-slim/
-	$(call TAUGHT,alexnet-slim) --initial $(RUNS)/alexnet-slim-first
+	$(call TAUGHT,alexnet-slim) --from $(RUNS)/alexnet-slim-first
 	$(BIN)/fmengine export $(RUNS)/alexnet-slim --name alexnet-slim --output $(RUNS)/models --overwrite \
 		--calibrate $(DATA)/fer2013/train --calibrate $(DATA)/effectnet
 	$(BIN)/fmengine eval $(RUNS)/models/alexnet-slim.int8.onnx $(DATA)/fer2013/val

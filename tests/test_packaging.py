@@ -292,7 +292,7 @@ def imports(folder: Path) -> Iterator[tuple[str, str]]:
             "fmengine",
             {"torch", "onnx", "safetensors", "matplotlib", "fmengine_train", "fmengine_export", "fmengine_bench"},
         ),
-        ("fmengine_train", {"onnx", "onnxruntime", "fmengine_export", "fmengine_bench"}),
+        ("fmengine_train", {"onnxruntime", "fmengine_export", "fmengine_bench"}),
         ("fmengine_export", {"fmengine_bench"}),
     ],
 )

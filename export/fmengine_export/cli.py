@@ -1,5 +1,6 @@
 """`fmengine export`."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from . import tensorrt
     default=Path(),
     help="Folder for the files.  [default: here]",
 )
-@click.option("--name", help="Name of the family.  [default: the recipe's model]")
+@click.option("--name", help="Name of the family.  [default: the run folder's]")
 @click.option(
     "--precision",
     "precisions",
@@ -180,10 +181,14 @@ def _export_onnx(
 
 
 def _family(checkpoint: Path) -> str:
-    """Return the family's name where none is given: the recipe's model."""
+    """Return the family's name where none is given: the run folder's, or the recipe's model if that is no name."""
     from fmengine_train.checkpoint import find_model, read_document
 
-    document = read_document(find_model(checkpoint))
+    model = find_model(checkpoint)
+    document = read_document(model)
+    folder = Path(os.path.abspath(model)).parent.name
+    if folder and not folder.startswith(".") and folder == escape_path(folder):
+        return folder
     try:
         return str(document["recipe"]["model"])
     except (KeyError, TypeError) as error:

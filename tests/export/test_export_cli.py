@@ -76,7 +76,7 @@ def spec_file(folder: Path, document: Any) -> Path:
 def test_all_three_files_are_written_and_named(tiny_run: Path, drawn_faces: Path, tmp_path: Path) -> None:
     result = run(tiny_run, "--calibrate", drawn_faces / "train", "--output", tmp_path / "new" / "folder")
     assert result.exit_code == 0, result.output
-    names = [f"alexnet-slim.{precision}.onnx" for precision in ("fp32", "fp16", "int8")]
+    names = [f"{tiny_run.name}.{precision}.onnx" for precision in ("fp32", "fp16", "int8")]
     assert result.stdout.splitlines() == [str(tmp_path / "new" / "folder" / name) for name in names]
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(names)
 
@@ -84,7 +84,7 @@ def test_all_three_files_are_written_and_named(tiny_run: Path, drawn_faces: Path
 def test_the_files_as_json(tiny_run: Path, tmp_path: Path) -> None:
     result = run(tiny_run, "--precision", "fp32,fp16", "--output", tmp_path, "--json")
     assert result.exit_code == 0, result.output
-    names = [f"alexnet-slim.{precision}.onnx" for precision in ("fp32", "fp16")]
+    names = [f"{tiny_run.name}.{precision}.onnx" for precision in ("fp32", "fp16")]
     assert json.loads(result.stdout) == {"files": [str(tmp_path / name) for name in names]}
 
 
@@ -146,7 +146,7 @@ def test_scores_that_are_no_numbers_are_null_in_the_file(tiny_run: Path, tmp_pat
     save_file(tensors, tmp_path / "model.safetensors", metadata={KEY: json.dumps(document)})
     result = run(tmp_path, "--precision", "fp32", "--output", tmp_path)
     assert result.exit_code == 0, result.exception
-    (entry,) = onnx.load(tmp_path / "alexnet-slim.fp32.onnx").metadata_props
+    (entry,) = onnx.load(tmp_path / f"{tmp_path.name}.fp32.onnx").metadata_props
     assert entry.key == METADATA_KEY
     accuracy = json.loads(entry.value, parse_constant=refuse)["accuracy"]
     assert accuracy == {"faces": {"count": 2, "accuracy": 0.5, "balanced_accuracy": None}}
@@ -169,11 +169,11 @@ def test_files_that_exist_are_refused_before_anything_is_read(
 
 
 def test_the_family_s_own_name_is_looked_for_too(tiny_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "alexnet-slim.fp32.onnx").write_bytes(b"old")
+    (tmp_path / f"{tiny_run.name}.fp32.onnx").write_bytes(b"old")
     options = ["--precision", "fp32", "--output", tmp_path]
     assert isinstance(run(tiny_run, *options).exception, OutputError)
     assert run(tiny_run, *options, "--overwrite").exit_code == 0
-    assert load_model_file(tmp_path / "alexnet-slim.fp32.onnx").spec.name == "alexnet-slim"
+    assert load_model_file(tmp_path / f"{tiny_run.name}.fp32.onnx").spec.name == tiny_run.name
 
 
 def test_a_name_that_is_taken_by_a_folder_is_never_replaced(tiny_run: Path, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_a_checkpoint_becomes_a_model_file_and_an_engine(tiny_run: Path, tmp_pat
 
 def test_an_engine_that_exists_is_refused_before_anything_is_built(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "alexnet-slim.tensorrt-rtx.any.engine").write_bytes(b"old")
-    for source in ("alexnet-slim", tiny_run):
-        result = run(source, "--to", "tensorrt-rtx", "--output", tmp_path)
+    for arguments in (["alexnet-slim"], [tiny_run, "--name", "alexnet-slim"]):
+        result = run(*arguments, "--to", "tensorrt-rtx", "--output", tmp_path)
         assert isinstance(result.exception, OutputError)
         assert "exists; replace it with --overwrite" in str(result.exception)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -11,11 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fmengine.errors import DataError, ModelError, OutputError
+from fmengine.errors import ModelError, OutputError
 from fmengine_train.checkpoint import (
     KEY,
     flatten_optimizer,
-    load_initial_weights,
     load_model,
     read_tensors,
     restore_optimizer,
@@ -24,7 +23,6 @@ from fmengine_train.checkpoint import (
     write_tensors,
 )
 from fmengine_train.model import ARCHITECTURES, AlexNet
-from fmengine_train.networks import CONFIGS, Network, build
 
 
 @pytest.fixture
@@ -235,43 +233,3 @@ def test_an_optimizer_comes_back(model: AlexNet, kind: str) -> None:
     for index, entry in states[0].items():
         assert entry.keys() == states[1][index].keys()
         assert all(torch.equal(torch.as_tensor(v), states[1][index][k]) for k, v in entry.items())
-
-
-# Beginning with another run's weights
-
-
-def classifier(labels: tuple[str, ...], seed: int, name: str = "alexnet-slim") -> Network:
-    torch.manual_seed(seed)
-    return build(dataclasses.replace(CONFIGS[name], height=40, width=40, outputs=len(labels)))
-
-
-@pytest.mark.parametrize("name", ["alexnet-slim", "mobilenet-112"])
-def test_a_network_begins_with_anothers_weights_row_by_row(tmp_path: Path, name: str) -> None:
-    seven, two = ("angry", "happy", "neutral", "sad"), ("sad", "bored", "happy")
-    old, fresh = classifier(seven, 1, name), classifier(two, 2, name)
-    before = {key: tensor.clone() for key, tensor in fresh.state_dict().items()}
-    save_model(tmp_path / "model.safetensors", old, {"labels": list(seven)})
-    load_initial_weights(fresh, two, tmp_path / "model.safetensors")
-    *_, weight, bias = fresh.state_dict()
-    for key, tensor in fresh.state_dict().items():
-        if key not in (weight, bias):
-            assert torch.equal(tensor, old.state_dict()[key]), key
-            continue
-        theirs = old.state_dict()[key]
-        assert torch.equal(tensor, torch.stack([theirs[3], before[key][1], theirs[1]])), key
-
-
-@pytest.mark.parametrize("other", ["mobilenet-112", "alexnet"])
-def test_another_architecture_is_no_beginning(tmp_path: Path, other: str) -> None:
-    save_model(tmp_path / "model.safetensors", classifier(("a", "b"), 1, "alexnet-slim"), {"labels": ["a", "b"]})
-    config = dataclasses.replace(CONFIGS[other], height=64, width=64)
-    with torch.device("meta"):
-        fresh = build(config)
-    with pytest.raises(DataError, match="another architecture or input"):
-        load_initial_weights(fresh, ("a", "b"), tmp_path / "model.safetensors")
-
-
-def test_another_dropout_is_no_other_architecture(tmp_path: Path) -> None:
-    save_model(tmp_path / "model.safetensors", classifier(("a", "b"), 1), {"labels": ["a", "b"]})
-    fresh = build(dataclasses.replace(CONFIGS["alexnet-slim"], height=40, width=40, dropout=0.1))
-    load_initial_weights(fresh, ("a", "b"), tmp_path / "model.safetensors")

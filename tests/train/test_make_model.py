@@ -44,8 +44,8 @@ def test_every_step_takes_what_an_earlier_one_made(
     for step in steps:
         recipe = Recipe.load(step.params["recipe_file"], {})
         assert {*step.params["teachers"]} <= made.keys()
-        if initial := step.params["initial"]:
-            assert make_network_config(made[initial], 2) == make_network_config(recipe, 2)
+        if source := step.params["source"]:
+            assert make_network_config(made[Path(source)], 2) == make_network_config(recipe, 2)
         made[step.params["folder"]] = recipe
     assert len(made) == len(steps) + 1
 
@@ -56,8 +56,8 @@ def test_a_student_is_taught_as_its_recipe_says(steps: list[click.Context], stud
     (teacher,), (transfer,) = steps[student].params["teachers"], steps[student].params["transfer"]
     assert f"--teacher {teacher}" in said
     assert f"--transfer FER2013-OTHER/{transfer.relative_to('faces/fer2013-other')}" in said
-    initial = steps[student].params["initial"]
-    assert re.findall(r"--initial (\S+)", said) == ([str(initial)] if initial else [])
+    source = steps[student].params["source"]
+    assert re.findall(r"--from (\S+)", said) == ([source] if source else [])
 
 
 def test_what_an_interrupted_export_left_is_replaced(lines: list[str]) -> None:

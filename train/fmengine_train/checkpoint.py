@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+import fmengine
 from fmengine.errors import DataError, ModelError, OutputError
 from fmengine.jobs.rows import escape_path
 from fmengine.system.files import write_file
@@ -46,7 +48,10 @@ def open_run(folder: Path, *, resume: bool) -> None:
     try:
         held = [name for name in os.listdir(folder) if not name.startswith(".")] if os.path.lexists(folder) else []
         if not resume and set(held) & set(RUN_FILES):
-            raise OutputError(f"{folder} holds a run already; go on with --resume, or choose another --run folder")
+            raise OutputError(
+                f"{folder} holds a run already; go on with {format_resume_command(folder)}, or choose "
+                "another --run folder"
+            )
         if resume and CHECKPOINT not in held and (others := sorted(set(held) - {ANSWERS})):
             raise OutputError(
                 f"{folder} holds {', '.join(map(escape_path, others[:3]))} and no {CHECKPOINT} to go on from; "
@@ -58,19 +63,49 @@ def open_run(folder: Path, *, resume: bool) -> None:
         raise OutputError(f"cannot write into the run folder {folder}: {error.strerror}") from error
 
 
-def check_recipe(path: Path, document: dict[str, Any], recipe: Recipe) -> None:
-    """Check that a checkpoint, with this document, can be resumed with this recipe.
+def format_resume_command(folder: Path) -> str:
+    """Format the command that goes on with a run."""
+    return f"`fmengine train --resume --run {shlex.quote(escape_path(str(folder)))}`"
+
+
+def read_recipe(path: Path, document: dict[str, Any]) -> Recipe:
+    """Read the recipe that a checkpoint, with this document, was made with.
 
     Raises:
-        DataError: if it was made with another one.
-        ModelError: if it is no checkpoint to resume.
+        ModelError: if it is no checkpoint to resume, or one of another version.
     """
     if "data_fingerprint" not in document:
         raise ModelError(f"{path} is no checkpoint to go on from; use a new --run folder")
-    # An older version's recipe lacks newer names: those had the default.
-    if changed := _describe_differences(Recipe.from_dict(document["recipe"]).to_dict(), recipe.to_dict()):
+    try:
+        # An older version's recipe lacks newer names: those had the default, and the last epoch shipped.
+        return Recipe.from_dict({"keep": "last"} | document["recipe"])
+    except (DataError, KeyError, TypeError) as error:
+        raise make_version_error(path, document, error) from error
+
+
+def make_version_error(path: Path, document: dict[str, Any], error: Exception) -> ModelError:
+    """Make the error for a checkpoint that another version wrote in another form."""
+    return ModelError(
+        f"{path} is of another version: fmengine {document.get('version', 'unknown')} wrote it, and "
+        f"{fmengine.__version__} cannot go on from it ({error}); go on with that version, or use "
+        "a new --run folder"
+    )
+
+
+def check_recipe(path: Path, document: dict[str, Any], recipe: Recipe) -> None:
+    """Check that a checkpoint, with this document, can be resumed with this recipe; it may have more epochs.
+
+    Raises:
+        DataError: if it was made with another one.
+        ModelError: if it is no checkpoint to resume, or one of another version.
+    """
+    old, new = read_recipe(path, document).to_dict(), recipe.to_dict()
+    if new["epochs"] > old["epochs"]:
+        del new["epochs"]
+    if changed := _describe_differences(old, new):
         raise DataError(
-            f"{path} was made with another recipe: {changed}; repeat those options, or use a new --run"
+            f"{path} was made with another recipe: {changed}; leave those options out (--epochs can be raised, "
+            "nothing else changed), or use a new --run"
         )
 
 
@@ -177,38 +212,6 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
 def find_model(path: Path) -> Path:
     """Return a run folder's `model.safetensors`, or the file itself."""
     return path / MODEL if path.is_dir() else path
-
-
-def load_initial_weights(model: Network, labels: tuple[str, ...], path: Path) -> None:
-    """Copy the weights of a network that was trained on other labels, or more of them, into a fresh one.
-
-    The last layer takes its rows by the labels' names; a label that is new keeps its fresh row.
-
-    Args:
-        model: fresh, of the same architecture and input.
-        labels: of its outputs.
-        path: a checkpoint.
-
-    Raises:
-        DataError: for another architecture or input.
-    """
-    trained, document = load_network(path)
-    ours, theirs = (dataclasses.replace(network.config, outputs=1, dropout=0.0) for network in (model, trained))
-    if ours != theirs:
-        raise DataError(
-            f"{path} holds a network of another architecture or input, {theirs}; expected {ours}: use the recipe "
-            "that it was trained with, and change the data"
-        )
-    known = document["labels"]
-    rows = [(row, known.index(label)) for row, label in enumerate(labels) if label in known]
-    fresh, old = model.state_dict(), trained.state_dict()
-    *_, weight, bias = fresh  # the last layer's, in either family
-    for name, tensor in old.items():
-        if name not in (weight, bias):
-            fresh[name].copy_(tensor)
-            continue
-        for row, other in rows:
-            fresh[name][row] = tensor[other]
 
 
 def weights_sha256(model: Network) -> str:

@@ -1,5 +1,6 @@
 """Checks labels and labelled pictures before hours are spent on training."""
 
+import difflib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,12 @@ def check_class_names(names: Sequence[str]) -> None:
                 f"{name} cannot be a class: expected the name of a folder, without a dot at its beginning (those "
                 "are passed over) and without a slash"
             )
+
+
+def suggest_name(name: str, known: Sequence[str]) -> str:
+    """Return a question after the name that was perhaps meant; empty where none is close."""
+    near = difflib.get_close_matches(name, [other for other in known if other != name], n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def list_label_notes(labels: Sequence[str]) -> list[str]:

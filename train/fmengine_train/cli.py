@@ -1,5 +1,7 @@
 """`fmengine train`."""
 
+import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,25 +11,38 @@ import click
 
 from fmengine.cli.console import inform, print_json, print_path, warn
 from fmengine.errors import DataError
+from fmengine.jobs.rows import escape_path
 from fmengine.types import Fit
 from fmengine.wording import pluralise
 
 from . import data
-from .checkpoint import CHECKPOINT, MODEL, check_recipe, open_run, read_document
-from .checks import list_label_notes, read_names
+from .arguments import Arguments
+from .checkpoint import (
+    CHECKPOINT,
+    MODEL,
+    check_recipe,
+    format_resume_command,
+    open_run,
+    read_document,
+    read_recipe,
+)
+from .checks import MIN_PICTURES, list_label_notes, read_names
 from .device import pick_device, pick_precision
 from .distill import teach
 from .distributed import join
+from .finetune import choose_recipe
 from .metrics import Scores
 from .networks import CONFIGS, Config, make_network_config
+from .pretrained import Pretrained, compare_input, describe_network, list_new_labels, load_pretrained
 from .recipe import Recipe
+from .summary import list_validation_notes
 from .train import train as run
 from .trainer import Trainer
 from .votes import blend_votes, read_votes
 
 
 @click.command()
-@click.argument("data_paths", metavar="DATA...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("data_paths", metavar="DATA...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--run",
     "folder",
@@ -44,9 +59,17 @@ from .votes import blend_votes, read_votes
 )
 @click.option("--model", type=click.Choice(list(CONFIGS)), help="Architecture.")
 @click.option(
-    "--initial",
-    type=click.Path(path_type=Path),
-    help="Checkpoint of the same architecture to begin with; it may know other labels.",
+    "--from",
+    "source",
+    metavar="MODEL",
+    help="Trained network to begin with, whatever labels it knows: alexnet-slim, a run folder, or a model file "
+    "in FP32 or FP16. Without a recipe, the number of pictures chooses how it is trained further.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["full", "linear"]),
+    default="full",
+    help="Train all layers, or the last one alone, in seconds, with --from.  [default: full]",
 )
 @click.option(
     "--teacher",
@@ -78,7 +101,12 @@ from .votes import blend_votes, read_votes
 @click.option("--color", type=click.Choice(["gray", "rgb"]))
 @click.option("--seed", type=int)
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
-@click.option("--resume", is_flag=True, help="Go on from the run folder's checkpoint; start if there is none.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run of --run, which remembers DATA and all options; --epochs can be raised. With DATA, "
+    "start it if there is none.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The model's file and its validation scores as JSON.")
 def train(
     data_paths: tuple[Path, ...],
@@ -87,7 +115,8 @@ def train(
     device: str,
     resume: bool,
     as_json: bool,
-    initial: Path | None,
+    source: str | None,
+    kind: str,
     teachers: tuple[Path, ...],
     transfer: tuple[Path, ...],
     votes_file: Path | None,
@@ -96,35 +125,70 @@ def train(
 ) -> None:
     """Train a model on DATA: folders with one folder a class (below `train` and `val`, or not), or fer2013.csv.
 
-    Example: fmengine train faces/ --epochs 20 --run runs/mine
+    Examples:
+
+    fmengine train faces/ --from alexnet-slim --run runs/mine
+
+    fmengine train --resume --run runs/mine --epochs 40
     """
     overrides = {name: value for name, value in options.items() if value is not None}
     if classes is not None:
         overrides["classes"] = list(read_names(classes))
-    recipe = Recipe.load(recipe_file, overrides)
-    if transfer and not teachers:
+    given = Arguments(data_paths, source, teachers, transfer, votes_file)
+    checkpoint = folder / CHECKPOINT
+    going_on = resume and os.path.exists(checkpoint)  # which also takes a name that is too long
+    if going_on:
+        document = read_document(checkpoint)
+        base = read_recipe(checkpoint, document)
+        recipe = Recipe.load(recipe_file, overrides, base.to_dict())
+        check_recipe(checkpoint, document, recipe)
+        given = given.complete(checkpoint, document)
+    elif not data_paths:
+        raise click.UsageError(
+            f"{escape_path(str(folder))} holds no {CHECKPOINT} to go on from: give DATA to start a run"
+            if resume
+            else "DATA is missing: give a folder with one folder a class, or --resume with the --run to go on with"
+        )
+    else:
+        recipe = Recipe.load(recipe_file, overrides)
+    if kind == "linear" and source is None and not going_on:
+        raise click.UsageError(
+            "--kind linear trains the last layer of a network: say which with --from alexnet-slim"
+        )
+    if kind == "linear" and "epochs" in overrides:
+        raise click.UsageError("--kind linear has one epoch, which fits the last layer: leave --epochs out")
+    if given.transfer and not given.teachers:
         raise click.UsageError("--transfer pictures have no labels: give a --teacher who knows them")
-    votes = None if votes_file is None else read_votes(votes_file)
+    votes = None if given.votes is None else read_votes(given.votes)
     with join(pick_device(device)) as (world, target):
         report, caution = (inform, warn) if world.first else (_mute, _mute)  # the first process writes for all
-        items = data.find(data_paths, recipe.classes, recipe.validation)
+        pretrained = None if given.source is None or going_on else load_pretrained(given.source)
+        items = data.find(given.data, recipe.classes, recipe.validation)
         labels = recipe.classes or data.list_labels(items)
         for note in list_label_notes(labels):
             caution(f"note: {note}")
-        items += data.list_unlabelled(transfer)
+        if pretrained is not None:
+            recipe = _adopt(pretrained, items, labels, kind == "linear", recipe_file, overrides)
+            for note in list_new_labels(pretrained, labels):
+                caution(f"note: {note}")
+        items += data.list_unlabelled(given.transfer)
         config = make_network_config(recipe, len(labels))
-        _open(folder, recipe, resume)
+        if pretrained is not None:
+            for note in compare_input(pretrained, config):
+                caution(f"note: {note}")
+        open_run(folder, resume=resume)
         dataset = _load(items, labels, config, recipe.fit, folder, caution)
+        _caution_of_counts(dataset, given.source, caution)
         if votes is not None:
-            voted = blend_votes(dataset, items, votes, data_paths, recipe.label_votes)
+            voted = blend_votes(dataset, items, votes, given.data, recipe.label_votes)
             report(f"people voted on {pluralise(voted, 'picture')}")
-        if teachers:
+        if given.teachers:
             dtype = pick_precision(recipe.precision, target)
-            teach(dataset, items, teachers, recipe.teacher_weight, folder, target, dtype, world)
+            teach(dataset, items, given.teachers, recipe.teacher_weight, folder, target, dtype, world)
         validating = pluralise(len(dataset.val), "validation picture")
         report(f"{len(dataset.train)} training and {validating}: {dataset.describe()}")
         try:
-            trainer = Trainer(recipe, dataset, folder, target, initial, world)
+            trainer = Trainer(recipe, dataset, folder, target, pretrained, world, given.to_dict())
         except ValueError as error:
             raise DataError(str(error)) from error
         if resume:
@@ -135,7 +199,10 @@ def train(
             f"{label} {recall:.2%}" for label, recall in zip(dataset.labels, scores.recall, strict=True)
         )
         count = pluralise(scores.count, "picture")
-        report(f"validation accuracy {scores.accuracy:.2%} of {count}; recall {recalls}")
+        report(
+            f"validation accuracy {scores.accuracy:.2%} of {count}, by the weights of epoch {trainer.best_epoch}; "
+            f"recall {recalls}"
+        )
         if not world.first:
             return
         if as_json:
@@ -144,12 +211,31 @@ def train(
             print_path(folder / MODEL)
 
 
-def _open(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Check the run folder and its checkpoint before a picture is read."""
-    open_run(folder, resume=resume)
-    checkpoint = folder / CHECKPOINT
-    if checkpoint.exists():
-        check_recipe(checkpoint, read_document(checkpoint), recipe)
+def _adopt(
+    pretrained: Pretrained,
+    items: list[data.Item],
+    labels: tuple[str, ...],
+    linear: bool,
+    recipe_file: Path | None,
+    overrides: dict[str, Any],
+) -> Recipe:
+    """Make the recipe that trains a network further: its architecture, and what a recipe file and options say.
+
+    Without a file, the pictures choose the rest.
+    """
+    pictures = sum(item.split == "train" for item in items)
+    chosen = choose_recipe(pictures, not set(labels) <= set(pretrained.labels), linear)
+    base = describe_network(pretrained) | (chosen if recipe_file is None else {})
+    return Recipe.load(recipe_file, (chosen if linear else {}) | overrides, base)
+
+
+def _caution_of_counts(dataset: data.Dataset, source: str | None, caution: Callable[[str], None]) -> None:
+    """Warn of too few pictures to learn from or to calibrate on, with the way out."""
+    counts = Counter(dataset.targets[dataset.train].tolist())
+    if source is None and min(counts[label] for label in range(len(dataset.labels))) < MIN_PICTURES:
+        caution("note: so few pictures do better with --from alexnet-slim, which begins with the shipped network")
+    for note in list_validation_notes(dataset):
+        caution(f"note: {note}")
 
 
 def _load(
@@ -171,7 +257,12 @@ def _run(trainer: Trainer, report: Callable[[str], None]) -> Scores:
     try:
         return run(trainer, report)
     except KeyboardInterrupt:
-        report(f"fmengine: {trainer.folder} holds every finished epoch; go on with --resume")
+        folder = escape_path(str(trainer.folder))
+        if trainer.epoch:
+            done = pluralise(trainer.epoch, "finished epoch")
+            report(f"fmengine: {folder} holds {done}; go on with {format_resume_command(trainer.folder)}")
+        else:
+            report(f"fmengine: no epoch was finished; {folder} holds nothing to go on from")
         raise
 
 

@@ -30,7 +30,7 @@ from fmengine.model.spec import InputSpec
 from fmengine.system.cores import usable_cores
 from fmengine.types import DecodedImage, Fit, InputBatch
 
-from .checks import check_class_names, check_classes, check_path, leave_out
+from .checks import check_class_names, check_classes, check_path, leave_out, suggest_name
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -111,7 +111,7 @@ class Dataset:
         return "; ".join(parts)
 
 
-def find(paths: Iterable[Path], classes: tuple[str, ...], validation: float) -> list[Item]:
+def find(paths: Sequence[Path], classes: tuple[str, ...], validation: float) -> list[Item]:
     """List every labelled picture of all data sets.
 
     Args:
@@ -137,9 +137,11 @@ def find(paths: Iterable[Path], classes: tuple[str, ...], validation: float) -> 
     counts = Counter((item.label, item.split) for item in items)
     for split in ("train", "val"):
         if empty := [label for label in labels if not counts[label, split]]:
+            listed = (item for path in paths for item in _list(path, (), validation))
+            there = sorted({item.label for item in listed if item.split == split and item.label})
             raise DataError(
-                f"no {split} pictures of class {', '.join(empty)}; give each class pictures, "
-                "leave it out with --classes, or raise --validation"
+                f"no {split} pictures of class {', '.join(empty)}{suggest_name(empty[0], there)}; give each class "
+                "pictures, leave it out with --classes, or raise --validation"
             )
     return items
 
@@ -228,7 +230,9 @@ def load(
     for split, indices in by_split.items():
         if missing := [label for k, label in enumerate(labels) if k not in targets[indices]]:
             raise DataError(
-                f"no usable {split} picture of class {', '.join(missing)} is left; " + "; ".join(notes[:3])
+                f"no usable {split} picture of class {', '.join(missing)} is left"
+                f"{''.join(f'; {note}' for note in notes[:3])}: add pictures, or leave the class out with "
+                "--classes"
             )
     notes += check_classes(items, digests)
     described = "\n".join(f"{d} {targets[i]} {items[i].split}" for i, d in sorted(digests.items()))

