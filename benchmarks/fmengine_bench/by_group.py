@@ -196,33 +196,33 @@ def _list_lines(column: ColumnFigures, report: GroupReport) -> list[str]:
         failed = f"  {group.unanswered:,} unanswered" if group.unanswered else ""
         accuracy = _format_share(group.accuracy, group.accuracy_interval)
         lines.append(f"    {_fit(group.name):<{width}} {group.count:8,}  accuracy {accuracy} {recalls}{failed}")
-    return lines + _list_findings(column, report)
+    return lines + [f"    {finding}" for finding in list_findings(column, report)]
 
 
-def _list_findings(column: ColumnFigures, report: GroupReport) -> list[str]:
+def list_findings(column: ColumnFigures, report: GroupReport) -> list[str]:
     """Say whether a gap is more than chance, and which would have been found."""
     gap = column.clearest
     if gap is None or column.detectable is None:
-        return ["    no two groups are large enough to be compared"]
+        return ["no two groups are large enough to be compared"]
     columns = pluralise(len(report.columns), "column")
     verdict = "more than chance" if gap.p < LEVEL else "may be chance"
     where = "over all labels" if gap.label is None else f"recall of {escape_text(gap.label)}"
     lines = [
-        f"    clearest gap: {_fit(gap.better)} {100 * gap.size:.1f} points above {_fit(gap.worse)}, {where}; "
+        f"clearest gap: {_fit(gap.better)} {100 * gap.size:.1f} points above {_fit(gap.worse)}, {where}; "
         f"p {gap.p:.4f} among all gaps of {columns}: {verdict}"
     ]
     sizes = [f"{100 * size:.1f}" for size in dict.fromkeys(column.detectable) if size is not None]
     if sizes:
         some = "" if column.detectable[1] is not None else " between some of the groups"
         lines.append(
-            f"    a gap of {' to '.join(sizes)} points over all labels{some} would be found in 4 of 5 such samples"
+            f"a gap of {' to '.join(sizes)} points over all labels{some} would be found in 4 of 5 such samples"
         )
     else:
-        lines.append("    no gap would be found in 4 of 5 such samples: there are too few pictures")
+        lines.append("no gap would be found in 4 of 5 such samples: there are too few pictures")
     if column.power is not None and report.stated_gap is not None:
         least, most = (f"{100 * power:.0f}" for power in column.power)
         powers = least if least == most else f"{least} to {most}"
-        lines.append(f"    one of {100 * report.stated_gap:g} points would be found in {powers} % of such samples")
+        lines.append(f"one of {100 * report.stated_gap:g} points would be found in {powers} % of such samples")
     return lines
 
 

@@ -45,6 +45,12 @@ CHECK_FAILED, SOME_FAILED = 1, 3
     type=click.Path(path_type=Path),
     help="Also write a page, x.html: plots, and every picture, mistakes first.",
 )
+@click.option(
+    "--explain",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --html: show what the N surest mistakes rest on; some 360 runs of the network each.",
+)
 @click.option("--svg", type=click.Path(path_type=Path), help="Also write the plots alone, of one DATA, to x.svg.")
 @click.option(
     "--rows",
@@ -72,6 +78,7 @@ def evaluate(
     part: str,
     corruptions: bool,
     page: Path | None,
+    explain: int | None,
     svg: Path | None,
     rows: Path | None,
     groups: Path | None,
@@ -91,6 +98,8 @@ def evaluate(
 
     if gap is not None and groups is None:
         raise click.UsageError("--gap is one between groups: add --groups groups.csv")
+    if explain is not None and page is None:
+        raise click.UsageError("--explain shows mistakes on the page: add --html x.html")
     if svg is not None and len(data) > 1:
         raise click.UsageError("--svg takes one DATA; --html shows several")
     for target, suffix in ((page, ".html"), (svg, ".svg")):
@@ -117,7 +126,7 @@ def evaluate(
         if page is not None or svg is not None:
             from .page import format_plots, write_page
 
-            if page is not None and (thumbnails := write_page(page, engine, evaluations)):
+            if page is not None and (thumbnails := write_page(page, engine, evaluations, explain or 0)):
                 inform(f"thumbnails of {page}: {thumbnails}")
             if svg is not None:
                 write_file(svg, format_plots(evaluations[0]))

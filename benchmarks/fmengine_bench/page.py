@@ -5,12 +5,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fmengine.cli.console import track, warn
 from fmengine.engine import Engine
+from fmengine.image.faults import as_source_error
+from fmengine.jobs.explain import draw_explanation
 from fmengine.jobs.report import make_card
-from fmengine.jobs.thumbnails import add_thumbnails
+from fmengine.jobs.rows import decode_path
+from fmengine.jobs.thumbnails import THUMBNAIL, add_thumbnails, encode_thumbnail
 from fmengine.pages.cards import Card, write_cards
 from fmengine.pages.plot import Axis, Plot, Point, Series, draw_plots, format_svg
 
+from .by_group import GroupReport, list_findings
 from .evaluate import Evaluation, as_text
 from .metrics import Report
 from .robustness import Robustness
@@ -18,8 +23,15 @@ from .robustness import Robustness
 LARGEST = 14  # pixels: the radius of a bin that holds every answer
 
 
-def write_page(path: Path, engine: Engine, evaluations: list[Evaluation]) -> Path | None:
-    """Write the page; result and errors as of `write_cards`."""
+def write_page(path: Path, engine: Engine, evaluations: list[Evaluation], explained: int = 0) -> Path | None:
+    """Write the page; result and errors as of `write_cards`.
+
+    Args:
+        path: of the page.
+        engine: that answered.
+        evaluations: to show.
+        explained: how many mistakes are shown with what the answer rests on, the surest.
+    """
     spec = engine.spec
 
     def make_values() -> dict[str, Any]:
@@ -33,7 +45,7 @@ def write_page(path: Path, engine: Engine, evaluations: list[Evaluation]) -> Pat
             "filters": _list_filters(evaluations),
         }
 
-    return write_cards(path, "evaluation.html", _make_cards(engine, evaluations), make_values)
+    return write_cards(path, "evaluation.html", _make_cards(engine, evaluations, explained), make_values)
 
 
 def format_plots(evaluation: Evaluation) -> str:
@@ -41,11 +53,28 @@ def format_plots(evaluation: Evaluation) -> str:
     return format_svg(_make_plots(evaluation))
 
 
-def _make_cards(engine: Engine, evaluations: list[Evaluation]) -> Iterator[tuple[Card, bytes]]:
+def _make_cards(engine: Engine, evaluations: list[Evaluation], explained: int) -> Iterator[Card]:
+    maps = _draw_maps(engine, evaluations, explained) if explained else {}
     for number, evaluation in enumerate(evaluations):
         for row, jpeg in add_thumbnails(evaluation.rows, engine.limits):
             card = make_card(row, engine.spec.labels) | {"data": number, "expected": row["expected"]}
-            yield card | ({} if row["error"] else {"verdict": "right" if row["right"] else "wrong"}), jpeg
+            card |= {} if row["error"] else {"verdict": "right" if row["right"] else "wrong"}
+            yield card | {"image": jpeg, "map": maps.get(row["path"], b"")}
+
+
+def _draw_maps(engine: Engine, evaluations: list[Evaluation], most: int) -> dict[str, bytes]:
+    """Draw what the surest mistakes rest on, as JPEG, by the paths of their rows."""
+    rows = [row for evaluation in evaluations for row in evaluation.rows if row["right"] is False]
+    rows.sort(key=lambda row: -row["confidence"])
+    maps = {}
+    for row in track(rows[:most], min(most, len(rows)), "pictures", caption="explaining"):
+        try:
+            drawn = draw_explanation(engine, decode_path(row), THUMBNAIL)
+        except Exception as error:  # it has changed since; its card then says no more than others
+            warn(f"{row['path']}: not explained: {as_source_error(error).message}")
+            continue
+        maps[row["path"]] = encode_thumbnail(drawn)
+    return maps
 
 
 def _describe(evaluation: Evaluation) -> dict[str, Any]:
@@ -55,8 +84,15 @@ def _describe(evaluation: Evaluation) -> dict[str, Any]:
         "robustness": evaluation.robustness,
         "failures": evaluation.failures,
         "plots": draw_plots(_make_plots(evaluation)),
+        "groups": _describe_groups(evaluation.groups),
         "text": as_text(evaluation),
     }
+
+
+def _describe_groups(report: GroupReport | None) -> list[dict[str, Any]]:
+    if report is None:
+        return []
+    return [{"column": column, "findings": list_findings(column, report)} for column in report.columns]
 
 
 def _list_filters(evaluations: list[Evaluation]) -> list[dict[str, Any]]:

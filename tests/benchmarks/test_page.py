@@ -132,3 +132,21 @@ def test_many_thumbnails_are_told_of(
     result = run(model, drawn_faces / "val", "--html", tmp_path / "page.html")
     assert f"thumbnails of {tmp_path / 'page.html'}: {tmp_path / 'page_files'}" in result.stderr
     assert len(Page(tmp_path / "page.html").thumbnails) == 32
+
+
+def test_the_page_shows_groups_and_what_mistakes_rest_on(model: Path, drawn_faces: Path, tmp_path: Path) -> None:
+    path, table = tmp_path / "page.html", tmp_path / "groups.csv"
+    files = sorted(file.relative_to(drawn_faces / "val") for file in (drawn_faces / "val").rglob("*.*"))
+    table.write_text("path,light\n" + "".join(f"{file},<{n % 2}>\n" for n, file in enumerate(files)))
+    result = run(model, drawn_faces / "val", "--html", path, "--groups", table, "--explain", 2)
+    assert result.exit_code == 0, result.exception
+    page = Page(path)
+    assert "<h3>by <bdi>light</bdi></h3>" in page.text
+    assert page.text.count('<th title="&lt;1&gt;"><bdi>&lt;1&gt;</bdi></th><td>16</td>') == 1
+    assert "clearest gap: " in page.text
+    mistakes = sorted((card for card in page.cards if card["verdict"] == "wrong"), key=lambda c: -c["confidence"])
+    assert [card["path"] for card in mistakes if "map" in card] == [card["path"] for card in mistakes[:2]]
+    assert len({card["map"] for card in mistakes[:2]} | {card["image"] for card in page.cards}) == 34
+    result = run(model, drawn_faces / "val", "--explain", 2)
+    assert result.exit_code == 2
+    assert "add --html x.html" in result.stderr

@@ -10,6 +10,7 @@ import pytest
 from command_line import json_rows, refused, run
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from tests.page import Page
 
 from fmengine.engine import Engine
 from fmengine.errors import Kind, SourceError
@@ -252,14 +253,17 @@ def model(tmp_path: Path) -> Path:
 
 def test_pictures_are_written_with_what_their_answers_rest_on(faces, model):
     (faces / "broken.png").write_bytes(b"no picture")
-    out, err = run("infer", faces, "--model", model, "--explain", "why", "--json", code=3)
-    assert err.endswith("explained: why\n")
+    out, err = run("infer", faces, "--model", model, "--explain", "why", "--report", "x.html", "--json", code=3)
+    assert err.endswith("report: x.html\nexplained: why\n")
     answered = [row["path"] for row in json_rows(out) if not row["error"]]
     written = sorted(str(path.relative_to("why")) for path in Path("why").rglob("*") if path.is_file())
     assert written == sorted(answered)
     with Image.open("why/faces/a.png") as drawn, Image.open("why/faces/b.jpg") as photograph:
         assert (drawn.format, photograph.format) == ("PNG", "JPEG")
         assert (drawn.size, drawn.mode) == ((384, 384), "RGB")
+    cards = Page(Path("x.html")).cards
+    assert {card["path"] for card in cards if "map" in card} == set(answered)
+    assert len({card["map"] for card in cards if "map" in card}) == len(answered)
 
 
 def test_a_bright_corner_is_orange(tmp_path, model, monkeypatch):

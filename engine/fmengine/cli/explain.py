@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ..engine import Engine
-from ..jobs.rows import Row, escape_path
+from ..jobs.rows import Row
 from .console import Progress, warn
 
 take_explain_option = click.option(
@@ -14,7 +14,7 @@ take_explain_option = click.option(
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Also write every picture into DIR with what its answer rests on: orange speaks for it, blue against it. "
-    "Takes some 360 runs of the network each.",
+    "--report shows it too. Takes some 360 runs of the network each.",
 )
 
 
@@ -28,7 +28,7 @@ def check_explain(explain: Path | None, *, faces: bool, isolated: bool) -> None:
 
 def draw_explanations(
     folder: Path, read_rows: Callable[[], Iterable[Row]], engine: Engine, sources: Sequence[str]
-) -> None:
+) -> dict[str, Path]:
     """Write the pictures with what their answers rest on, and warn of those that cannot be read any more.
 
     Args:
@@ -36,12 +36,19 @@ def draw_explanations(
         read_rows: gives the rows, each time from the first.
         engine: that answered.
         sources: of the command line.
+
+    Returns:
+        The files, by the paths of their pictures' rows.
     """
     from ..jobs.explain import explain_pictures  # here: most runs explain none
     from ..jobs.picture_folder import check_sources
 
     check_sources(folder, read_rows())
     drawn = explain_pictures(folder, read_rows(), engine, sources)
-    for path, error in Progress(None, "pictures", caption="explaining").track(drawn):
-        if error is not None:
-            warn(f"{escape_path(path)}: not explained: {error.message}", path=path, kind=error.kind)
+    files = {}
+    for row, file, error in Progress(None, "pictures", caption="explaining").track(drawn):
+        if error is None:
+            files[row["path"]] = file
+        else:
+            warn(f"{row['path']}: not explained: {error.message}", path=row["path"], kind=error.kind)
+    return files

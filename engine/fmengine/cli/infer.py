@@ -211,14 +211,13 @@ def infer(
         keep = any(path is not None for path in (report, annotate, explain))
         kept = write_rows(rows, file, bar, tally, to_json if as_json else to_line, keep=keep)
         read_rows = file.read_rows if file else lambda: kept
+        maps = {} if explain is None else draw_explanations(explain, read_rows, engine, [*folders, *sources])
         thumbnails = None
         if report is not None:
-            write = _choose_report(faces, isolation)
+            write = _choose_report(faces, isolation, maps)
             thumbnails = write(report, read_rows(), engine.spec, engine.backend.describe(), limits)
         if annotate is not None:
             draw_photographs(annotate, read_rows, engine, [*folders, *sources])
-        if explain is not None:
-            draw_explanations(explain, read_rows, engine, [*folders, *sources])
         summarise(tally, file)
     named = {
         "rows": output,
@@ -254,7 +253,9 @@ def _identify(engine: Engine, faces: FaceOptions | None) -> dict[str, Any]:
     return made_by | ({"faces": None} if faces is None else {"faces": True} | asdict(faces))
 
 
-def _choose_report(faces: FaceOptions | None, isolation: Isolation | None) -> Callable[..., Path | None]:
+def _choose_report(
+    faces: FaceOptions | None, isolation: Isolation | None, maps: dict[str, Path]
+) -> Callable[..., Path | None]:
     """Return what writes the contact sheet; imported here, for most runs write none."""
     if faces is not None:
         from ..jobs.face_report import write_face_report
@@ -262,7 +263,7 @@ def _choose_report(faces: FaceOptions | None, isolation: Isolation | None) -> Ca
         return write_face_report
     from ..jobs.report import write_report
 
-    return partial(write_report, isolate=isolation)
+    return partial(write_report, isolate=isolation, maps=maps)
 
 
 def _make_isolation(isolate: bool, seconds: float | None, memory: int | None) -> Isolation | None:

@@ -47,9 +47,7 @@ def write_face_report(
     return write_sheet(path, _make_cards(rows, tally, spec.labels, limits or Limits()), tally, spec, describe)
 
 
-def _make_cards(
-    rows: Iterable[Row], tally: FaceTally, labels: Sequence[str], limits: Limits
-) -> Iterator[tuple[Card, bytes]]:
+def _make_cards(rows: Iterable[Row], tally: FaceTally, labels: Sequence[str], limits: Limits) -> Iterator[Card]:
     """Yield each photograph with boxes, and behind it the cards of its faces. Threads make a chunk at a time."""
     pictures = group_pictures(rows)
     with ThreadPoolExecutor(usable_cores()) as pool:
@@ -57,8 +55,9 @@ def _make_cards(
             for group, made in zip(chunk, pool.map(partial(_shrink, limits=limits), chunk), strict=True):
                 tally.add(group)
                 if group[0]["face"] is not None:
-                    yield _make_photograph(group, made.size), made.photograph
-                yield from ((make_card(row, labels), face) for row, face in zip(group, made.faces, strict=True))
+                    yield _make_photograph(group, made.size) | {"image": made.photograph}
+                for row, face in zip(group, made.faces, strict=True):
+                    yield make_card(row, labels) | {"image": face}
 
 
 def _shrink(group: Sequence[Row], limits: Limits) -> Thumbnails:

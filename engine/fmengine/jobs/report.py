@@ -1,6 +1,6 @@
 """Write the contact sheet: an HTML page with every picture, its label and its confidence."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from ..options import Isolation, Limits
 from ..pages.cards import Card, write_cards
 from ..pages.page import choose_tone
 from .rows import Row, Tally, escape_path
-from .thumbnails import add_thumbnails
+from .thumbnails import add_thumbnails, read_thumbnail
 
 
 def write_report(
@@ -19,6 +19,7 @@ def write_report(
     describe: dict[str, str],
     limits: Limits | None = None,
     isolate: Isolation | None = None,
+    maps: Mapping[str, Path] | None = None,
 ) -> Path | None:
     """Write the contact sheet.
 
@@ -29,6 +30,7 @@ def write_report(
         describe: of the backend that answered.
         limits: of a picture; those that it was labelled with.
         isolate: limits of worker processes that decode; those that it was labelled with.
+        maps: files that show what the answer rests on, of pictures by their paths.
 
     Returns:
         The folder of thumbnails beside it, where they are too many for the page itself.
@@ -38,22 +40,23 @@ def write_report(
     """
     tally = Tally()
 
-    def make_cards() -> Iterator[tuple[Card, bytes]]:
+    def make_cards() -> Iterator[Card]:
         for row, jpeg in add_thumbnails(rows, limits or Limits(), isolate):
             tally.add([row])
-            yield make_card(row, spec.labels), jpeg
+            drawn = (maps or {}).get(row["path"])
+            yield make_card(row, spec.labels) | {"image": jpeg, "map": read_thumbnail(drawn) if drawn else b""}
 
     return write_sheet(path, make_cards(), tally, spec, describe)
 
 
 def write_sheet(
-    path: Path, cards: Iterable[tuple[Card, bytes]], tally: Tally, spec: ModelSpec, describe: dict[str, str]
+    path: Path, cards: Iterable[Card], tally: Tally, spec: ModelSpec, describe: dict[str, str]
 ) -> Path | None:
     """Write a contact sheet of cards; see `write_cards`.
 
     Args:
         path: of the HTML file.
-        cards: facts and a thumbnail each; whoever makes them counts them in `tally` meanwhile.
+        cards: facts and thumbnails; whoever makes them counts them in `tally` meanwhile.
         tally: of the rows, complete after the last card.
         spec: of the model that answered.
         describe: of the backend that answered.

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -67,6 +68,12 @@ def make_thumbnail(image: DecodedImage, side: int = THUMBNAIL) -> DecodedImage:
     scale = min(1.0, side / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return DecodedImage(np.asarray(Image.fromarray(image).convert("RGB").resize(size, Image.Resampling.BICUBIC)))
+
+
+def read_thumbnail(path: Path) -> bytes:
+    """Make the thumbnail of a file of ours as JPEG; empty where it is gone."""
+    image = try_decode(str(path), "rgb", make_thumbnail, Limits())
+    return b"" if isinstance(image, SourceError) else encode_thumbnail(image)
 
 
 def encode_thumbnail(image: DecodedImage) -> bytes:

@@ -10,8 +10,9 @@ time, so that 20,000 open as fast as 200. A card is a dict; its keys, all but `p
     expected      the right label; `verdict`: `right` or `wrong`; `data`: index of the folder
     face          number in the photograph
     boxes         of a photograph, each left, top, width, height, and `answer`, `reason`, `face`; `size`; `count`
+    image         thumbnail as JPEG, empty where there is none; `map`: of what the answer rests on
 
-`image` is added here. Filters look at these keys: those of the page's controls, and of its address behind `#`.
+Filters look at these keys: those of the page's controls, and of its address behind `#`.
 """
 
 import tempfile
@@ -33,14 +34,14 @@ PIECE = 1 << 16  # characters
 
 
 def write_cards(
-    path: Path, template: str, cards: Iterable[tuple[Card, bytes]], describe: Callable[[], dict[str, Any]]
+    path: Path, template: str, cards: Iterable[Card], describe: Callable[[], dict[str, Any]]
 ) -> Path | None:
     """Write a page of cards.
 
     Args:
         path: of the page; it is replaced atomically.
         template: that includes `cards.html`.
-        cards: facts, and a thumbnail as JPEG, empty where there is none.
+        cards: facts and thumbnails.
         describe: gives the other values of the template after the last card: by then they are counted.
 
     Returns:
@@ -54,9 +55,13 @@ def write_cards(
             tempfile.SpooledTemporaryFile(IN_MEMORY, "w+", encoding="utf-8") as facts,
             PageImages(path) as images,
         ):
-            for number, (card, jpeg) in enumerate(cards):
-                image = {"image": images.add(jpeg)} if jpeg else {}
-                facts.write(("," if number else "") + to_script_json(card | image))
+            for number, card in enumerate(cards):
+                numbered = {
+                    key: images.add(value) if isinstance(value, bytes) else value
+                    for key, value in card.items()
+                    if value != b""
+                }
+                facts.write(("," if number else "") + to_script_json(numbered))
             facts.seek(0)
             values = {"cards": _read_pieces(facts), "images": images} | describe()
             with open_atomic(path, "w") as file:

@@ -43,10 +43,10 @@ const chooseTone = (answer) => labels.includes(answer) ? `tone${labels.indexOf(a
 const shorten = (path) => path.slice(path.lastIndexOf("/") + 1);
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
-function drawImage(card, text) {
-  if (card.image === undefined) return make("div", { class: "none" }, card.error ? "?" : "gone");
-  const inside = images.inside[card.image];
-  const src = images.folder === null ? `data:image/jpeg;base64,${inside}` : `${images.folder}${card.image}.jpg`;
+function drawImage(card, text, number = card.image) {
+  if (number === undefined) return make("div", { class: "none" }, card.error ? "?" : "gone");
+  const inside = images.inside[number];
+  const src = images.folder === null ? `data:image/jpeg;base64,${inside}` : `${images.folder}${number}.jpg`;
   return make("img", { src, alt: text, loading: "lazy", decoding: "async" });
 }
 
@@ -124,10 +124,17 @@ function drawSteps(card) {
   return make("div", { class: "steps" }, previous, next, close);
 }
 
+function drawPictures(card) {
+  if (card.map === undefined) return [drawImage(card, "")];
+  const words = "orange speaks for the answer, blue against it; the striped part is not seen";
+  const pair = make("div", { class: "pair" }, drawImage(card, ""), drawImage(card, words, card.map));
+  return [pair, make("p", { class: "quiet" }, words)];
+}
+
 function showDetail(card) {
   const about = [card.answer ?? card.error ?? card.reason, card.message].filter(Boolean).join(": ");
   detail.className = card.verdict === "wrong" ? "wrong" : "";
-  detail.replaceChildren(drawImage(card, ""), make("p", {}, make("b", { dir: "auto" }, about), " ", ...drawTags(card)),
+  detail.replaceChildren(...drawPictures(card), make("p", {}, make("b", { dir: "auto" }, about), " ", ...drawTags(card)),
     drawChances(card), make("p", { class: "quiet" }, card.path), drawSteps(card));
   if (!detail.open) detail.showModal();
   detail.querySelector(".close").focus();
