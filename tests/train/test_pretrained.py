@@ -16,12 +16,14 @@ from fmengine.types import InputBatch
 from fmengine_train.checkpoint import load_network, read_document, save_model
 from fmengine_train.cli import train
 from fmengine_train.networks import CONFIGS, Network, build, make_network_config
+from fmengine_train.pretrained import SHIPPED as SHIPPED_WEIGHTS
 from fmengine_train.pretrained import (
     Pretrained,
     compare_input,
     describe_network,
     load_pretrained,
     transfer_weights,
+    write_shipped,
 )
 from fmengine_train.recipe import Recipe
 
@@ -58,6 +60,29 @@ def test_the_shipped_network_gives_the_shipped_answers(shipped: Pretrained) -> N
         answers = shipped.network(images).numpy()
     np.testing.assert_allclose(answers, expected, atol=2e-3 * np.abs(expected).max())
     assert shipped.labels == ("happy", "sad")
+
+
+def test_labels_that_are_new_begin_with_the_weights_that_know_more(shipped: Pretrained) -> None:
+    wide = load_pretrained(SHIPPED, ("happy", "bored"))
+    assert set(wide.labels) > {"happy", "sad", "angry", "fear", "surprise"}
+    assert load_pretrained(SHIPPED, ("sad", "happy")).labels == shipped.labels
+    assert dataclasses.replace(wide.network.config, outputs=2, dropout=0) == dataclasses.replace(
+        shipped.network.config, dropout=0
+    )
+    assert (SHIPPED_WEIGHTS / f"{SHIPPED}.safetensors").stat().st_size < 2.5e6
+    images = noise(8)
+    with torch.inference_mode():
+        assert wide.network(images).isfinite().all()
+        assert not torch.allclose(wide.network.embed(images), shipped.network.embed(images), atol=0.1)
+
+
+def test_weights_ship_in_half_precision(tmp_path: Path, tiny_run: Path) -> None:
+    write_shipped(tiny_run, tmp_path / "half.safetensors")
+    (network, document), (half, kept) = load_network(tiny_run), load_network(tmp_path / "half.safetensors")
+    assert {key: kept[key] for key in ("labels", "fit")} == {key: document[key] for key in ("labels", "fit")}
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(half.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert load_pretrained(str(tmp_path / "half.safetensors")).labels == tuple(document["labels"])
 
 
 @pytest.mark.parametrize("model", [SHIPPED, "run"])
@@ -170,7 +195,7 @@ def test_the_last_layer_alone_learns_new_labels(moods: Path, tmp_path: Path) -> 
     assert result.exit_code == 0, result.exception
     assert "epoch 1/1" in result.stderr
     trained, document = load_network(tmp_path / "run")
-    known = load_pretrained(SHIPPED).network.state_dict()
+    known = load_pretrained(SHIPPED, ("merry",)).network.state_dict()
     changed = [name for name, tensor in trained.state_dict().items() if not torch.equal(tensor, known[name])]
     assert changed == ["classifier.6.weight", "classifier.6.bias"]
     assert document["labels"] == ["merry", "sorry"]

@@ -135,39 +135,22 @@ def train(
     if classes is not None:
         overrides["classes"] = list(read_names(classes))
     given = Arguments(data_paths, source, teachers, transfer, votes_file)
-    checkpoint = folder / CHECKPOINT
-    going_on = resume and os.path.exists(checkpoint)  # which also takes a name that is too long
+    going_on = resume and os.path.exists(folder / CHECKPOINT)  # which also takes a name that is too long
     if going_on:
-        document = read_document(checkpoint)
-        base = read_recipe(checkpoint, document)
-        recipe = Recipe.load(recipe_file, overrides, base.to_dict())
-        check_recipe(checkpoint, document, recipe)
-        given = given.complete(checkpoint, document)
-    elif not data_paths:
-        raise click.UsageError(
-            f"{escape_path(str(folder))} holds no {CHECKPOINT} to go on from: give DATA to start a run"
-            if resume
-            else "DATA is missing: give a folder with one folder a class, or --resume with the --run to go on with"
-        )
+        recipe, given = _read_run(folder / CHECKPOINT, recipe_file, overrides, given)
     else:
         recipe = Recipe.load(recipe_file, overrides)
-    if kind == "linear" and source is None and not going_on:
-        raise click.UsageError(
-            "--kind linear trains the last layer of a network: say which with --from alexnet-slim"
-        )
-    if kind == "linear" and "epochs" in overrides:
-        raise click.UsageError("--kind linear has one epoch, which fits the last layer: leave --epochs out")
-    if given.transfer and not given.teachers:
-        raise click.UsageError("--transfer pictures have no labels: give a --teacher who knows them")
+    _check_options(given, folder, overrides, linear=kind == "linear", resume=resume, going_on=going_on)
     votes = None if given.votes is None else read_votes(given.votes)
     with join(pick_device(device)) as (world, target):
         report, caution = (inform, warn) if world.first else (_mute, _mute)  # the first process writes for all
-        pretrained = None if given.source is None or going_on else load_pretrained(given.source)
         items = data.find(given.data, recipe.classes, recipe.validation)
         labels = recipe.classes or data.list_labels(items)
+        pretrained = None if given.source is None or going_on else load_pretrained(given.source, labels)
         for note in list_label_notes(labels):
             caution(f"note: {note}")
         if pretrained is not None:
+            report(f"beginning with {pretrained.name}, trained to tell {', '.join(pretrained.labels)}")
             recipe = _adopt(pretrained, items, labels, kind == "linear", recipe_file, overrides)
             for note in list_new_labels(pretrained, labels):
                 caution(f"note: {note}")
@@ -209,6 +192,36 @@ def train(
             print_json({"model": str(folder / MODEL), "labels": dataset.labels, "validation": asdict(scores)})
         else:
             print_path(folder / MODEL)
+
+
+def _read_run(
+    checkpoint: Path, recipe_file: Path | None, overrides: dict[str, Any], given: Arguments
+) -> tuple[Recipe, Arguments]:
+    """Read how a run was started, and check that what is given now agrees."""
+    document = read_document(checkpoint)
+    recipe = Recipe.load(recipe_file, overrides, read_recipe(checkpoint, document).to_dict())
+    check_recipe(checkpoint, document, recipe)
+    return recipe, given.complete(checkpoint, document)
+
+
+def _check_options(
+    given: Arguments, folder: Path, overrides: dict[str, Any], *, linear: bool, resume: bool, going_on: bool
+) -> None:
+    """Raise UsageError for options that do not go together, or are missing."""
+    if not given.data:
+        raise click.UsageError(
+            f"{escape_path(str(folder))} holds no {CHECKPOINT} to go on from: give DATA to start a run"
+            if resume
+            else "DATA is missing: give a folder with one folder a class, or --resume with the --run to go on with"
+        )
+    if linear and given.source is None and not going_on:
+        raise click.UsageError(
+            "--kind linear trains the last layer of a network: say which with --from alexnet-slim"
+        )
+    if linear and "epochs" in overrides:
+        raise click.UsageError("--kind linear has one epoch, which fits the last layer: leave --epochs out")
+    if given.transfer and not given.teachers:
+        raise click.UsageError("--transfer pictures have no labels: give a --teacher who knows them")
 
 
 def _adopt(

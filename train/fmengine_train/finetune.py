@@ -3,7 +3,8 @@
 from typing import Any
 
 PICTURES = 8_000  # that all epochs together see where there are few: more of them fit noise
-PENALTY = 0.1  # of the last layer's fit
+CHOOSABLE = 4_000  # from which on those held out are enough to choose an epoch by; of fewer it would be chance
+PENALTY = 0.3  # of the last layer's fit
 
 
 def choose_recipe(pictures: int, labels_are_new: bool, linear: bool) -> dict[str, Any]:
@@ -23,7 +24,8 @@ def choose_recipe(pictures: int, labels_are_new: bool, linear: bool) -> dict[str
     values: dict[str, Any] = {
         "epochs": epochs + labels_are_new,
         "batch_size": 64,
-        "learning_rate": 5e-4,
+        "keep": "best" if pictures >= CHOOSABLE else "last",
+        "learning_rate": 2e-4,
         "layer_decay": 0.5,  # the first layers see edges, whatever the labels
         "warmup": 1.0,
         "label_smoothing": 0.1,

@@ -1,6 +1,13 @@
-"""Begins a network with weights that were trained before: of a run, or of a model file."""
+"""Begins a network with weights that were trained before: of a run, or of a model file.
+
+    python -m fmengine_train.pretrained RUN train/fmengine_train/shipped/alexnet-slim.safetensors
+
+writes a run's weights in half precision, as they ship: those that a shipped model was trained on to, to tell more
+expressions apart than it answers with. Labels of one's own do better from there.
+"""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +19,13 @@ from torch import Tensor
 from fmengine.errors import DataError, ModelError
 from fmengine.model.file import available_models, load_model_file, resolve
 
-from .checkpoint import load_network
+from .checkpoint import load_network, write_tensors
 from .checks import suggest_name
 from .model import AlexNetConfig
 from .networks import CONFIGS, Config, Network
 from .onnx_weights import build_from_onnx
 
+SHIPPED = Path(__file__).parent / "shipped"
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B in a gray level
 # What may differ between a trained network and the one that begins with its weights.
 FREE: dict[str, Any] = {"outputs": 1, "dropout": 0.0, "channels": 1, "height": 1, "width": 1}
@@ -40,11 +48,13 @@ class Pretrained:
     fit: str = "crop"
 
 
-def load_pretrained(source: str) -> Pretrained:
+def load_pretrained(source: str, labels: Sequence[str] = ()) -> Pretrained:
     """Load the network to begin with.
 
     Args:
         source: the name of a shipped model, an FP32 or FP16 model file, a run folder, or its model.safetensors.
+        labels: that are to be learned: of those that a shipped model does not answer with, the weights that know
+            more of them come.
 
     Raises:
         ModelError: where there is none, or none that can be trained.
@@ -52,8 +62,11 @@ def load_pretrained(source: str) -> Pretrained:
     path = Path(source)
     shipped = {name.rpartition(".")[0] for name in available_models()}
     if source not in shipped and (path.is_dir() or path.suffix == ".safetensors"):
-        network, document = load_network(path)
-        return Pretrained(source, network, tuple(document["labels"]), document["fit"])
+        return _load_run(source, path)
+    if source in shipped and (wider := SHIPPED / f"{source}.safetensors").exists():
+        known = load_model_file(resolve(source, ("fp16",))).spec.labels
+        if not set(labels) <= set(known):
+            return _load_run(source, wider)
     try:
         path = resolve(source, ("fp16", "fp32"))
     except ModelError as error:
@@ -63,6 +76,25 @@ def load_pretrained(source: str) -> Pretrained:
         ) from error
     file = load_model_file(path)
     return Pretrained(source, build_from_onnx(file), file.spec.labels, file.spec.fit)
+
+
+def _load_run(name: str, path: Path) -> Pretrained:
+    network, document = load_network(path)
+    return Pretrained(name, network, tuple(document["labels"]), document["fit"])
+
+
+def write_shipped(run: Path, target: Path) -> None:
+    """Write a run's weights in half precision, with what is needed to build the network again.
+
+    Raises:
+        ModelError: if it is no run.
+        OutputError: if it cannot be written.
+    """
+    network, document = load_network(run)
+    kept = {key: document[key] for key in ("network", "config", "labels", "fit", "training_data")}
+    tensors = network.state_dict().items()
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors}
+    write_tensors(target, half, kept)
 
 
 def describe_network(pretrained: Pretrained) -> dict[str, Any]:
@@ -174,3 +206,7 @@ def _describe(config: Config) -> str:
     return f"{type(config).__name__.removesuffix('Config')} " + ", ".join(
         f"{name} {values[name]}" for name in ("stem", "widths", "hidden", "batch_norm") if name in values
     )
+
+
+if __name__ == "__main__":
+    write_shipped(*map(Path, sys.argv[1:3]))

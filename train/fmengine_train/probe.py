@@ -16,6 +16,7 @@ from .networks import Network
 BATCH = 256  # pictures; bounds memory
 # The picture, its mirror image, and views turned, scaled and shifted by up to 0.3 of what augmentation does.
 WARPS, WARP_STRENGTH = 4, 0.3
+VIEWS = 30_000  # of all pictures together that are enough: more of them take minutes, and the answers stay
 STEPS = 100  # of LBFGS at most: it has converged by then
 
 
@@ -58,12 +59,14 @@ def _embed_views(network: Network, data: Dataset) -> tuple[Tensor, Tensor]:
     training = network.training
     network.eval()
     embeddings, answers = [], []
+    count = max(1, min(2 + WARPS, VIEWS // max(1, len(data.train))))  # of each picture
     starts = range(0, len(data.train), BATCH)
     with torch.no_grad():
         for start in track(starts, len(starts), "batches", caption="features", keep=False):
             rows = data.train[start : start + BATCH]
             levels = torch.from_numpy(data.pixels[rows]).to(device).float()
-            views = [levels, levels.flip(3), *(warp(levels, generator, WARP_STRENGTH) for _ in range(WARPS))]
+            views = [levels, levels.flip(3)][:count]
+            views += [warp(levels, generator, WARP_STRENGTH) for _ in range(2, count)]
             embeddings += [network.embed(view.contiguous(memory_format=torch.channels_last)) for view in views]
             answers += [torch.from_numpy(data.answers[rows]).to(device)] * len(views)
     network.train(training)

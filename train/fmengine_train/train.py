@@ -28,7 +28,8 @@ def train(trainer: Trainer, notify: Callable[[str], None]) -> Scores:
     Returns:
         The scores of the epoch that ships, on the validation pictures that did not choose it.
     """
-    recipe, started, first = trainer.recipe, time.perf_counter(), trainer.epoch
+    recipe = trainer.recipe
+    first = trainer.epoch + (1 if recipe.probe and not trainer.epoch else 0)  # of those that train all layers
     select, report = split_validation(trainer.data)
     if trainer.epoch and trainer.world.first and not trainer.has_written_best():
         trainer.write_model(*trainer.evaluate())  # the run stopped between the checkpoint and the model
@@ -56,7 +57,7 @@ def train(trainer: Trainer, notify: Callable[[str], None]) -> Scores:
             trainer.save()
             if trainer.best_epoch == trainer.epoch:
                 trainer.write_model(logits, targets)
-        left = (time.perf_counter() - started) / (trainer.epoch - first) * (recipe.epochs - trainer.epoch)
+        left = trainer.history[-1]["seconds"] * (recipe.epochs - trainer.epoch)
         notify(
             f"epoch {trainer.epoch}/{recipe.epochs}  loss {loss:.4f}  accuracy {accuracy:.4f}  "
             f"val loss {scores.loss:.4f}  val accuracy {scores.accuracy:.4f}  "
