@@ -9,7 +9,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 DEMO := .cache/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test explore fuzz fuzz-coverage kills soak lint clean model expressions kernel-check kernel-run kernel-pillows kernel-figures
+.PHONY: help demo check test integration explore fuzz fuzz-coverage kills soak lint clean model expressions kernel-check kernel-run kernel-pillows kernel-figures
 CASES ?= 20000
 SEED ?= 7
 PILLOWS := 11 12 13
@@ -20,6 +20,7 @@ help:
 	@echo "make demo    real faces, labelled, on pages to look at (no PyTorch needed)"
 	@echo "make check   for every commit: ruff, mypy and the quick tests"
 	@echo "make test    everything that CI runs: ruff, mypy, every test"
+	@echo "make integration   the tests that need a browser, which is installed where that is possible"
 	@echo "make explore the property tests on other, and more, examples"
 	@echo "make fuzz [MUTATIONS=100000 SEED=7]      damaged pictures, each held against what Pillow makes of it"
 	@echo "make fuzz-coverage [SECONDS=600]         the same under atheris"
@@ -92,7 +93,14 @@ check: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda .cache/yuface
 	$(PYTEST) -m "not slow"
 
 test: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda .cache/yuface
-	$(PYTEST)
+	$(PYTEST) -m "not integration"
+
+# What needs programs that pip does not install: root on Debian gets them here, and without them tests are skipped.
+integration: $(VENV)/develop
+	@command -v chromium >/dev/null || { echo "installing chromium …"; \
+		apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; } \
+		|| echo "chromium is missing, and cannot be installed here: apt-get install chromium"
+	$(PYTEST) -m integration
 
 # Where g++ is, no GPU is needed: the kernel is compiled for the CPU.
 kernel-check kernel-run: | $(VENV)/runtime

@@ -311,8 +311,9 @@ def test_the_workflow_runs_what_ci_runs_on_every_python() -> None:
     text = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     (listed,) = re.findall(r"^ +python: \[(.*)\]$", text, re.MULTILINE)
     assert listed == '"3.11", "3.12", "3.13", "3.14"'
-    assert re.findall(r"^ +- run: (.*)$", text, re.MULTILINE) == ["make PYTHON=python${{ matrix.python }} test"]
-    assert "\nexec make test\n" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    ran = [f"make PYTHON=python${{{{ matrix.python }}}} {target}" for target in ("test", "integration")]
+    assert re.findall(r"^ +- run: (.*)$", text, re.MULTILINE) == ran
+    assert (ROOT / ".ci/run").read_text(encoding="utf-8").endswith("\nmake test\nexec make integration\n")
 
 
 @pytest.mark.parametrize("name", [".pre-commit-config.yaml", ".github/workflows/test.yml"])

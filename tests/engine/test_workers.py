@@ -242,9 +242,9 @@ def test_models_of_any_input(change_model, pictures, body, fields):
 def test_a_model_that_answers_with_no_numbers(change_model, pictures):
     """Which is the model's doing, and no worker's."""
     model = onnx.load(change_model())
-    softmax = model.graph.node[-1].output[0]
-    broken = helper.make_node("Sum", ["unbroken", "nan"], [softmax])
-    model.graph.node[-1].output[0] = "unbroken"
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    broken = helper.make_node("Sum", ["unbroken", "nan"], [softmax.output[0]])
+    softmax.output[0] = "unbroken"
     model.graph.node.append(broken)
     model.graph.initializer.append(helper.make_tensor("nan", TensorProto.FLOAT, [2], [float("nan"), 0.0]))
     path = pictures.parent / "broken.int8.onnx"
