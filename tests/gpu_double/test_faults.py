@@ -147,7 +147,8 @@ MUTANTS = {
     ),
     "a runner given back before its answers are read": (
         "gpu/pool.py",
-        "        outputs = runner.collect(poll=len(self._callers) == 1)\n        in_flight.popleft()\n"
+        "        outputs = runner.collect(poll=len(self._callers) == 1)\n        if features is not None:\n"
+        "            features.append(runner.read_features(len(outputs.logits)))\n        in_flight.popleft()\n"
         "        self._free.put(runner)\n",
         "        in_flight.popleft()\n        self._free.put(runner)\n        outputs = runner.collect()\n",
     ),
