@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from fmengine.detect.boxes import compute_ious
 from fmengine.media.smoothing import ExponentialMean
-from fmengine.media.tracker import Tracker, compute_ious
+from fmengine.media.tracker import Tracker
 
 RATE = 30
 

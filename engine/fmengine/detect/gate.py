@@ -10,7 +10,8 @@ from PIL import Image
 from ..check.compare import PARITY, compare
 from ..check.gate import SEED, GateError, load_portrait
 from ..model.detector import DetectorOutputs, DetectorSpec
-from .yunet import Detections, decode_outputs
+from .boxes import compute_ious
+from .yunet import decode_outputs
 
 # Rows and columns of the pictures, and the rows of the faces in each.
 PICTURES = (
@@ -61,7 +62,8 @@ def check_detector(run: Detect, reference: Detect, spec: DetectorSpec) -> Agreem
         ours, theirs = (
             decode_outputs(each, 0, pixels.shape[3], spec, spec.min_score) for each in (found, expected)
         )
-        overlap = _match(ours, theirs)
+        # Of each face with the box that is nearest to its own; 0 where there is none.
+        overlap = float(compute_ious(theirs.boxes, ours.boxes).max(axis=1, initial=0).min(initial=1))
         if len(ours.scores) != len(theirs.scores) or not overlap >= MIN_IOU:
             raise GateError(
                 f"the detector is refused. {where}: it finds {ours.boxes.tolist()}, on the CPU "
@@ -92,14 +94,3 @@ def _list_probabilities(outputs: DetectorOutputs) -> npt.NDArray[np.float32]:
     """List what each anchor answers, float32 `[2 A, 2]`: how likely a face, an object, and none."""
     ones = np.concatenate([outputs.cls, outputs.obj]).reshape(-1, 1)
     return np.concatenate([ones, 1 - ones], axis=1)
-
-
-def _match(ours: Detections, theirs: Detections) -> float:
-    """Return the smallest overlap of a face's two boxes; 0 where one has no counterpart."""
-    worst = 1.0
-    for box in theirs.boxes:
-        low, high = np.maximum(ours.boxes[:, :2], box[:2]), np.minimum(ours.boxes[:, 2:], box[2:])
-        shared = np.clip(high - low, 0, None).prod(axis=1)
-        areas = (ours.boxes[:, 2:] - ours.boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
-        worst = min(worst, float((shared / (areas - shared)).max(initial=0)))
-    return worst
