@@ -64,6 +64,10 @@ def silent(text: str) -> None:
     pass
 
 
+def save(trainer: Trainer) -> None:
+    trainer.write(trainer.take_snapshot())
+
+
 def history(folder: Path) -> list[dict[str, float]]:
     """What the checkpoint says of each epoch, without the time that it took."""
     rows = read_tensors(folder / "checkpoint.safetensors")[1]["history"]
@@ -306,10 +310,10 @@ def test_a_run_stopped_between_epochs_goes_on_bit_for_bit(make: Make, optimizer:
 
 KILLED = """
 import os, signal
-from fmengine_train import trainer
 from fmengine_train.cli import train as command
+from fmengine_train.steps import Steps
 
-step, calls = trainer.Trainer._step, []
+step, calls = Steps.update, []
 
 def dying(self, loss):
     calls.append(loss)
@@ -317,7 +321,7 @@ def dying(self, loss):
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, loss)
 
-trainer.Trainer._step = dying
+Steps.update = dying
 command()
 """
 
@@ -359,19 +363,19 @@ def test_resuming_where_nothing_is_starts(drawn_faces: Path, tmp_path: Path) -> 
 
 
 def test_another_recipe_is_refused_by_name(make: Make) -> None:
-    make().save()
+    save(make())
     with pytest.raises(DataError, match=r"another recipe: learning_rate was 0\.001, is 0\.5"):
         make(learning_rate=0.5).restore()
 
 
 def test_changed_data_are_refused(make: Make, faces: data.Dataset) -> None:
-    make().save()
+    save(make())
     with pytest.raises(DataError, match="training data changed"):
         make(dataset=dataclasses.replace(faces, digest="another")).restore()
 
 
 def test_renamed_classes_are_refused(make: Make, drawn_faces: Path, tmp_path: Path) -> None:
-    make().save()
+    save(make())
     for split in ("train", "val"):
         (tmp_path / "renamed" / split).mkdir(parents=True)
         (tmp_path / "renamed" / split / "happy").symlink_to(drawn_faces / split / "happy")
@@ -486,7 +490,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(make: Make
     train(trainer, silent)
     files = {path: path.read_bytes() for path in trainer.folder.iterdir()}
     trainer.recipe = dataclasses.replace(trainer.recipe, epochs=2)
-    trainer.loss = lambda logits, targets: logits.sum() * math.nan  # type: ignore[assignment]
+    trainer.steps.loss = lambda logits, targets: logits.sum() * math.nan  # type: ignore[assignment]
     with pytest.raises(
         DivergedError, match="the loss became nan in epoch 2; the last good checkpoint is that of epoch 1"
     ):
@@ -496,7 +500,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(make: Make
 
 def test_an_infinite_loss_stops_too(make: Make) -> None:
     trainer = make()
-    trainer.loss = lambda logits, targets: logits.sum() + math.inf  # type: ignore[assignment]
+    trainer.steps.loss = lambda logits, targets: logits.sum() + math.inf  # type: ignore[assignment]
     with pytest.raises(DivergedError, match="the loss became inf in epoch 1") as error:
         train(trainer, silent)
     assert error.value.exit_code == 1
@@ -507,7 +511,7 @@ def test_weights_that_break_in_an_epochs_last_step_are_not_saved(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make(epochs=2)
-    step, calls = trainer._step, []
+    step, calls = trainer.steps.update, []
 
     def breaking(loss: torch.Tensor) -> None:
         step(loss)
@@ -516,7 +520,7 @@ def test_weights_that_break_in_an_epochs_last_step_are_not_saved(
             for module in (trainer.model, trainer.ema):
                 next(module.parameters()).data.fill_(math.nan)
 
-    monkeypatch.setattr(trainer, "_step", breaking)
+    monkeypatch.setattr(trainer.steps, "update", breaking)
     with pytest.raises(DivergedError):
         train(trainer, silent)
     assert len(history(trainer.folder)) == 1

@@ -161,16 +161,19 @@ def _name_in_utf8(path: Path, descriptor: int) -> str:
     return str(path)
 
 
-def save_model(path: Path, model: Network, document: dict[str, Any]) -> None:
+def save_model(
+    path: Path, model: Network, document: dict[str, Any], tensors: dict[str, Tensor] | None = None
+) -> None:
     """Write the weights of the model, with the configuration that rebuilds the network.
 
     Args:
         path: of the safetensors file.
         model: an AlexNet or a teacher.
         document: what else is written beside the weights.
+        tensors: the weights; by default, the model's own.
     """
     config = {"network": type(model).__name__, "config": dataclasses.asdict(model.config)}
-    write_tensors(path, model.state_dict(), document | config)
+    write_tensors(path, model.state_dict() if tensors is None else tensors, document | config)
 
 
 def load_model(path: str | Path) -> tuple[AlexNet, dict[str, Any]]:

@@ -31,3 +31,13 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type != "cuda":
         raise DataError("precision fp16 trains on CUDA only; use bf16 or fp32 on a CPU")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a device had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Return whether a GPU stopped answering, or computes no more in this process."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)

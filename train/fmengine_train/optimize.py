@@ -1,11 +1,13 @@
 """Makes what changes the weights: the optimizer, its learning rate, the moving average, the class weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from .data import Dataset
 from .recipe import Recipe
@@ -23,7 +25,7 @@ def compute_learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> fl
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """Make the optimizer, with weight decay on matrices only: not on biases, not on BatchNorm.
 
     Each group has a `scale`, by which its learning rate is multiplied: the recipe's `layer_decay` to the power of
@@ -35,24 +37,65 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     for parameter in parameters:
         left -= parameter.ndim > 1
         groups.setdefault((recipe.layer_decay**left, parameter.ndim > 1), []).append(parameter)
+    on_gpu = device.type == "cuda"
     made = [
-        {"params": params, "scale": scale, "weight_decay": recipe.weight_decay if decayed else 0.0}
+        {
+            "params": params,
+            "scale": scale,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+            # A CUDA graph reads a tensor anew each time it is replayed.
+            "lr": torch.tensor(recipe.learning_rate, device=device) if on_gpu else recipe.learning_rate,
+        }
         for (scale, decayed), params in groups.items()
     ]
+    fused = on_gpu or None  # one kernel for all weights
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(made, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(made, lr=recipe.learning_rate)
+        return torch.optim.SGD(made, momentum=0.9, nesterov=True, fused=fused)
+    return torch.optim.AdamW(made, fused=fused, capturable=on_gpu)
 
 
-def make_moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Make an exponential moving average that forgets faster in its first steps, so that short runs work too."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group, by its scale."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate * group["scale"])
+        else:
+            group["lr"] = rate * group["scale"]
 
-    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        if not averaged.is_floating_point():  # BatchNorm's counter
-            return current
-        return torch.lerp(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
-    return average
+class MovingAverage(AveragedModel):
+    """An exponential moving average of weights and buffers.
+
+    It forgets faster in its first steps, so that short runs work too. How many steps there were is known to the
+    host, so that no step waits for a GPU.
+
+    Args:
+        model: whose weights are averaged.
+        decay: a step, of the average so far.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self._decay, self._count = decay, 0
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Add a step's weights; counters, such as BatchNorm's, are copied."""
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        floating = [pair for pair in pairs if self._count and pair[0].is_floating_point()]
+        for averaged, current in pairs if not self._count else (p for p in pairs if not p[0].is_floating_point()):
+            averaged.copy_(current)
+        if floating:
+            decay = min(self._decay, (1 + self._count) / (10 + self._count))
+            averages, weights = zip(*floating, strict=True)
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+        self._count += 1
+        self.n_averaged.add_(1)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        loaded = super().load_state_dict(state_dict, strict, assign)
+        self._count = int(self.n_averaged)
+        return loaded
 
 
 def compute_class_weights(recipe: Recipe, data: Dataset, device: torch.device) -> Tensor | None:

@@ -1,6 +1,5 @@
 """Trains one epoch at a time, and saves and restores all that changes from step to step."""
 
-import contextlib
 import json
 import math
 import time
@@ -10,25 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 import fmengine
 from fmengine.cli.console import Progress
-from fmengine.errors import DataError, FmengineError
+from fmengine.errors import DataError, FmengineError, UnavailableError
 from fmengine.system.files import write_file
 
 from . import checkpoint
-from .augment import augment, mix
 from .data import Dataset
 from .device import pick_precision
 from .distributed import World, synchronize
-from .hints import Guided, compute_hint_loss
+from .feed import open_feed
+from .hints import Guided
 from .metrics import score
-from .networks import Network, build, make_network_config
-from .optimize import compute_class_weights, compute_learning_rate, make_moving_average, make_optimizer
+from .networks import build, make_network_config
+from .optimize import (
+    MovingAverage,
+    compute_class_weights,
+    compute_learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
 from .pretrained import Pretrained, transfer_weights
 from .probe import fit_last_layer
 from .recipe import Recipe
+from .saver import Best, Snapshot
+from .steps import Steps, autocast
 from .summary import format_csv, summarise
 
 EVAL_BATCH = 256  # pictures; bounds memory, changes no figure
@@ -86,14 +92,20 @@ class Trainer:
         self.hints = data.hints if recipe.hint_weight else data.hints[:, :0]
         self.guided = Guided(self.model, self.hints.shape[1]).to(device)
         self.parallel = world.wrap(self.guided, device)
-        self.ema = AveragedModel(self.model, avg_fn=make_moving_average(recipe.ema), use_buffers=True)
-        self.optimizer = make_optimizer(recipe, self.guided)
-        self.dtype = pick_precision(recipe.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.ema = MovingAverage(self.model, recipe.ema)
+        self.optimizer = make_optimizer(recipe, self.guided, device)
         self.loss = nn.CrossEntropyLoss(
             compute_class_weights(recipe, data, device), label_smoothing=recipe.label_smoothing
         )
+        self.dtype = pick_precision(recipe.precision, device)
+        self.steps = self._make_steps()
+        self.feed = open_feed((data.pixels, data.targets, data.answers, self.hints), device)
         self.history: list[dict[str, float]] = []
+        self.best: Best | None = None
+
+    def _make_steps(self) -> Steps:
+        of_weights = (self.guided, self.parallel, self.ema, self.optimizer)
+        return Steps(self.recipe, *of_weights, self.loss, self.dtype, self.device)
 
     @property
     def epoch(self) -> int:
@@ -120,46 +132,36 @@ class Trainer:
         """
         if self.recipe.probe and self.epoch == 0:
             return self._fit_last_layer()
-        recipe, order = self.recipe, self._shuffle()
+        recipe, batches = self.recipe, self._shuffle()
         # Everything random in an epoch derives from (seed, epoch): a resumed run needs no saved state.
-        seed = (recipe.seed * 1_000_003 + self.epoch) * self.world.size + self.world.rank
-        generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)
-        steps = max(1, len(order) // recipe.batch_size)  # the last, smaller batch is left out
+        self.steps.begin_epoch((recipe.seed * 1_000_003 + self.epoch) * self.world.size + self.world.rank)
         probed = int(recipe.probe > 0)  # epochs without steps
         self.model.train()
-        total, seen, right, labelled = 0.0, 0, 0, 0
-        started = time.perf_counter()
         caption = f"epoch {self.epoch + 1}/{recipe.epochs}"
-        bar = Progress(steps, "batches", caption=caption, keep=False, shown=self.world.first)
-        for step in bar.track(range(steps)):
-            rows = np.sort(order[step * recipe.batch_size : (step + 1) * recipe.batch_size][self.slice])
-            targets = torch.from_numpy(self.data.targets[rows]).to(self.device, non_blocking=True)
-            answers = torch.from_numpy(self.data.answers[rows]).to(self.device, non_blocking=True)
-            images = torch.from_numpy(self.data.pixels[rows]).to(self.device, non_blocking=True)
-            hints = torch.from_numpy(self.hints[rows]).to(self.device, non_blocking=True).float()
-            images = augment(images, generator, recipe.augment, recipe.harsh)
-            images, answers, hints = mix((images, answers, hints), generator, recipe.mixup)
-            for group in self.optimizer.param_groups:
-                rate = compute_learning_rate(recipe, (self.epoch - probed) * steps + step, steps)
-                group["lr"] = rate * group["scale"]
-            with self._autocast():
-                logits, guesses = self.parallel(images.contiguous(memory_format=torch.channels_last))
-                loss = self.loss(logits.float(), answers)
-                if guesses is not None:
-                    loss = loss + recipe.hint_weight * compute_hint_loss(guesses, hints)
-            if not math.isfinite(value := loss.item()):
-                raise self.make_diverged_error(f"the loss became {value}")
-            self._step(loss)
-            total, seen = total + value * len(rows), seen + len(rows)
-            right += int((logits.argmax(1) == targets).sum())
-            labelled += int((targets >= 0).sum())
-            rate = seen / (time.perf_counter() - started)
-            bar.annotate(
-                loss=f"{total / seen:.4f}", accuracy=f"{right / max(1, labelled):.4f}", pictures_s=f"{rate:.0f}"
-            )
-        total, count, right_of_all, labelled_of_all = self.world.sum(total, seen, right, labelled)
-        return total / count, right_of_all / max(1, labelled_of_all)
+        bar = Progress(len(batches), "batches", caption=caption, keep=False, shown=self.world.first)
+        started = time.perf_counter()
+        for step, batch in zip(bar.track(range(len(batches))), self.feed.take(batches), strict=True):
+            position = (self.epoch - probed) * len(batches) + step
+            set_learning_rate(self.optimizer, compute_learning_rate(recipe, position, len(batches)))
+            try:
+                self.steps.step(batch)
+            except FloatingPointError as error:
+                raise self.make_diverged_error(str(error)) from error
+            if self.device.type == "cpu":  # a GPU would be waited for
+                self._annotate(bar, started)
+        totals = self.steps.read_totals()
+        loss, seen, right, labelled = self.world.sum(totals.loss, totals.seen, totals.right, totals.labelled)
+        if not math.isfinite(loss):
+            raise self.make_diverged_error(f"the loss became {loss}")
+        return loss / seen, right / max(1, labelled)
+
+    def _annotate(self, bar: Progress, started: float) -> None:
+        totals = self.steps.read_totals()
+        bar.annotate(
+            loss=f"{totals.loss / totals.seen:.4f}",
+            accuracy=f"{totals.right / max(1, totals.labelled):.4f}",
+            pictures_s=f"{totals.seen / (time.perf_counter() - started):.0f}",
+        )
 
     def _fit_last_layer(self) -> tuple[float, float]:
         fit_last_layer(self.model, self.data, self.recipe.probe, self.loss.weight)
@@ -175,39 +177,37 @@ class Trainer:
             "Lower --learning-rate, or set precision to fp32"
         )
 
-    def _step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.guided.parameters(), self.recipe.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.ema.update_parameters(self.model)
+    def _shuffle(self) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """Return the training pictures' rows in the order of this epoch, this process's share of each batch.
 
-    def _shuffle(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the training pictures' rows in the order of this epoch."""
-        generator = np.random.default_rng([self.recipe.seed, self.epoch])
-        return generator.permutation(self.data.train)
+        The last, smaller batch is left out.
+        """
+        order = np.random.default_rng([self.recipe.seed, self.epoch]).permutation(self.data.train)
+        size = self.recipe.batch_size
+        starts = range(0, max(1, len(order) // size) * size, size)
+        return [np.sort(order[start : start + size][self.slice]) for start in starts]
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        enabled = self.dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
+    def evaluate(self, fast: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the validation pictures' logits, by the averaged weights, and their targets.
 
-    def evaluate(self) -> tuple[Tensor, Tensor]:
-        """Return the validation pictures' logits, by the averaged weights in FP32, and their targets."""
-        return self._answer(self.data.val), torch.from_numpy(self.data.targets[self.data.val])
+        In FP32; or fast, on a GPU in the precision of training, which is enough to compare epochs by.
+        """
+        dtype = self.dtype if fast and self.device.type == "cuda" else torch.float32
+        return self._answer(self.data.val, dtype), torch.from_numpy(self.data.targets[self.data.val])
 
-    def _answer(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
+    def _answer(self, rows: np.ndarray[Any, np.dtype[np.int64]], dtype: torch.dtype = torch.float32) -> Tensor:
         self.ema.eval()
-        with torch.inference_mode():
-            parts = [
-                self.ema(torch.from_numpy(self.data.pixels[part]).to(self.device)).cpu()
-                for part in np.array_split(rows, math.ceil(len(rows) / EVAL_BATCH))
-            ]
-        return torch.cat(parts)
+        batches = np.array_split(rows, math.ceil(len(rows) / EVAL_BATCH))
+        with torch.inference_mode(), autocast(self.device, dtype):
+            parts = [self.ema(images).float() for images, *_ in self.feed.take(batches)]
+        return torch.cat(parts).cpu()
 
-    def save(self) -> None:
-        """Write the checkpoint that `restore` reads."""
+    def take_best(self, logits: Tensor) -> None:
+        """Keep the averaged weights, with the validation pictures' logits, as those of the epoch that ships."""
+        self.best = Best(self.epoch, _copy(self.ema.module.state_dict()), logits)
+
+    def take_snapshot(self) -> Snapshot:
+        """Copy all that changes from epoch to epoch, on the device."""
         tensors = {
             f"{part}.{name}": tensor
             for part, module in self._parts().items()
@@ -218,12 +218,25 @@ class Trainer:
             "recipe": self.recipe.to_dict(),
             "labels": list(self.data.labels),
             "data_fingerprint": self.data.fingerprint,
-            "scaler": self.scaler.state_dict(),
-            "history": self.history,
+            "scaler": self.steps.scaler.state_dict(),
+            "history": list(self.history),
             "arguments": self.arguments,
         }
-        checkpoint.write_tensors(self.folder / checkpoint.CHECKPOINT, tensors, document)
-        write_file(self.folder / "metrics.csv", format_csv(self.history))
+        return Snapshot(self.epoch, _copy(tensors), document, self.best)
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write a snapshot's checkpoint, and the model that ships if it is not written yet.
+
+        The checkpoint comes first, and holds the model's weights too where they are those of another epoch:
+        whatever is written when a run is killed, it can go on.
+        """
+        tensors, best = snapshot.tensors, snapshot.best
+        if best is not None and best.epoch != snapshot.epoch:
+            tensors = tensors | {f"best.{name}": tensor for name, tensor in best.tensors.items()}
+        checkpoint.write_tensors(self.folder / checkpoint.CHECKPOINT, tensors, snapshot.document)
+        write_file(self.folder / "metrics.csv", format_csv(snapshot.document["history"]))
+        if best is not None and self._read_written_epoch() != best.epoch:
+            self._write_model(best, snapshot.epoch)
 
     def restore(self) -> None:
         """Continue from the run folder's checkpoint, if it has one.
@@ -240,38 +253,87 @@ class Trainer:
         if document["data_fingerprint"] != self.data.fingerprint or document["labels"] != list(self.data.labels):
             raise DataError(f"the training data changed since {path} was written; use a new --run folder")
         try:
-            for part, module in self._parts().items():
-                start = f"{part}."
-                module.load_state_dict(
-                    {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-                )
-            checkpoint.restore_optimizer(self.optimizer, tensors)
-            self.scaler.load_state_dict(document["scaler"])
-            self.history = document["history"]
+            self.load(tensors, document)
         except (KeyError, RuntimeError, ValueError) as error:
             raise checkpoint.make_version_error(path, document, error) from error
+        best = _select(tensors, "best")
+        if not best and self.best_epoch != self.epoch:  # an older version's
+            best, _ = checkpoint.read_tensors(self.folder / checkpoint.MODEL)
+        if self.epoch:
+            self._restore_best(best or _copy(self.ema.module.state_dict()))
+
+    def load(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+        """Take a snapshot's weights, history, and all else that changes from epoch to epoch."""
+        for part, module in self._parts().items():
+            module.load_state_dict(_select(tensors, part))
+        checkpoint.restore_optimizer(self.optimizer, tensors)
+        self.steps.scaler.load_state_dict(document["scaler"])
+        self.history = list(document["history"])
+
+    def _restore_best(self, weights: dict[str, Tensor]) -> None:
+        """Answer the validation pictures again by the weights that ship."""
+        latest = _copy(self.ema.module.state_dict())
+        self.ema.module.load_state_dict(weights)
+        self.best = Best(self.best_epoch, _copy(self.ema.module.state_dict()), self.evaluate()[0])
+        self.ema.module.load_state_dict(latest)
+
+    def make_room(self, error: RuntimeError, snapshot: Snapshot) -> str:
+        """Go back to a snapshot, with less in the GPU's memory; return what was done about it, in words.
+
+        Raises:
+            UnavailableError: if nothing more can be given up.
+        """
+        smaller = self.feed.shrink() if self.world.size == 1 else None
+        if smaller is None:
+            raise UnavailableError(
+                f"the GPU ran out of memory in epoch {self.epoch + 1} ({_first_line(error)}); lower --batch-size "
+                "or --size, or free memory that other processes hold"
+            ) from error
+        self.feed = smaller
+        self.steps = self._make_steps()  # without the graph that was captured
+        torch.cuda.empty_cache()
+        self.load(snapshot.tensors, snapshot.document)
+        return (
+            f"note: the GPU ran out of memory; epoch {self.epoch + 1} begins again, with pictures that are copied "
+            "there in smaller blocks"
+        )
 
     def _parts(self) -> dict[str, nn.Module]:
         """Return all modules that have weights, by their names in the checkpoint."""
         parts: dict[str, nn.Module] = {"model": self.model, "ema": self.ema}
         return parts if self.guided.guess is None else parts | {"guess": self.guided.guess}
 
-    def write_model(self, logits: Tensor, targets: Tensor) -> None:
-        """Write the weights that ship, with the document that the model file is described from."""
-        epochs = {"epochs_finished": self.epoch, "epoch_that_ships": self.best_epoch}
-        summary = summarise(self.data, self.recipe, logits, targets) | epochs
-        module = self.ema.module
-        assert isinstance(module, Network)
-        checkpoint.save_model(self.folder / checkpoint.MODEL, module, summary)
+    def write_model(self, logits: Tensor) -> None:
+        """Write the averaged weights as those that ship, with the document that a model file is described from."""
+        self._write_model(Best(self.best_epoch, self.ema.module.state_dict(), logits), self.epoch)
+
+    def _write_model(self, best: Best, epoch: int) -> None:
+        targets = torch.from_numpy(self.data.targets[self.data.val])
+        epochs = {"epochs_finished": epoch, "epoch_that_ships": best.epoch}
+        summary = summarise(self.data, self.recipe, best.logits, targets) | epochs
+        checkpoint.save_model(self.folder / checkpoint.MODEL, self.model, summary, best.tensors)
         write_file(self.folder / "training.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
-    def has_written_best(self) -> bool:
-        """Whether the run folder's model is that of the epoch that ships so far."""
+    def _read_written_epoch(self) -> int | None:
+        """Read which epoch's weights the run folder's model holds; None if there is none."""
         model = self.folder / checkpoint.MODEL
-        return model.exists() and checkpoint.read_document(model).get("epoch_that_ships") == self.best_epoch
+        return checkpoint.read_document(model).get("epoch_that_ships") if model.exists() else None
 
     def load_best(self) -> None:
         """Take the weights of the epoch that ships for the averaged ones, where a later epoch was worse."""
-        if self.best_epoch != self.epoch:
-            tensors, _ = checkpoint.read_tensors(self.folder / checkpoint.MODEL)
-            self.ema.module.load_state_dict(tensors)
+        if self.best is not None and self.best.epoch != self.epoch:
+            self.ema.module.load_state_dict(self.best.tensors)
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _select(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Return the tensors of one part, by their names inside it."""
+    start = f"{part}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
