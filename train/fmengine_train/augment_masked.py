@@ -77,6 +77,11 @@ def _step_back(levels: Tensor, draws: _Draws, strength: float) -> Tensor:
     return torch.where(chosen, d.step_back(levels, scale, x, y, background), levels)
 
 
+def warp_masked(levels: Tensor, strength: float) -> Tensor:
+    """Turn, scale, stretch, shear, shift and mirror a batch, as `augment.warp` does."""
+    return _warp(levels, _Draws(len(levels), levels.device), strength)
+
+
 def _warp(levels: Tensor, draws: _Draws, strength: float) -> Tensor:
     ranges = (d.TURN, d.SCALE, d.STRETCH, d.SHEAR, d.SHIFT, d.SHIFT)
     parameters = [draws.uniform(bounds, strength) for bounds in ranges]

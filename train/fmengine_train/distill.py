@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +19,14 @@ from fmengine.cli.console import track
 from fmengine.errors import DataError
 
 from .augment import warp
+from .augment_masked import warp_masked
 from .checkpoint import ANSWERS, load_network, read_tensors, weights_sha256, write_tensors
 from .data import Dataset, Item, load
 from .distributed import World
+from .feed import open_feed
 from .hints import standardise
 from .networks import Network
+from .steps import autocast
 
 BATCH = 256  # pictures; bounds memory
 # Beside the picture and its mirror image, views turned, scaled and shifted by up to 0.6 of what augmentation does:
@@ -122,12 +126,13 @@ def _answer_all(
     shape = (config.channels, config.height, config.width)
     pictures = load(items, labels, shape, document["fit"], folder, "reading for a teacher").pixels
     teacher = teacher.to(device).to(memory_format=torch.channels_last)
-    starts = range(0, len(items), BATCH)
+    feed = open_feed((pictures,), device)
+    batches = [np.arange(start, min(start + BATCH, len(items))) for start in range(0, len(items), BATCH)]
+    taken = track(feed.take(batches), len(batches), "batches", caption="asking a teacher", keep=False)
     parts = []
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        for start in track(starts, len(starts), "batches", caption="asking a teacher", keep=False):
-            images = torch.from_numpy(pictures[start : start + BATCH]).to(device)
-            parts.append(_average_views(teacher, images, columns, start))
+    with autocast(device, dtype):
+        for number, (images,) in enumerate(taken):
+            parts.append(_average_views(teacher, images, columns, number * BATCH))
     answers, embeddings = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     return answers, embeddings
 
@@ -137,8 +142,14 @@ def _average_views(teacher: Network, images: Tensor, columns: list[int], seed: i
 
     The views are the batch itself, its mirror image and warped ones.
     """
-    levels, generator = images.float(), torch.Generator().manual_seed(seed)
-    views = [levels, levels.flip(3), *(warp(levels, generator, WARP_STRENGTH) for _ in range(WARPS))]
+    levels = images.float()
+    if images.device.type == "cpu":
+        generator = torch.Generator().manual_seed(seed)
+        warped = [warp(levels, generator, WARP_STRENGTH) for _ in range(WARPS)]
+    else:
+        torch.manual_seed(seed)
+        warped = [warp_masked(levels, WARP_STRENGTH) for _ in range(WARPS)]
+    views = [levels, levels.flip(3), *warped]
     with torch.inference_mode():
         embeddings = [teacher.embed(view.contiguous(memory_format=torch.channels_last)) for view in views]
         answers = [teacher.last(embedding)[:, columns].float().softmax(1) for embedding in embeddings]

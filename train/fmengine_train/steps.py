@@ -55,7 +55,7 @@ class Steps:
         loss: of logits and answers.
         dtype: of mixed precision.
         device: to train on.
-        masked: distort with `augment_masked`; by default, on a GPU.
+        masked: distort with `augment_masked`, and wait for nothing; by default, on a GPU.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Steps:
         """Train on a batch: uint8 images `[N, C, H, W]`, targets `[N]`, answers `[N, K]` and hints `[N, D]`.
 
         Raises:
-            FloatingPointError: on the CPU, for a loss that is no number, before it reaches the weights.
+            FloatingPointError: unless masked, for a loss that is no number, before it reaches the weights.
         """
         self._compute(batch)
         self.ema.update_parameters(self.guided.student)
@@ -104,7 +104,7 @@ class Steps:
         targets = batch[1]
         images, answers, hints = self.distort(batch)
         logits, loss = self.compute_loss(images, answers, hints)
-        if self.device.type == "cpu" and not math.isfinite(value := loss.item()):
+        if not self._masked and not math.isfinite(value := loss.item()):
             raise FloatingPointError(f"the loss became {value}")
         self.update(loss)
         with torch.no_grad():
