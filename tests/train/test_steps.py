@@ -1,9 +1,11 @@
 """Steps as a GPU takes them: nothing waits for the host, and what a GPU does wrong is told in words."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from fmengine_train.checkpoint import read_tensors
 from fmengine_train.feed import Batch, BlockFeed, Feed, Rows
 from fmengine_train.optimize import set_learning_rate
 from fmengine_train.recipe import Recipe
-from fmengine_train.steps import Steps
+from fmengine_train.steps import WARM_UP, CapturedStep, Steps
 from fmengine_train.train import train
 from fmengine_train.trainer import DivergedError, Trainer
 
@@ -180,3 +182,85 @@ def test_a_learning_rate_that_a_graph_reads_is_set_in_place(make: Make) -> None:
         group["lr"] = rate
     set_learning_rate(trainer.optimizer, 0.25)
     assert [float(rate) for rate in rates] == [0.25 * group["scale"] for group in trainer.optimizer.param_groups]
+
+
+# Graphs, by a double of CUDA's: what is captured does not run, and runs when it is replayed.
+
+
+class Cuda:
+    """Stands in for the parts of `torch.cuda` that capture and replay."""
+
+    def __init__(self, error: RuntimeError | None = None) -> None:
+        self.sums: list[float] = []
+        self.captured: Batch | None = None
+        self.capturing = False
+        self.error = error
+
+    def step(self, batch: Batch) -> None:
+        if not self.capturing:
+            self.sums.append(float(batch[0].sum()))
+        elif self.error is not None:
+            raise self.error
+        else:
+            self.captured = batch
+
+    def replay(self) -> None:
+        assert self.captured is not None
+        self.sums.append(float(self.captured[0].sum()))
+
+    @contextlib.contextmanager
+    def graph(self, graph: "Cuda") -> Iterator[None]:
+        self.capturing = True
+        try:
+            yield
+        finally:
+            self.capturing = False
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stream = MagicMock()
+        for name, value in {
+            "CUDAGraph": lambda: self,
+            "graph": self.graph,
+            "Stream": lambda: stream,
+            "stream": lambda stream: contextlib.nullcontext(),
+            "current_stream": lambda: stream,
+            "synchronize": lambda: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_a_captured_step_sees_every_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda()
+    cuda.install(monkeypatch)
+    step = CapturedStep(cuda.step)
+    for number in range(8):
+        step([torch.full((4,), float(number))])
+    assert cuda.captured is not None
+    assert cuda.sums == [4.0 * number for number in range(8)]
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is_and_that_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cuda = Cuda(RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore"))
+    cuda.install(monkeypatch)
+    step = CapturedStep(cuda.step)
+    for number in range(8):
+        step([torch.full((4,), float(number))])
+    assert cuda.sums == [4.0 * number for number in range(8)]
+    said = capsys.readouterr().err
+    assert said.count("cannot be captured in a CUDA graph") == 1
+    assert "more" not in said
+
+
+def test_memory_that_ends_while_a_step_is_captured_is_no_reason_to_go_on_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = Cuda(torch.OutOfMemoryError("CUDA out of memory."))
+    cuda.install(monkeypatch)
+    step = CapturedStep(cuda.step)
+    for _ in range(WARM_UP):
+        step([torch.ones(4)])
+    with pytest.raises(torch.OutOfMemoryError):
+        step([torch.ones(4)])
+    assert len(cuda.sums) == WARM_UP
