@@ -10,6 +10,7 @@ Where one process ends, or its network does, the others say so and end too (`pee
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +66,9 @@ class World:
             return model
         # BatchNorm's buffers need no broadcast: every process computes the same ones.
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of a new name that older versions do not know
+            return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     def check_agreement(self, what: str, value: object) -> None:
         """Check that all processes have the same value, as they must to make the same steps.

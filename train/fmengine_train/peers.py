@@ -59,12 +59,13 @@ def convert_peer_errors(seconds: float, folder: Path) -> Iterator[None]:
 
 
 def _describe_loss(message: str, seconds: float) -> str:
-    reason = re.sub(r"^\[[^]]*] *", "", message.partition("\n")[0])
     if re.search("timed out|timeout", message, re.IGNORECASE):
         return (
             f"another process of this run did not answer for {seconds:g} s: it is gone, cut off from the network, "
             f"or slower than {VARIABLE} allows"
         )
+    # Its first sentence, behind the source file, has the other's address.
+    reason = re.sub(r"^\[[^]]*] *", "", message.partition("\n")[0].partition(". ")[0])
     return f"another process of this run is gone ({reason}): what its node printed may say why"
 
 
@@ -72,8 +73,8 @@ def _describe_way_on(folder: Path) -> str:
     if not os.path.exists(folder / CHECKPOINT):
         return "no epoch was finished: start the run again"
     return (
-        f"go on from the last finished epoch with {format_resume_command(folder)}, under torchrun or not, with any "
-        "number of processes that the batch size is a multiple of"
+        f"go on from the last finished epoch with {format_resume_command(folder)}, under torchrun or not, with "
+        "any number of processes that the batch size is a multiple of"
     )
 
 
