@@ -68,9 +68,10 @@ class Node:
 
     def kill(self) -> None:
         """End every process of this machine, without a chance to say a word."""
-        for process in ip("netns", "pids", self.name).split():
-            with suppress(ProcessLookupError):
-                os.kill(int(process), signal.SIGKILL)
+        while processes := ip("netns", "pids", self.name).split():
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
         for launcher in self.processes:
             launcher.wait()
 

@@ -82,8 +82,8 @@ class World:
         dist.all_gather_object(values, value)
         if any(other != value for other in values):
             raise DataError(
-                f"the processes differ in {what}: {_list_differences(values)}; expected the same command and the "
-                "same pictures on every node, and a --run folder on a disk that all of them share"
+                f"the processes differ in {what}: {_list_differences(values)}; expected the same pictures on "
+                "every node, the same options, and a --run folder on a disk that all of them share"
             )
 
     def sum(self, *figures: float) -> list[float]:
