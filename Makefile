@@ -97,9 +97,10 @@ test: lint $(DEMO)/pictures $(TENSORRTS) $(VENV)/pycuda .cache/yuface
 
 # What needs programs that pip does not install: root on Debian gets them here, and without them tests are skipped.
 integration: $(VENV)/develop
-	@command -v chromium >/dev/null || { echo "installing chromium …"; \
-		apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; } \
-		|| echo "chromium is missing, and cannot be installed here: apt-get install chromium"
+	@for program in chromium:chromium ip:iproute2; do \
+		command -v $${program%:*} >/dev/null || { echo "installing $${program#*:} …"; apt-get update -qq && \
+			apt-get install -qq --no-install-recommends $${program#*:} >/dev/null; } || \
+			echo "$${program%:*} is missing, and cannot be installed here: apt-get install $${program#*:}"; done
 	$(PYTEST) -m integration
 
 # Where g++ is, no GPU is needed: the kernel is compiled for the CPU.

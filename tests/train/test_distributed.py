@@ -1,5 +1,8 @@
 """Several processes train what one would: over gloo, on the CPU."""
 
+import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,16 +74,45 @@ def test_two_processes_give_the_weights_of_one(
     assert "epochs finished: 2 of 2" in alone.stderr
 
 
+def start_processes(*arguments: str | Path, folder: Path) -> list[tuple[int, str]]:
+    """Run two processes without a launcher, which would end the second with the first.
+
+    Each returns its exit code and its stderr. `RANK` among the arguments stands for the rank.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *(str(argument).replace("RANK", str(rank)) for argument in arguments)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | meeting | {"RANK": str(rank), "TORCHELASTIC_ERROR_FILE": str(folder / str(rank))},
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+def find_words(error: str) -> str:
+    """Return the one line that says what went wrong."""
+    (line,) = [line for line in error.splitlines() if line.startswith("fmengine: ")]
+    return line
+
+
 NODES_THAT_DIFFER = """
 import os
-from pathlib import Path
+from fmengine.cli import main
 from fmengine_train import cli
 rank = os.environ["RANK"]
 load = cli.data.load
 def other(items, *more, **options):
     return load(items[: len(items) - int(rank)], *more, **options)
 cli.data.load = other
-cli.train()
+main(cli.train)
 """
 
 
@@ -88,10 +120,54 @@ cli.train()
 def test_nodes_with_other_pictures_are_refused(drawn_faces: Path, tmp_path: Path) -> None:
     script = tmp_path / "nodes.py"
     script.write_text(NODES_THAT_DIFFER)
-    result = torchrun(2, "--", script, drawn_faces, "--run", tmp_path / "run", "--size", "32", "--epochs", "1")
-    assert result.returncode != 0
-    assert "the processes differ in their training data: " in result.stderr
-    assert "expected the same pictures on every node" in result.stderr
+    options = ["--run", tmp_path / "run", "--size", "32", "--epochs", "1", "--device", "cpu"]
+    for code, error in start_processes(script, drawn_faces, *options, folder=tmp_path):
+        assert code == 2
+        assert find_words(error).startswith("fmengine: the processes differ in their training data: ")
+        assert "expected the same pictures on every node" in error
+
+
+@pytest.mark.slow
+def test_processes_with_another_recipe_are_refused_before_they_read_pictures(
+    drawn_faces: Path, tmp_path: Path
+) -> None:
+    options = ["--seed", "RANK", "--epochs", "1RANK", "--run", tmp_path / "run", "--device", "cpu"]
+    for code, error in start_processes("-m", "fmengine", "train", drawn_faces, *options, folder=tmp_path):
+        assert code == 2
+        words = "fmengine: the processes differ in their recipe: epochs 10 or 11, seed 0 or 1; expected "
+        assert find_words(error).startswith(words)
+        assert "training and" not in error
+
+
+ENDS_BADLY_IN_ONE = """
+import torch
+from pathlib import Path
+from fmengine.cli import main
+from fmengine.errors import OutputError
+from fmengine_train.distributed import join
+import click
+@click.command()
+@click.argument("folder", type=Path)
+def command(folder):
+    with join(torch.device("cpu"), folder) as (world, _):
+        if world.first:
+            raise OutputError("the disk is full")
+main(command)
+"""
+
+
+@pytest.mark.slow
+def test_no_process_ends_well_where_the_first_does_not(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ENDS_BADLY_IN_ONE)
+    (first, _), (second, error) = start_processes(script, tmp_path, folder=tmp_path)
+    assert (first, second) == (2, 4)
+    line = find_words(error)
+    assert "another process of this run is gone (" in line
+    assert line.endswith("; no epoch was finished: start the run again")
+    # torchrun's report shows what it finds here.
+    words = [json.loads((tmp_path / rank).read_text())["message"]["message"] for rank in "01"]
+    assert words == ["fmengine: the disk is full", line]
 
 
 def test_every_picture_of_a_batch_belongs_to_one_process() -> None:

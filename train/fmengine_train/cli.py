@@ -142,7 +142,7 @@ def train(
         recipe = Recipe.load(recipe_file, overrides)
     _check_options(given, folder, overrides, linear=kind == "linear", resume=resume, going_on=going_on)
     votes = None if given.votes is None else read_votes(given.votes)
-    with join(pick_device(device)) as (world, target):
+    with join(pick_device(device), folder) as (world, target):
         report, caution = (inform, warn) if world.first else (_mute, _mute)  # the first process writes for all
         items = data.find(given.data, recipe.classes, recipe.validation)
         labels = recipe.classes or data.list_labels(items)
@@ -160,6 +160,7 @@ def train(
             for note in compare_input(pretrained, config):
                 caution(f"note: {note}")
         open_run(folder, resume=resume)
+        world.check_agreement("their recipe", recipe.to_dict())
         dataset = _load(items, labels, config, recipe.fit, folder, caution)
         _caution_of_counts(dataset, given.source, caution)
         if votes is not None:

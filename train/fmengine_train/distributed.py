@@ -5,12 +5,17 @@
 Each process takes its share of every batch, and gradients and BatchNorm's statistics are taken over all of it. So
 the weights are those of one process with the same batch size, up to rounding, where nothing is drawn at random;
 augmentation and dropout draw differently in each process.
+
+Where one process ends, or its network does, the others say so and end too (`peers.py`).
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fmengine.errors import DataError
 from fmengine.wording import pluralise
+
+from .peers import convert_peer_errors, read_timeout, tell_torchrun
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class World:
             batch = f"a batch of {pluralise(batch_size, 'picture')}"
             raise DataError(
                 f"{batch} cannot be shared by {self.size} processes; expected a multiple of {self.size}, "
-                f"at least {2 * self.size}: change --batch-size, which counts the pictures of all"
+                f"at least {2 * self.size}: change --batch-size, which counts the pictures of all, or the "
+                "number of processes"
             )
         return slice(self.rank, None, self.size)
 
@@ -58,7 +66,9 @@ class World:
             return model
         # BatchNorm's buffers need no broadcast: every process computes the same ones.
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of a new name that older versions do not know
+            return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     def check_agreement(self, what: str, value: object) -> None:
         """Check that all processes have the same value, as they must to make the same steps.
@@ -68,12 +78,12 @@ class World:
         """
         if self.size == 1:
             return
-        values: list[object] = [None] * self.size
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
-        if len(distinct := dict.fromkeys(map(str, values))) > 1:
+        if any(other != value for other in values):
             raise DataError(
-                f"the processes differ in {what}: {', '.join(distinct)}; expected the same pictures on every "
-                "node, and a --run folder on a disk that all of them share"
+                f"the processes differ in {what}: {_list_differences(values)}; expected the same pictures on "
+                "every node, the same options, and a --run folder on a disk that all of them share"
             )
 
     def sum(self, *figures: float) -> list[float]:
@@ -87,20 +97,41 @@ class World:
         return list(sums.tolist())
 
 
+def _list_differences(values: list[Any]) -> str:
+    """List the values that are not alike; of dictionaries with the same keys, those under each key."""
+    if not isinstance(values[0], dict):
+        return ", ".join(dict.fromkeys(map(str, values)))
+    each = {name: dict.fromkeys(str(value[name]) for value in values) for name in values[0]}
+    return ", ".join(f"{name} {' or '.join(texts)}" for name, texts in each.items() if len(texts) > 1)
+
+
 @contextmanager
-def join(device: torch.device) -> Iterator[tuple[World, torch.device]]:
-    """Join the processes that torchrun started, if it did; yield this process's rank and size, and its device."""
+def join(device: torch.device, folder: Path) -> Iterator[tuple[World, torch.device]]:
+    """Join the processes that torchrun started, if it did; yield this process's rank and size, and its device.
+
+    Args:
+        device: to train on.
+        folder: of the run that an error says how to go on with.
+
+    Raises:
+        DataError: for a FMENGINE_PEER_TIMEOUT that is no time.
+        PeerError: if another process ends before all are done, or cannot be reached.
+    """
     if (size := int(os.environ.get("WORLD_SIZE", "1"))) == 1:
         yield World(), device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield World(dist.get_rank(), size), device
-    finally:
-        dist.destroy_process_group()
+    seconds = read_timeout()
+    with tell_torchrun(), convert_peer_errors(seconds, folder):
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds))
+        try:
+            world = World(dist.get_rank(), size)
+            yield world, device
+            world.sum(0)  # waits for all, so that none ends well where the first one's last files were not written
+        finally:
+            dist.destroy_process_group()
 
 
 def synchronize(model: nn.Module, world: World, device: torch.device) -> None:
