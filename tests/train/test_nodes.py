@@ -73,7 +73,7 @@ def test_a_node_that_is_killed_leaves_the_weights_of_one_process_which_goes_on(
     assert f"[{make_address(0)}]" in nodes[1].output
     assert "epoch 2/" not in nodes[1].output  # the first one speaks for both
     epochs = count_epochs(tmp_path / "two")
-    assert 2 <= epochs < 30
+    assert 1 <= epochs < 30  # what was written before the first one was killed
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "finished", property(lambda trainer: trainer.epoch == epochs))
         run_alone(*options, "--run", tmp_path / "one")
