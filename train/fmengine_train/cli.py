@@ -105,7 +105,7 @@ from .votes import blend_votes, read_votes
     "--resume",
     is_flag=True,
     help="Go on with the run of --run, which remembers DATA and all options; --epochs can be raised. With DATA, "
-    "start it if there is none.",
+    "start it if there is none. A run that was killed has lost the epochs of its last 20 seconds at most.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The model's file and its validation scores as JSON.")
 def train(

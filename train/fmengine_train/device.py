@@ -40,4 +40,5 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 def is_lost(error: RuntimeError) -> bool:
     """Return whether a GPU stopped answering, or computes no more in this process."""
-    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+    # Older versions of PyTorch have no class for it.
+    return not is_out_of_memory(error) and any(text in str(error) for text in ("CUDA error", "cuDNN error"))
