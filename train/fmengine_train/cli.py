@@ -27,7 +27,7 @@ from .checkpoint import (
     read_recipe,
 )
 from .checks import MIN_PICTURES, list_label_notes, read_names
-from .device import pick_device, pick_precision
+from .device import has_fast_bf16, pick_device, pick_precision
 from .distill import teach
 from .distributed import join
 from .finetune import choose_recipe
@@ -161,6 +161,10 @@ def train(
                 caution(f"note: {note}")
         open_run(folder, resume=resume)
         world.check_agreement("their recipe", recipe.to_dict())
+        if recipe.precision == "bf16" and not has_fast_bf16(target):
+            caution(
+                "note: this device has no instructions for bf16 and emulates it, slowly; --precision auto does not"
+            )
         dataset = _load(items, labels, config, recipe.fit, folder, caution)
         _caution_of_counts(dataset, given.source, caution)
         if votes is not None:

@@ -23,14 +23,19 @@ def pick_device(name: str) -> torch.device:
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """Pick the type of mixed precision's activations; float32 means no mixed precision."""
     if name == "auto":
-        if device.type != "cuda":
-            # Without the instructions bf16 is emulated, thirty times slower than FP32.
-            return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-        # Turing and Volta have fast FP16 but only emulate bf16.
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        if has_fast_bf16(device):
+            return torch.bfloat16
+        return torch.float16 if device.type == "cuda" else torch.float32
     if name == "fp16" and device.type != "cuda":
         raise DataError("precision fp16 trains on CUDA only; use bf16 or fp32 on a CPU")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether a device has the instructions; others emulate bf16, thirty times slower than FP32."""
+    if device.type == "cuda":  # Turing and Volta have fast FP16 alone
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

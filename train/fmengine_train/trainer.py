@@ -283,12 +283,9 @@ class Trainer:
         Raises:
             UnavailableError: if nothing more can be given up.
         """
-        smaller = self.feed.shrink() if self.world.size == 1 else None
+        smaller = self.feed.shrink() if self.world.size == 1 else None  # the others would wait
         if smaller is None:
-            raise UnavailableError(
-                f"the GPU ran out of memory in epoch {self.epoch + 1} ({_first_line(error)}); lower --batch-size "
-                "or --size, or free memory that other processes hold"
-            ) from error
+            raise self.make_memory_error(error) from error
         self.feed = smaller
         self.steps = self._make_steps()  # without the graph that was captured
         torch.cuda.empty_cache()
@@ -302,6 +299,13 @@ class Trainer:
         """Return all modules that have weights, by their names in the checkpoint."""
         parts: dict[str, nn.Module] = {"model": self.model, "ema": self.ema}
         return parts if self.guided.guess is None else parts | {"guess": self.guided.guess}
+
+    def make_memory_error(self, error: RuntimeError) -> UnavailableError:
+        """Make the error for a GPU whose memory is too small."""
+        return UnavailableError(
+            f"the GPU ran out of memory in epoch {self.epoch + 1} ({str(error).splitlines()[0]}); lower "
+            "--batch-size or --size, or free memory that other processes hold"
+        )
 
     def write_model(self, logits: Tensor) -> None:
         """Write the averaged weights as those that ship, with the document that a model file is described from."""
@@ -333,7 +337,3 @@ def _select(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """Return the tensors of one part, by their names inside it."""
     start = f"{part}."
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
