@@ -249,6 +249,17 @@ def test_labels_that_mean_something_else_in_results_are_noted_before_pictures_ar
     assert list_label_notes(["error", "labels", "happy"]) == []
 
 
+def test_a_precision_that_the_processor_emulates_is_noted(
+    noise: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    faces = noise("happy", "sad")
+    options = ["--size", "32", "--batch-size", "2", "--device", "cpu", "--epochs", "1"]
+    named = run(faces, "--run", tmp_path / "named", *options, "--precision", "bf16")
+    assert "note: this device has no bf16 instructions, and emulates it slowly" in named.stderr
+    assert "bf16" not in run(faces, "--run", tmp_path / "auto", *options).stderr
+
+
 @pytest.mark.slow
 def test_one_is_one_in_words(noise: Callable[..., Path], tmp_path: Path) -> None:
     faces = noise("happy", "sad")

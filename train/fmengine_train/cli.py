@@ -163,7 +163,7 @@ def train(
         world.check_agreement("their recipe", recipe.to_dict())
         if recipe.precision == "bf16" and not has_fast_bf16(target):
             caution(
-                "note: this device has no instructions for bf16 and emulates it, slowly; --precision auto does not"
+                "note: this device has no bf16 instructions, and emulates it slowly; --precision auto does not"
             )
         dataset = _load(items, labels, config, recipe.fit, folder, caution)
         _caution_of_counts(dataset, given.source, caution)
