@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -120,7 +121,7 @@ def test_the_source_archive_makes_the_same_wheel(wheel: Path, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def empty(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The `bin` of a new environment that holds the wheel and its `[cpu]`. pip asks the package index."""
     folder = tmp_path_factory.mktemp("empty")
     venv.create(folder)
@@ -133,7 +134,8 @@ def empty(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "Failed to establish a new connection" in made.stderr:
         pytest.skip("no package index can be reached")
     assert made.returncode == 0, made.stderr
-    return folder / "bin"
+    yield folder / "bin"
+    shutil.rmtree(folder)  # more than all other tests leave until the end
 
 
 def isolated(empty: Path, code: str, cwd: Path) -> str:

@@ -124,7 +124,7 @@ def test_nothing_leaves_the_machine(
         ("eval", "alexnet-slim", pictures, "--html", "page.html"),
         ("export", tiny_run, "--calibrate", pictures, "--name", "tiny"),
         ("train", drawn_faces, "--run", "run", "--epochs", "1", "--size", "40"),
-        ("bench", "--pictures", pictures, "--limit", "8", "--seconds", "0.05", "--least", "10", "--rounds", "2"),
+        ("bench", "--pictures", pictures, "--limit", "8", "--seconds", "0.01", "--least", "10", "--rounds", "2"),
     )
     with ThreadPoolExecutor(4) as pool:
         libraries = {name: pool.submit(use, name) for name in ("onnxruntime", "openvino")}

@@ -414,16 +414,17 @@ def test_sixteen_threads_with_failures_mixed_in_give_the_serial_answers(engine, 
         np.zeros((0, 4), np.uint8),
     ]
 
-    def ask(number: int) -> list[object]:
-        found: list[object] = []
-        for turn in range(200):
-            try:
-                found.append(engine.predict(sources[(number + turn * 7) % len(sources)]))
-            except SourceError as error:
-                found.append((error.kind, error.message))
-        return found
+    def ask(source: object) -> object:
+        try:
+            return engine.predict(source)
+        except SourceError as error:
+            return error.kind, error.message
 
-    expected = [ask(number) for number in range(16)]
+    def order(number: int) -> list[int]:
+        return [(number + turn * 7) % len(sources) for turn in range(200)]
+
+    serial = [ask(source) for source in sources]
+    assert {type(answer) for answer in serial} == {Prediction, tuple}
     with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(ask, range(16))) == expected
-    assert {type(answer) for answers in expected for answer in answers} == {Prediction, tuple}
+        for number, answers in enumerate(pool.map(lambda n: [ask(sources[i]) for i in order(n)], range(16))):
+            assert answers == [serial[index] for index in order(number)]

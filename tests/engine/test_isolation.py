@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,8 @@ def test_hostile_files_get_the_same_answers(hostile_images):
 @pytest.mark.parametrize("fault", MEMORY | FAULTS)
 def test_a_fault_costs_its_own_picture(planted, jpeg, fault):
     kind, message = (MEMORY | FAULTS)[fault]
-    with Engine.load(workers=2) as plain, Engine.load(isolate=LIMITS, workers=2) as isolated:
+    limits = replace(LIMITS, seconds=1.0)  # each that hangs is waited for twice
+    with Engine.load(workers=2) as plain, Engine.load(isolate=limits, workers=2) as isolated:
         (good,) = plain.predict_many([jpeg])
         sources = [jpeg] * 20
         for place in (0, 7, 8, 19):

@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import pytest
+from PIL import Image
 
 # What CPython and the libraries import for themselves is imported before: there they have their ways.
 SCRIPT = """
@@ -55,8 +56,10 @@ WINDOWS = "fcntl resource grp pwd termios"
         ),
     ],
 )
-def test_a_long_list_is_answered_by_threads(portrait, missing, backend):
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), missing, portrait, backend]
+def test_a_long_list_is_answered_by_threads(portrait, missing, backend, tmp_path):
+    with Image.open(portrait) as image:  # small, for it is decoded thousands of times
+        image.resize((39, 48)).save(tmp_path / "face.png")
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), missing, tmp_path / "face.png", backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "happy" in done.stdout

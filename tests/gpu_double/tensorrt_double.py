@@ -9,11 +9,14 @@ import ctypes
 import json
 import sys
 from enum import IntEnum
+from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
+from onnxruntime import InferenceSession, SessionOptions
+
+from fmengine.check import gate
 
 from . import driver
 
@@ -164,23 +167,42 @@ class Runtime:
         return CudaEngine(onnx, json.loads(shapes), self.logger)
 
 
+class Network:
+    """A network on the CPU; it runs each picture once, for a picture's answer does not depend on its batch."""
+
+    def __init__(self, onnx: bytes) -> None:
+        settings = SessionOptions()
+        settings.intra_op_num_threads = 1
+        self.session = InferenceSession(onnx, settings, providers=["CPUExecutionProvider"])
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.known: dict[tuple[Any, ...], list[np.ndarray]] = {}
+
+    def answer(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return every output, in the order of `names`."""
+        keys = [(image.shape, image.tobytes()) for image in images]
+        if new := [index for index, key in enumerate(keys) if key not in self.known]:
+            outputs = self.session.run(self.names, {"images": images[new]})
+            self.known.update(zip((keys[i] for i in new), map(list, zip(*outputs, strict=True)), strict=True))
+        return list(map(np.stack, zip(*(self.known[key] for key in keys), strict=True)))
+
+
+load_network = cache(Network)  # shared by all engines of a process that are made of it
+
+
 class CudaEngine:
     device_memory_size_v2 = 1 << 20
 
     def __init__(self, onnx: bytes, shapes: list[list[list[int]]], logger: ILogger) -> None:
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(onnx, settings, providers=["CPUExecutionProvider"])
+        self.network = load_network(onnx)
         self.shapes, self.logger = shapes, logger
         self.num_optimization_profiles = len(shapes)
         # A name stands for a size that is open, in an ONNX; -1 in TensorRT.
         self.tensors = {
             tensor.name: [size if isinstance(size, int) else -1 for size in tensor.shape]
-            for tensor in (*self.session.get_inputs(), *self.session.get_outputs())
+            for tensor in (*self.network.session.get_inputs(), *self.network.session.get_outputs())
         }
         self.names = list(self.tensors)
         self.num_io_tensors = len(self.names)
-        self.known: dict[tuple[Any, ...], list[np.ndarray]] = {}
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -205,14 +227,6 @@ class CudaEngine:
             self.logger.log(Severity.ERROR, "out of memory")
             return None
         return ExecutionContext(self)
-
-    def answer(self, images: np.ndarray) -> list[np.ndarray]:
-        """Each picture is run once: its answer does not depend on its batch."""
-        keys = [(image.shape, image.tobytes()) for image in images]
-        if new := [index for index, key in enumerate(keys) if key not in self.known]:
-            outputs = self.session.run(self.names[1:], {"images": images[new]})
-            self.known.update(zip((keys[i] for i in new), map(list, zip(*outputs, strict=True)), strict=True))
-        return list(map(np.stack, zip(*(self.known[key] for key in keys), strict=True)))
 
 
 class ExecutionContext:
@@ -266,7 +280,7 @@ class ExecutionContext:
         if not driver.holds(addresses["images"], size):
             return ILLEGAL_ADDRESS
         images = np.frombuffer(_memory(addresses["images"], size), np.uint8).reshape(shape)
-        outputs = dict(zip(self.engine.names[1:], self.engine.answer(images.copy()), strict=True))
+        outputs = dict(zip(self.engine.names[1:], self.engine.network.answer(images.copy()), strict=True))
         if not all(driver.holds(addresses[name], rows.nbytes) for name, rows in outputs.items()):
             return ILLEGAL_ADDRESS
         for name, rows in outputs.items():
@@ -282,6 +296,7 @@ def _memory(address: int, size: int) -> Any:
 
 def install(name: str = "tensorrt", version: str = "11.4.0.106") -> ModuleType:
     """Stand in for the library in this process."""
+    gate.PICTURES = 32  # every new cache passes it again, and here it compares ONNX Runtime with itself
     module = ModuleType(name)
     module.__dict__.update({key: value for key, value in globals().items() if isinstance(value, type)})
     module.__version__ = version  # type: ignore[attr-defined]
