@@ -192,9 +192,10 @@ def as_text(report: Report) -> str:
             f"{f'epochs, {name}':<24}{rate.median:10,.1f} pictures/s  [{rate.low:,.1f}, {rate.high:,.1f}]"
         )
     for name in ("evaluation", "snapshot"):
-        share = seconds[name].median / seconds["whole"].median
-        verdict = f": more than the {MUCH:.0%} that it should be" if share > MUCH else ""
-        lines.append(f"{name:<24}{share:10.2%} of an epoch of {pluralise(report.steps, 'step')}{verdict}")
+        share, milliseconds = seconds[name].median / seconds["whole"].median, 1e3 * seconds[name].median
+        verdict = f": more than the {MUCH:.0%} it should be" if name == "evaluation" and share > MUCH else ""
+        epoch = f"an epoch of {pluralise(report.steps, 'step')}"
+        lines.append(f"{name:<24}{milliseconds:10,.1f} ms, {share:.2%} of {epoch}{verdict}")
     shares = [f"{share:.1%} in {name}" for name, share in arithmetic.share.items()]
     lines += [
         f"{'arithmetic':<24}{arithmetic.step / 1e9:10,.2f} GFLOP a step, forward and backward",
@@ -220,7 +221,7 @@ def _format_step(report: Report) -> list[str]:
 def _explain(report: Report) -> list[str]:
     """Explain in words what the table of a step means."""
     if report.step["rest"] >= 0:
-        rest = "the step less its parts: the sums of the losses, and looking at them"
+        rest = "the step less its parts: the losses, and what parts cost each other in caches and memory"
     elif report.facts["device"].startswith("cuda"):
         rest = "negative: a part that runs alone waits for launches that the graph of a step hides"
     else:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_every_figure_is_measured() -> None:
     text = bench.as_text(report)
     assert all(f"\n{name} " in text for name in [*PARTS, "rest", "whole step", "evaluation", "snapshot", "peak"])
     assert "nan" not in text
+
+
+def test_an_evaluation_that_takes_long_is_pointed_out() -> None:
+    report = bench.measure(TINY, CPU, 24, 0)
+    for share, said in ((0.04, False), (0.06, True)):
+        for name in ("evaluation", "snapshot"):
+            report.seconds[name] = replace(report.seconds["whole"], median=share * report.seconds["whole"].median)
+        assert bench.as_text(report).count("more than the 5% it should be") == said
 
 
 def test_a_negative_rest_is_explained() -> None:
