@@ -82,7 +82,8 @@ class Trainer:
         self.slice = world.slice_batch(
             min(recipe.batch_size, len(data.train)) if world.size > 1 else recipe.batch_size
         )
-        world.check_agreement("their training data", data.fingerprint)
+        self.fingerprint = data.fingerprint  # a hash of all pictures, hints and answers takes time
+        world.check_agreement("their training data", self.fingerprint)
         config = make_network_config(recipe, len(data.labels))
         fresh = build(config)
         if pretrained is not None:
@@ -217,7 +218,7 @@ class Trainer:
             "version": fmengine.__version__,
             "recipe": self.recipe.to_dict(),
             "labels": list(self.data.labels),
-            "data_fingerprint": self.data.fingerprint,
+            "data_fingerprint": self.fingerprint,
             "scaler": self.steps.scaler.state_dict(),
             "history": list(self.history),
             "arguments": self.arguments,
@@ -250,7 +251,7 @@ class Trainer:
             return
         tensors, document = checkpoint.read_tensors(path)
         checkpoint.check_recipe(path, document, self.recipe)
-        if document["data_fingerprint"] != self.data.fingerprint or document["labels"] != list(self.data.labels):
+        if document["data_fingerprint"] != self.fingerprint or document["labels"] != list(self.data.labels):
             raise DataError(f"the training data changed since {path} was written; use a new --run folder")
         try:
             self.load(tensors, document)
