@@ -102,7 +102,7 @@ def test_on_a_gpu_the_host_waits_for_nothing_in_a_step(trainer: Trainer) -> None
 
 
 def test_the_parts_are_the_step(trainer: Trainer) -> None:
-    """All that a step does beside them is to sum up the losses, and on a CPU to look at each."""
+    """All that a step as on a GPU does beside them is to sum up the losses."""
     batches = [trainer.data.train[:8]]
     (batch,) = trainer.feed.take(batches)
     steps = type(trainer.steps)(
@@ -114,7 +114,7 @@ def test_the_parts_are_the_step(trainer: Trainer) -> None:
     on_cpu, on_gpu = (count_parts(trainer, batches, kind) for kind in ("cpu", "gpu"))
     parts = [on_gpu["augmentation"], *(on_cpu[name] for name in PARTS[2:])]
     assert 0 < step.operations - sum(part.operations for part in parts) <= TOTALS
-    assert step.waits - sum(part.waits for part in parts) == 1
+    assert step.waits == sum(part.waits for part in parts)  # of the optimizer, which counts its steps on a CPU
 
 
 def test_the_trainers_own_settings_come_back(trainer: Trainer) -> None:
