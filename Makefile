@@ -153,7 +153,8 @@ model: $(VENV)/develop
 # The weights that labels of one's own begin with: the shipped model, trained on.
 expressions: $(VENV)/develop
 	$(call EXPRESS,-first) --from engine/fmengine/model/shipped/alexnet-slim.fp16.onnx
-	$(call EXPRESS) --from $(RUNS)/alexnet-slim-expressions-first
+	$(call EXPRESS,-second) --from $(RUNS)/alexnet-slim-expressions-first
+	$(call EXPRESS) --from $(RUNS)/alexnet-slim-expressions-second
 	$(BIN)/python -m fmengine_train.pretrained $(RUNS)/alexnet-slim-expressions $(RUNS)/alexnet-slim.safetensors
 
 # The weights that the teacher begins with: a face recogniser's.
