@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmengine_train.data import Item, find
+from fmengine_train.data import Dataset, Item, find, load
 from fmengine_train.votes import COLUMNS
 
 HEADER = "emotion,pixels,Usage"
+
+
+@pytest.fixture(scope="module")
+def faces(drawn_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """All the drawn faces, preprocessed."""
+    items = find([drawn_faces], (), 0.1)
+    return load(items, ("happy", "sad"), (1, 32, 32), "crop", tmp_path_factory.mktemp("pixels"))
 
 
 @pytest.fixture

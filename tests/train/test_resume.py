@@ -28,12 +28,6 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(train, list(map(str, arguments)))
 
 
-@pytest.fixture(scope="module")
-def faces(drawn_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> data.Dataset:
-    folder = tmp_path_factory.mktemp("pixels")
-    return data.load(data.find([drawn_faces], (), 0.1), ("happy", "sad"), (1, 32, 32), "crop", folder)
-
-
 Make = Callable[..., Trainer]
 
 

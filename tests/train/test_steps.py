@@ -37,12 +37,6 @@ CPU = torch.device("cpu")
 Make = Callable[..., Trainer]
 
 
-@pytest.fixture(scope="module")
-def faces(drawn_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> data.Dataset:
-    items = data.find([drawn_faces], (), 0.1)
-    return data.load(items, ("happy", "sad"), (1, 32, 32), "crop", tmp_path_factory.mktemp("pixels"))
-
-
 @pytest.fixture
 def make(faces: data.Dataset, tmp_path: Path) -> Make:
     """Makes a trainer on the CPU whose steps are those of a GPU."""
