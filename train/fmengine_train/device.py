@@ -38,12 +38,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether a device had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError)
-
-
 def is_lost(error: RuntimeError) -> bool:
     """Return whether a GPU stopped answering, or computes no more in this process."""
     # Older versions of PyTorch have no class for it.
-    return not is_out_of_memory(error) and any(text in str(error) for text in ("CUDA error", "cuDNN error"))
+    memory = isinstance(error, torch.OutOfMemoryError)
+    return not memory and any(text in str(error) for text in ("CUDA error", "cuDNN error"))

@@ -81,13 +81,15 @@ class MovingAverage(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Add a step's weights; counters, such as BatchNorm's, are copied."""
-        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
-        floating = [pair for pair in pairs if self._count and pair[0].is_floating_point()]
-        for averaged, current in pairs if not self._count else (p for p in pairs if not p[0].is_floating_point()):
-            averaged.copy_(current)
-        if floating:
+        averages, weights = [], []
+        for average, current in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
+            if self._count and average.is_floating_point():
+                averages.append(average)
+                weights.append(current)
+            else:
+                average.copy_(current)
+        if averages:
             decay = min(self._decay, (1 + self._count) / (10 + self._count))
-            averages, weights = zip(*floating, strict=True)
             torch._foreach_lerp_(averages, weights, 1 - decay)
         self._count += 1
         self.n_averaged.add_(1)

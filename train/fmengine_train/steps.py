@@ -17,7 +17,6 @@ from fmengine.cli.console import warn
 
 from .augment import augment, mix
 from .augment_masked import augment_masked, mix_masked
-from .device import is_out_of_memory
 from .feed import Batch
 from .hints import Guided, compute_hint_loss
 from .optimize import MovingAverage
@@ -173,9 +172,9 @@ class CapturedStep:
         try:
             with torch.cuda.graph(graph):
                 self._step(self._held)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
             first = str(error).splitlines()[0]
             warn(f"note: a step cannot be captured in a CUDA graph ({first}); training goes on without one")
             torch.cuda.synchronize()

@@ -16,7 +16,7 @@ from fmengine.errors import DeviceError
 from fmengine.system.files import write_file
 
 from . import plots
-from .device import is_lost, is_out_of_memory
+from .device import is_lost
 from .metrics import Scores, score
 from .saver import Saver
 from .summary import format_duration, split_validation
@@ -50,7 +50,7 @@ def train(trainer: Trainer, notify: Callable[[str], None]) -> Scores:
     except BaseException as error:
         with contextlib.suppress(RuntimeError):  # of a GPU that is lost
             saver.flush()
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        if isinstance(error, torch.OutOfMemoryError):
             raise trainer.make_memory_error(error) from error
         if isinstance(error, RuntimeError) and is_lost(error):
             raise DeviceError(
