@@ -140,11 +140,13 @@ def test_nothing_waits_for_the_host() -> None:
 def test_pairs_are_blended_with_their_answers_in_a_share_of_the_batches() -> None:
     torch.manual_seed(0)
     images, answers = torch.arange(4.0).view(4, 1, 1, 1), torch.eye(4)
-    blended = 0
+    blended, partners = 0, set()
     for _ in range(200):
         mixed, mixed_answers = mix_masked((images, answers), 0.25)
         assert mixed_answers.sum(1).allclose(torch.ones(4))
         torch.testing.assert_close(mixed.flatten(), mixed_answers @ torch.arange(4.0))
         blended += not torch.equal(mixed_answers, answers)
+        partners |= set(mixed_answers[0].nonzero().flatten().tolist())
     assert 30 < blended < 70
+    assert partners == {0, 1, 2, 3}
     assert mix_masked((images, answers), 0.0)[0] is images

@@ -92,6 +92,17 @@ def test_a_model_that_a_crash_left_behind_is_written_again(make: Make) -> None:
     assert (trainer.folder / "model.safetensors").read_bytes() == before
 
 
+def test_the_best_epochs_weights_are_in_the_checkpoint_of_a_later_one(make: Make) -> None:
+    """A run that is killed before it wrote the model, some epochs after the best one, has lost nothing."""
+    trainer = make([0.6, 0.9, 0.9, 0.7], epochs=4)
+    loop.train(trainer, lambda text: None)
+    (trainer.folder / "model.safetensors").unlink()
+    again = make([0.6, 0.9, 0.9, 0.7], epochs=4)
+    again.restore()
+    loop.train(again, lambda text: None)
+    assert shipped_epoch(trainer.folder) == 2
+
+
 def test_the_epoch_is_chosen_on_one_half_and_told_of_the_other(faces: data.Dataset) -> None:
     many = np.tile(faces.val, 4)
     parts = np.array(["select"] * 64 + ["report"] * 64)
