@@ -48,8 +48,7 @@ class PlayedGpu(OnnxRuntimeBackend):
 
 
 @pytest.fixture(autouse=True)
-def played(monkeypatch, tmp_path):
-    monkeypatch.setenv("FMENGINE_CACHE", str(tmp_path / "cache"))
+def played(monkeypatch, own_cache):
     monkeypatch.setattr(registry, "BACKENDS", {GPU: f"{__name__}:PlayedGpu"} | registry.BACKENDS)
 
 

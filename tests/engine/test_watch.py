@@ -341,16 +341,18 @@ def test_a_live_source_drops_what_nobody_takes(engine: Engine, video: Path) -> N
     with engine.watch(video, live=True) as watch:
         first = next(watch)
         watch._reader._thread.join(30)  # until all have come
-        (last,) = list(watch)
-    assert first.index < last.index == COUNT - 1
-    assert watch.dropped == COUNT - 2
+        frames = [first, *watch]
+    assert len(frames) <= 2, "the newest, unless that was the first to be taken"
+    assert frames[-1].index == COUNT - 1
+    assert watch.dropped == COUNT - len(frames)
 
 
 def test_a_camera_is_live_and_a_file_is_not(engine: Engine) -> None:
     graph = "lavfi:testsrc2=size=64x48:rate=50:duration=0.4"
     with engine.watch(f"{graph},realtime") as watch:
         next(watch)
-        time.sleep(0.2)
+        while watch.dropped < 5 and watch._reader._thread.is_alive():
+            time.sleep(0.01)
         rest = list(watch)
     assert watch.dropped >= 5
     assert watch.dropped + 1 + len(rest) == 20

@@ -61,9 +61,8 @@ def test_what_is_larger_than_the_engine_takes_is_searched_on_the_cpu(monkeypatch
 
 
 def test_a_detector_that_errs_is_refused_and_the_cpu_finds_the_faces(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, own_cache
 ) -> None:
-    monkeypatch.setenv("FMENGINE_CACHE", str(tmp_path))
     with load() as engine, load("onnxruntime") as cpu:
         monkeypatch.setitem(tensorrt_double.faults, "skew", np.float32(0.03))
         with caplog.at_level(logging.WARNING):
@@ -73,8 +72,7 @@ def test_a_detector_that_errs_is_refused_and_the_cpu_finds_the_faces(
     assert "faces are found on the CPU, by onnxruntime: the detector is refused" in caplog.text
 
 
-def test_an_engine_is_built_once_and_passes_the_gate_once(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setenv("FMENGINE_CACHE", str(tmp_path))
+def test_an_engine_is_built_once_and_passes_the_gate_once(monkeypatch: pytest.MonkeyPatch, own_cache) -> None:
     checks = []
     monkeypatch.setattr(detectors, "check_detector", lambda *parts: checks.append(1) or check_detector(*parts))
     builds = tensorrt_double.Builder.builds
