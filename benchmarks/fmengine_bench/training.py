@@ -176,6 +176,7 @@ def _describe(trainer: Trainer, pictures: int) -> dict[str, str]:
         "model": f"{trainer.recipe.model}, {'×'.join(map(str, trainer.data.pixels.shape[1:]))}",
         "batch": str(trainer.recipe.batch_size),
         "precision": NAMES[trainer.dtype],
+        "torch.compile": "yes" if trainer.steps.compiled else "no",
         "device": f"{trainer.device.type}, {name}",
         "threads": str(torch.get_num_threads()),
         "PyTorch": torch.__version__,
@@ -239,6 +240,7 @@ def _explain(report: Report) -> list[str]:
 @click.option("--model", help="A network's name; by default the recipe's, or alexnet-slim.")
 @click.option("--size", type=int, help="Rows and columns of the input, in pixels.")
 @click.option("--batch-size", type=int)
+@click.option("--compile", is_flag=True, default=None, help="Compile each step by torch.compile.")
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
 @click.option("--pictures", type=click.IntRange(1), help="By default 200 batches on a GPU, 12 on a CPU.")
 @click.option(

@@ -14,7 +14,10 @@ from fmengine_train.checkpoint import load_network, read_tensors, save_model
 from fmengine_train.cli import train
 from fmengine_train.data import Dataset, Item, list_unlabelled, load
 from fmengine_train.distill import WARP_STRENGTH, WARPS, teach
+from fmengine_train.distributed import World
 from fmengine_train.model import AlexNet, AlexNetConfig
+from fmengine_train.recipe import Recipe
+from fmengine_train.trainer import Trainer
 
 LABELS = ("happy", "sad")
 
@@ -111,6 +114,27 @@ def test_the_same_teachers_are_asked_once(
     teach(other, items, [teacher(tmp_path, LABELS, 2)], 1.0, tmp_path)
     np.testing.assert_array_equal(again.answers, first.answers)
     assert (other.answers != first.answers).any()
+
+
+class Second(World):
+    """Another processor's process, whose answers are rounded otherwise."""
+
+    def take_first(self, value: Any) -> Any:
+        return {name: torch.zeros_like(tensor) for name, tensor in value.items()}
+
+
+def test_the_first_processs_answers_count(items: list[Item], tmp_path: Path) -> None:
+    data = dataset(items, tmp_path)
+    teach(data, items, [teacher(tmp_path, LABELS)], 1.0, tmp_path, world=Second())
+    assert not data.answers.any()
+
+
+def test_the_first_processs_last_layer_counts(faces: Dataset, tmp_path: Path) -> None:
+    recipe = Recipe(size=32, widths=(8,) * 5, hidden=(16, 16), batch_size=32, probe=0.1)
+    trainer = Trainer(recipe, faces, tmp_path, torch.device("cpu"), world=Second())
+    trainer.train_epoch()
+    assert not trainer.model.last.weight.any()
+    assert not trainer.ema.module.last.weight.any()
 
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ SMALL: dict[str, Any] = {
     "precision": "fp32",
     "ema": 0.9,
 }
+LEARNS: dict[str, Any] = {
+    "epochs": 5,
+    "widths": (),
+    "hidden": (),
+    "batch_size": 16,
+    "dropout": 0.1,
+    "augment": 0.2,
+}
 CPU = torch.device("cpu")
 
 Make = Callable[..., Trainer]
@@ -41,11 +49,11 @@ Make = Callable[..., Trainer]
 def make(faces: data.Dataset, tmp_path: Path) -> Make:
     """Makes a trainer on the CPU whose steps are those of a GPU."""
 
-    def trainer(name: str = "run", **changes: Any) -> Trainer:
+    def trainer(name: str = "run", masked: bool = True, **changes: Any) -> Trainer:
         (tmp_path / name).mkdir(exist_ok=True)
         made = Trainer(Recipe(**SMALL | changes), faces, tmp_path / name, CPU)
         of_weights = (made.guided, made.parallel, made.ema, made.optimizer)
-        made.steps = Steps(made.recipe, *of_weights, made.loss, made.dtype, CPU, masked=True)
+        made.steps = Steps(made.recipe, *of_weights, made.loss, made.dtype, CPU, masked=masked)
         return made
 
     return trainer
@@ -86,7 +94,7 @@ def test_a_step_waits_for_nothing_and_takes_as_many_operations_as_the_one_before
 
 @pytest.mark.slow
 def test_it_learns(make: Make) -> None:
-    trainer = make(epochs=5, widths=(), hidden=(), batch_size=16, dropout=0.1, augment=0.2)
+    trainer = make(**LEARNS)
     train(trainer, silent)
     assert trainer.history[-1]["train_loss"] < trainer.history[0]["train_loss"]
     assert max(row["val_accuracy"] for row in trainer.history) >= 0.75
@@ -110,6 +118,82 @@ def test_a_seed_repeats_and_a_run_goes_on_bit_for_bit(make: Make) -> None:
     assert differing(whole, read(resumed.folder.parent / "again")) == []
     assert differing(whole, read(resumed.folder)) == []
     assert not torch.equal(whole["model.classifier.1.weight"], read(other.folder)["model.classifier.1.weight"])
+
+
+# torch.compile
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["as-on-a-gpu", "as-on-a-cpu"])
+def test_a_compiled_step_computes_the_same_and_its_trial_leaves_no_trace(
+    make: Make, monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: compiler(f, backend="eager", fullgraph=True, **options)
+    )
+    plain, compiled = (
+        make(name, masked=masked, norm="batch", mixup=0.5, harsh=0.1, compile=name == "compiled")
+        for name in ("plain", "compiled")
+    )
+    for trainer in (plain, compiled):
+        trainer.train_epoch()
+    assert (plain.steps.compiled, compiled.steps.compiled) == (False, True)
+    assert not differing(plain.take_snapshot().tensors, compiled.take_snapshot().tensors)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_step_that_cannot_be_compiled_runs_as_it_is_and_that_is_said_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise LookupError("no compiler\nis here")
+
+    def compile_badly(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            result = function(*args)  # it draws, and BatchNorm counts
+            if where == "backward":
+                result[0].register_hook(fail)
+            return result if where == "backward" and result[0].requires_grad else fail()
+
+        return run if function.__name__ == "_compute_loss" else function
+
+    plain, failing = (make(name, norm="batch", compile=name == "failing") for name in ("plain", "failing"))
+    plain.train_epoch()
+    monkeypatch.setattr(torch, "compile", compile_badly)
+    failing.train_epoch()
+    assert not differing(plain.take_snapshot().tensors, failing.take_snapshot().tensors)
+    failing.train_epoch()
+    assert capsys.readouterr().err.count("a step cannot be compiled (no compiler); training goes on without") == 1
+
+
+def test_memory_that_ends_while_a_step_is_compiled_is_no_reason_to_go_on_without(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        make(compile=True).train_epoch()
+
+
+@pytest.mark.integration
+def test_pytorchs_compiler_takes_a_step_and_the_run_goes_on_bit_for_bit(make: Make) -> None:
+    """Distortions and network, as on a GPU; here it needs a compiler for C++."""
+
+    def stop(text: str) -> None:
+        raise KeyboardInterrupt
+
+    recipe = LEARNS | {"norm": "batch", "mixup": 0.5, "compile": True}
+    train(whole := make("whole", **recipe), silent)
+    assert whole.steps.compiled
+    assert whole.history[-1]["train_loss"] < whole.history[0]["train_loss"]
+    with pytest.raises(KeyboardInterrupt):
+        train(make("parts", **recipe), stop)
+    resumed = make("parts", **recipe)
+    resumed.restore()
+    train(resumed, silent)
+    assert differing(read(whole.folder), read(resumed.folder)) == []
 
 
 def test_a_loss_that_is_no_number_is_found_at_the_end_of_the_epoch(make: Make) -> None:

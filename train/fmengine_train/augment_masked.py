@@ -111,7 +111,7 @@ def _downsample(levels: Tensor, draws: _Draws, strength: float) -> Tensor:
     factor = draws.uniform(d.DOWNSAMPLE)
     for axis in (2, 3):
         side = levels.shape[axis]
-        matrices = make_downsampling(side, levels.device)
+        matrices = _take_downsampling(side, levels.device)
         row = (factor * side).round().long().clamp_(min=d.SMALLEST) - _smallest(side)
         matrix = matrices.index_select(0, torch.where(chosen, row, len(matrices) - 1)).unsqueeze(1)
         levels = matrix @ levels if axis == 2 else levels @ matrix.transpose(2, 3)
@@ -120,6 +120,11 @@ def _downsample(levels: Tensor, draws: _Draws, strength: float) -> Tensor:
 
 def _smallest(side: int) -> int:
     return max(d.SMALLEST, round(side * d.DOWNSAMPLE[0]))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # it would compile how they are made
+def _take_downsampling(side: int, device: torch.device) -> Tensor:
+    return make_downsampling(side, device)
 
 
 @cache

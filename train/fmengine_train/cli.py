@@ -97,6 +97,12 @@ from .votes import blend_votes, read_votes
 @click.option("--learning-rate", type=float, help="At the end of the warm-up.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]))
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]))
+@click.option(
+    "--compile",
+    is_flag=True,
+    default=None,
+    help="Compile each step by torch.compile: a minute at the start, which a long run on a GPU may gain.",
+)
 @click.option("--size", type=int, help="Rows and columns of the network's input, in pixels.")
 @click.option("--color", type=click.Choice(["gray", "rgb"]))
 @click.option("--seed", type=int)
@@ -165,6 +171,10 @@ def train(
             caution(
                 "note: this device has no bf16 instructions, and emulates it slowly; --precision auto does not"
             )
+        if recipe.compile and world.size > 1:
+            caution("note: several processes train without torch.compile")
+        elif recipe.compile:
+            report("the first step is compiled, which takes up to a minute")
         dataset = _load(items, labels, config, recipe.fit, folder, caution)
         _caution_of_counts(dataset, given.source, caution)
         if votes is not None:

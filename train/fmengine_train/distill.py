@@ -54,13 +54,14 @@ def teach(
         folder: keeps the answers, so that `--resume` need not run the teachers again.
         device: that the teachers run on.
         dtype: of mixed precision.
-        world: the processes that train one model; the first one writes the answers.
+        world: the processes that train one model; the first one's answers count, and it writes them.
 
     Raises:
-        DataError: for a teacher that lacks a label.
+        DataError: for a teacher that lacks a label, or processes with other teachers.
     """
     networks = [_load_teacher(path, data.labels) for path in teachers]
     kept, key = folder / ANSWERS, _digest_inputs(data, items, [network for network, _ in networks])
+    world.check_agreement("their teachers and pictures", key)
     taught = _read_answers(kept, key)
     if taught is None:
         each = [_answer_all(*network, data.labels, items, folder, device, dtype) for network in networks]
@@ -70,6 +71,7 @@ def teach(
         }
         if world.first:
             write_tensors(kept, taught, {"key": key})
+    taught = world.take_first(taught)
     answers, data.hints = taught["answers"].numpy(), taught["hints"].numpy()
     known = data.targets >= 0
     data.answers[known] += weight * (answers[known] - data.answers[known])

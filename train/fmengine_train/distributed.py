@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,8 @@ from fmengine.errors import DataError
 from fmengine.wording import pluralise
 
 from .peers import convert_peer_errors, read_timeout, tell_torchrun
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,14 @@ class World:
                 f"the processes differ in {what}: {_list_differences(values)}; expected the same pictures on "
                 "every node, the same options, and a --run folder on a disk that all of them share"
             )
+
+    def take_first(self, value: T) -> T:
+        """Return the first process's value in all: other processors round otherwise."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def sum(self, *figures: float) -> list[float]:
         """Sum each figure over all processes."""

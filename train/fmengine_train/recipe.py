@@ -49,6 +49,7 @@ class Recipe:
     ema: float = 0.998  # decay a step of the averaged weights, which are the ones that ship
     clip_norm: float = 5.0  # largest norm of the gradient
     precision: str = "auto"  # auto: the fastest that the device computes in; or fp32, bf16, fp16 by name
+    compile: bool = False  # by torch.compile, for a minute, so that a GPU runs fewer kernels a step
     augment: float = 1.0  # strength of the augmentation; 0 turns it off
     harsh: float = 0.0  # share of the pictures that are overexposed, and of those in strong noise
     seed: int = 0

@@ -22,6 +22,9 @@ from .hints import Guided, compute_hint_loss
 from .optimize import MovingAverage
 from .recipe import Recipe
 
+Distort = Callable[[Batch], tuple[Tensor, ...]]
+ComputeLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
 WARM_UP = 3  # steps before one is captured: by then libraries and optimizers hold all that they allocate
 
 
@@ -55,6 +58,10 @@ class Steps:
         dtype: of mixed precision.
         device: to train on.
         masked: distort with `augment_masked`, and wait for nothing; by default, on a GPU.
+
+    Attributes:
+        distort: gives a batch's distorted images in float32, and its answers and hints, perhaps blended in pairs.
+        compute_loss: of images, answers and hints, gives logits `[N, K]`, and the loss that is minimised.
     """
 
     def __init__(
@@ -78,6 +85,14 @@ class Steps:
         # A scaler looks at the gradients on the host, and other processes are waited for.
         alone = device.type == "cuda" and parallel is guided and not self.scaler.is_enabled()
         self._compute: Callable[[Batch], None] = CapturedStep(self.compute) if alone else self.compute
+        self.distort: Distort = self._distort
+        self.compute_loss: ComputeLoss = self._compute_loss
+        self._to_compile = recipe.compile and parallel is guided
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps run as torch.compile made them."""
+        return self.compute_loss != self._compute_loss
 
     def begin_epoch(self, seed: int) -> None:
         """Begin to count, and to draw: everything random in an epoch derives from its seed."""
@@ -91,6 +106,9 @@ class Steps:
         Raises:
             FloatingPointError: unless masked, for a loss that is no number, before it reaches the weights.
         """
+        if self._to_compile:
+            self._to_compile = False
+            self._compile(batch)
         self._compute(batch)
         self.ema.update_parameters(self.guided.student)
 
@@ -111,8 +129,7 @@ class Steps:
             seen = torch.full_like(right, len(targets))
             self._totals += torch.stack([loss.double() * len(targets), seen, right, (targets >= 0).sum()])
 
-    def distort(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return a batch's distorted images in float32, and its answers and hints, perhaps blended in pairs."""
+    def _distort(self, batch: Batch) -> tuple[Tensor, ...]:
         images, _, answers, hints = batch
         strength, harsh, mixup = self.recipe.augment, self.recipe.harsh, self.recipe.mixup
         if self._masked:
@@ -120,14 +137,40 @@ class Steps:
         images = augment(images, self._generator, strength, harsh)
         return mix((images, answers, hints.float()), self._generator, mixup)
 
-    def compute_loss(self, images: Tensor, answers: Tensor, hints: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits `[N, K]`, and the loss that is minimised."""
+    def _compute_loss(self, images: Tensor, answers: Tensor, hints: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(self.device, self.dtype):
             logits, guesses = self.parallel(images.contiguous(memory_format=torch.channels_last))
             loss: Tensor = self.loss(logits.float(), answers)
             if guesses is not None:
                 loss = loss + self.recipe.hint_weight * compute_hint_loss(guesses, hints)
         return logits, loss
+
+    def _compile(self, batch: Batch) -> None:
+        """Compile distortions and network for batches like this one, or say why that fails; nothing else changes.
+
+        Whatever is amiss shows here, in a step that changes no weights: forward and backward are compiled when
+        they run first.
+        """
+        # Distortions that the host draws have other shapes in every batch.
+        distort: Distort = torch.compile(self._distort, dynamic=False) if self._masked else self._distort
+        compute_loss: ComputeLoss = torch.compile(self._compute_loss, dynamic=False)
+        kept = {name: buffer.clone() for name, buffer in self.guided.named_buffers()}
+        drawn = self._generator.get_state()
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                compute_loss(*distort(batch))[1].backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of a compiler, of what it calls, of a library that is not there
+            first = str(error).strip().partition("\n")[0] or type(error).__name__
+            warn(f"note: a step cannot be compiled ({first}); training goes on without torch.compile")
+        else:
+            self.distort, self.compute_loss = distort, compute_loss
+        finally:
+            self._generator.set_state(drawn)
+            self.optimizer.zero_grad(set_to_none=True)
+            for name, buffer in self.guided.named_buffers():
+                buffer.copy_(kept[name])
 
     def update(self, loss: Tensor) -> None:
         """Change the weights by the loss's gradient, clipped."""
