@@ -13,7 +13,7 @@ from fmengine_train.augment import warp
 from fmengine_train.checkpoint import load_network, read_tensors, save_model
 from fmengine_train.cli import train
 from fmengine_train.data import Dataset, Item, list_unlabelled, load
-from fmengine_train.distill import WARP_STRENGTH, WARPS, teach
+from fmengine_train.distill import VIEWS, WARP_STRENGTH, teach
 from fmengine_train.distributed import World
 from fmengine_train.model import AlexNet, AlexNetConfig
 from fmengine_train.recipe import Recipe
@@ -41,7 +41,7 @@ def asked(path: Path, items: list[Item], index: int, columns: list[int]) -> np.n
     size = network.config.height
     pixels = np.array(load(items, LABELS, (1, size, size), "crop", path.parent).pixels)
     levels, generator = torch.from_numpy(pixels).float(), torch.Generator().manual_seed(0)
-    views = [levels, levels.flip(3), *(warp(levels, generator, WARP_STRENGTH) for _ in range(WARPS))]
+    views = [levels, levels.flip(3), *(warp(levels, generator, WARP_STRENGTH) for _ in range(VIEWS - 2))]
     with torch.inference_mode():
         logits = network(torch.stack(views)[:, index])[:, columns]
     return logits.softmax(1).mean(0).numpy()

@@ -287,7 +287,8 @@ class Cuda:
         self.sums.append(float(self.captured[0].sum()))
 
     @contextlib.contextmanager
-    def graph(self, graph: "Cuda") -> Iterator[None]:
+    def graph(self, graph: "Cuda", capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local", "or what other threads do ends the capture"
         self.capturing = True
         try:
             yield

@@ -19,8 +19,8 @@ PARAMETERS = 40  # drawn a picture, of which some stay unused
 class _Draws:
     """Hands out uniform numbers from 0 to 1 of one draw for a batch, `[N]` at a time."""
 
-    def __init__(self, count: int, device: torch.device) -> None:
-        self._columns = iter(torch.rand(PARAMETERS, count, device=device).unbind())
+    def __init__(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> None:
+        self._columns = iter(torch.rand(PARAMETERS, count, device=device, generator=generator).unbind())
 
     def uniform(self, bounds: d.Range = (0, 1), strength: float = 1.0) -> Tensor:
         low, high = bounds[0] * strength, bounds[1] * strength
@@ -77,9 +77,9 @@ def _step_back(levels: Tensor, draws: _Draws, strength: float) -> Tensor:
     return torch.where(chosen, d.step_back(levels, scale, x, y, background), levels)
 
 
-def warp_masked(levels: Tensor, strength: float) -> Tensor:
+def warp_masked(levels: Tensor, generator: torch.Generator, strength: float) -> Tensor:
     """Turn, scale, stretch, shear, shift and mirror a batch, as `augment.warp` does."""
-    return _warp(levels, _Draws(len(levels), levels.device), strength)
+    return _warp(levels, _Draws(len(levels), levels.device, generator), strength)
 
 
 def _warp(levels: Tensor, draws: _Draws, strength: float) -> Tensor:

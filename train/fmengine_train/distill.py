@@ -18,8 +18,6 @@ from torch import Tensor
 from fmengine.cli.console import track
 from fmengine.errors import DataError
 
-from .augment import warp
-from .augment_masked import warp_masked
 from .checkpoint import ANSWERS, load_network, read_tensors, weights_sha256, write_tensors
 from .data import Dataset, Item, load
 from .distributed import World
@@ -27,11 +25,10 @@ from .feed import open_feed
 from .hints import standardise
 from .networks import Network
 from .steps import autocast
+from .views import make_views
 
 BATCH = 256  # pictures; bounds memory
-# Beside the picture and its mirror image, views turned, scaled and shifted by up to 0.6 of what augmentation does:
-# the mean over them is right more often than one view is.
-WARPS, WARP_STRENGTH = 2, 0.6
+VIEWS, WARP_STRENGTH = 4, 0.6
 
 
 def teach(
@@ -97,7 +94,7 @@ def _digest_inputs(data: Dataset, items: list[Item], teachers: list[Network]) ->
     parts = [
         "answers and hints",
         data.labels,
-        WARPS,
+        VIEWS - 2,  # as older runs counted them
         WARP_STRENGTH,
         *map(weights_sha256, teachers),
         *(item.name for item in items),
@@ -122,7 +119,7 @@ def _answer_all(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `_average_views` returns for every item; on the CPU."""
+    """Compute what `_average` returns for every item; on the CPU."""
     columns = [document["labels"].index(label) for label in labels]
     config = teacher.config
     shape = (config.channels, config.height, config.width)
@@ -134,25 +131,15 @@ def _answer_all(
     parts = []
     with autocast(device, dtype):
         for number, (images,) in enumerate(taken):
-            parts.append(_average_views(teacher, images, columns, number * BATCH))
+            generator = torch.Generator(device).manual_seed(number * BATCH)
+            parts.append(_average(teacher, make_views(images, VIEWS, WARP_STRENGTH, generator), columns))
     answers, embeddings = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     return answers, embeddings
 
 
-def _average_views(teacher: Network, images: Tensor, columns: list[int], seed: int) -> tuple[Tensor, Tensor]:
-    """Average probabilities of some labels, `[N, K]`, and embeddings, `[N, D]`, over views of a batch.
-
-    The views are the batch itself, its mirror image and warped ones.
-    """
-    levels = images.float()
-    if images.device.type == "cpu":
-        generator = torch.Generator().manual_seed(seed)
-        warped = [warp(levels, generator, WARP_STRENGTH) for _ in range(WARPS)]
-    else:
-        torch.manual_seed(seed)
-        warped = [warp_masked(levels, WARP_STRENGTH) for _ in range(WARPS)]
-    views = [levels, levels.flip(3), *warped]
+def _average(teacher: Network, views: list[Tensor], columns: list[int]) -> tuple[Tensor, Tensor]:
+    """Average probabilities of some labels, `[N, K]`, and embeddings, `[N, D]`, over views of a batch."""
     with torch.inference_mode():
-        embeddings = [teacher.embed(view.contiguous(memory_format=torch.channels_last)) for view in views]
+        embeddings = [teacher.embed(view) for view in views]
         answers = [teacher.last(embedding)[:, columns].float().softmax(1) for embedding in embeddings]
     return torch.stack(answers).mean(0), torch.stack(embeddings).float().mean(0)

@@ -213,7 +213,8 @@ class CapturedStep:
     def _capture(self, batch: Batch) -> None:
         graph, self._held = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in batch]
         try:
-            with torch.cuda.graph(graph):
+            # Threads that gather pictures and write checkpoints may use the GPU meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step(self._held)
         except torch.OutOfMemoryError:
             raise

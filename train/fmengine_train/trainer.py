@@ -165,7 +165,7 @@ class Trainer:
         )
 
     def _fit_last_layer(self) -> tuple[float, float]:
-        fit_last_layer(self.model, self.data, self.recipe.probe, self.loss.weight)
+        fit_last_layer(self.model, self.feed, self.data.train, self.recipe.probe, self.loss.weight)
         fitted = {name: tensor.cpu() for name, tensor in self.model.last.state_dict().items()}
         self.model.last.load_state_dict(self.world.take_first(fitted))
         self.ema.module.load_state_dict(self.model.state_dict())
