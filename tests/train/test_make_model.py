@@ -17,17 +17,26 @@ from fmengine_train.recipe import Recipe
 ROOT = Path(__file__).parents[2]
 
 
+def list_lines(target: str) -> list[str]:
+    """List all that a target would run."""
+    dry = ["make", "--dry-run", "--always-make", target, "DATA=faces", "RUNS=runs"]
+    said = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return said.replace("\\\n", " ").splitlines()
+
+
+def read_steps(lines: list[str]) -> list[click.Context]:
+    """Read the `fmengine train` lines among others as the command reads them."""
+    return [train.make_context("train", shlex.split(line)[2:]) for line in lines if "/fmengine train " in line]
+
+
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
-    """All that the target would run."""
-    dry = ["make", "--dry-run", "--always-make", "model", "DATA=faces", "RUNS=runs"]
-    return subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return list_lines("model")
 
 
 @pytest.fixture(scope="module")
 def steps(lines: list[str]) -> list[click.Context]:
-    """The `fmengine train` lines of the target, read as the command reads them."""
-    return [train.make_context("train", shlex.split(line)[2:]) for line in lines if "/fmengine train " in line]
+    return read_steps(lines)
 
 
 def test_the_last_step_trains_what_ships(steps: list[click.Context]) -> None:
@@ -58,6 +67,19 @@ def test_a_student_is_taught_as_its_recipe_says(steps: list[click.Context], stud
     assert f"--transfer FER2013-OTHER/{transfer.relative_to('faces/fer2013-other')}" in said
     source = steps[student].params["source"]
     assert re.findall(r"--from (\S+)", said) == ([source] if source else [])
+
+
+def test_weights_for_own_labels_are_made_as_their_recipes_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = list_lines("expressions")
+    made = ["runs/faceres", "engine/fmengine/model/shipped/alexnet-slim.fp16.onnx"]
+    for step in read_steps(lines):
+        said = step.params["recipe_file"].read_text(encoding="utf-8")
+        needed = [step.params["source"], *map(str, step.params["teachers"])]
+        assert set(needed) <= set(made)
+        assert re.findall(r"--(?:from|teacher) (\S+)", said)[: len(needed)] == needed
+        made.append(str(step.params["folder"]))
+    assert shlex.split(lines[-1])[-3:-1] == made[-2:], "the mean of the last two ships"
 
 
 def test_what_an_interrupted_export_left_is_replaced(lines: list[str]) -> None:

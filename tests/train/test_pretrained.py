@@ -77,12 +77,29 @@ def test_labels_that_are_new_begin_with_the_weights_that_know_more(shipped: Pret
 
 
 def test_weights_ship_in_half_precision(tmp_path: Path, tiny_run: Path) -> None:
-    write_shipped(tiny_run, tmp_path / "half.safetensors")
+    write_shipped([tiny_run], tmp_path / "half.safetensors")
     (network, document), (half, kept) = load_network(tiny_run), load_network(tmp_path / "half.safetensors")
     assert {key: kept[key] for key in ("labels", "fit")} == {key: document[key] for key in ("labels", "fit")}
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(half.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
     assert load_pretrained(str(tmp_path / "half.safetensors")).labels == tuple(document["labels"])
+
+
+def test_the_mean_of_runs_ships(tmp_path: Path, tiny_run: Path) -> None:
+    network, document = load_network(tiny_run)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        for tensor in network.parameters():
+            tensor.mul_(3)
+    other = {"labels": document["labels"], "fit": document["fit"], "training_data": document["training_data"]}
+    save_model(tmp_path / "other.safetensors", network, other)
+    write_shipped([tiny_run, tmp_path / "other.safetensors"], tmp_path / "mean.safetensors")
+    mean, _ = load_network(tmp_path / "mean.safetensors")
+    for name, tensor in mean.named_parameters():
+        torch.testing.assert_close(tensor, 2 * weights[name], rtol=1e-3, atol=1e-4)
+    save_model(tmp_path / "other.safetensors", network, other | {"labels": ["sad", "happy"]})
+    with pytest.raises(DataError, match="expected runs of one network, the same labels and pictures"):
+        write_shipped([tiny_run, tmp_path / "other.safetensors"], tmp_path / "mean.safetensors")
 
 
 @pytest.mark.parametrize("model", [SHIPPED, "run"])

@@ -1,9 +1,9 @@
 """Begins a network with weights that were trained before: of a run, or of a model file.
 
-    python -m fmengine_train.pretrained RUN train/fmengine_train/shipped/alexnet-slim.safetensors
+    python -m fmengine_train.pretrained RUN… train/fmengine_train/shipped/alexnet-slim.safetensors
 
-writes a run's weights in half precision, as they ship: those that a shipped model was trained on to, to tell more
-expressions apart than it answers with. Labels of one's own do better from there.
+writes the mean of some runs' weights in half precision, as they ship: of runs that trained a shipped model on, to
+tell more expressions apart than it answers with. Labels of one's own do better from there.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from .networks import CONFIGS, Config, Network
 from .onnx_weights import build_from_onnx
 
 SHIPPED = Path(__file__).parent / "shipped"
+ALIKE = ("labels", "fit", "training_data")  # of the documents of runs whose mean is taken
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B in a gray level
 # What may differ between a trained network and the one that begins with its weights.
 FREE: dict[str, Any] = {"outputs": 1, "dropout": 0.0, "channels": 1, "height": 1, "width": 1}
@@ -83,18 +84,31 @@ def _load_run(name: str, path: Path) -> Pretrained:
     return Pretrained(name, network, tuple(document["labels"]), document["fit"])
 
 
-def write_shipped(run: Path, target: Path) -> None:
-    """Write a run's weights in half precision, with what is needed to build the network again.
+def write_shipped(runs: Sequence[Path], target: Path) -> None:
+    """Write the mean of runs' weights in half precision, with what is needed to build the network again.
+
+    Runs that went on from the same weights lie so near each other that their mean is right more often than each
+    (Wortsman et al.: "Model Soups", 2022).
 
     Raises:
-        ModelError: if it is no run.
+        DataError: for runs of different networks, labels or pictures.
+        ModelError: if one is no run.
         OutputError: if it cannot be written.
     """
-    network, document = load_network(run)
-    kept = {key: document[key] for key in ("network", "config", "labels", "fit", "training_data")}
-    tensors = network.state_dict().items()
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors}
-    write_tensors(target, half, kept)
+    networks, documents = zip(*map(load_network, runs), strict=True)
+    described = [
+        (dataclasses.replace(network.config, dropout=0.0), *(document[key] for key in ALIKE))
+        for network, document in zip(networks, documents, strict=True)
+    ]
+    if any(other != described[0] for other in described):
+        raise DataError(f"{', '.join(map(str, runs))}: expected runs of one network, the same labels and pictures")
+    states = [network.state_dict() for network in networks]
+    means = {
+        name: torch.stack([state[name] for state in states]).mean(0).half() if first.is_floating_point() else first
+        for name, first in states[0].items()
+    }
+    kept = ("network", "config", *ALIKE)
+    write_tensors(target, means, {key: documents[0][key] for key in kept})
 
 
 def describe_network(pretrained: Pretrained) -> dict[str, Any]:
@@ -209,4 +223,5 @@ def _describe(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    write_shipped(*map(Path, sys.argv[1:3]))
+    *sources, output = map(Path, sys.argv[1:])
+    write_shipped(sources, output)
