@@ -193,9 +193,9 @@ class Trainer:
     def evaluate(self, fast: bool = False) -> tuple[Tensor, Tensor]:
         """Return the validation pictures' logits, by the averaged weights, and their targets.
 
-        In FP32; or fast, on a GPU in the precision of training, which is enough to compare epochs by.
+        In FP32; or fast, in the precision of training, which is enough to compare epochs by.
         """
-        dtype = self.dtype if fast and self.device.type == "cuda" else torch.float32
+        dtype = self.dtype if fast else torch.float32
         return self._answer(self.data.val, dtype), torch.from_numpy(self.data.targets[self.data.val])
 
     def _answer(self, rows: np.ndarray[Any, np.dtype[np.int64]], dtype: torch.dtype = torch.float32) -> Tensor:
