@@ -85,7 +85,7 @@ def test_weights_for_own_labels_are_made_as_their_recipes_say(monkeypatch: pytes
 
 def test_what_an_interrupted_export_left_is_replaced(lines: list[str]) -> None:
     (line,) = [line for line in lines if "/fmengine export " in line]
-    assert export.make_context("export", shlex.split(line.rstrip("\\"))[2:]).params["overwrite"]
+    assert export.make_context("export", shlex.split(line)[2:]).params["overwrite"]
 
 
 def times(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
